@@ -1,0 +1,65 @@
+"""The error families. Leaves live where they are raised; doors (HTTP, DIMSE, command line) map families only.
+
+Every error carries a sentence for the person who meets it (`message`), what to do about it (`mend`), and a
+stable slug (`code`) for machines. None of the three may hold a patient identifier.
+"""
+
+from __future__ import annotations
+
+
+class AccordError(Exception):
+    """Base of every error that a person or a peer may be shown."""
+
+    code = "error"
+
+    def __init__(self, message: str, *, mend: str = "", code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.mend = mend
+        if code is not None:
+            self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.mend}".strip()
+
+
+class Denied(AccordError):
+    """The rules say no. `reasons` are the words of the decision, one per rule that spoke."""
+
+    code = "denied"
+
+    def __init__(
+        self, message: str, *, reasons: tuple[str, ...] = (), mend: str = "", code: str | None = None
+    ) -> None:
+        super().__init__(message, mend=mend, code=code)
+        self.reasons = reasons
+
+
+class NotFound(AccordError):
+    """What was asked for is not here, or the asker may not know that it is."""
+
+    code = "not-found"
+
+
+class Conflict(AccordError):
+    """The state of things forbids it now: already exists, wrong state, stale version."""
+
+    code = "conflict"
+
+
+class Corrupt(AccordError):
+    """A digest, tag, signature or proof does not match: the bytes are not what was written."""
+
+    code = "corrupt"
+
+
+class Invalid(AccordError):
+    """The input breaks its format or a named bound."""
+
+    code = "invalid"
+
+
+class Unavailable(AccordError):
+    """A needed part cannot answer now: disk full, peer away, too busy."""
+
+    code = "unavailable"

@@ -1,0 +1,1 @@
+"""Between hospitals: members, exchange, leases, witnesses and reports."""

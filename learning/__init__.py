@@ -1,0 +1,1 @@
+"""Across the federation: training without moving raw images. The only floor that imports flwr or torch."""

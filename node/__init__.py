@@ -1,0 +1,1 @@
+"""One hospital's machine: what comes in, lies sealed, is looked at, and is on record."""

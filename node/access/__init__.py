@@ -1,0 +1,1 @@
+"""Who may come: people, devices, sessions, treatment relationships."""

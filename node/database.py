@@ -1,0 +1,138 @@
+"""The database: one engine by URL, transactions, and the few dialect differences.
+
+Holds no table (each floor's `schema.py` does) and no rule. Writers take turns inside a process through one
+lock and, on SQLite, across processes through BEGIN IMMEDIATE, so whoever appends to the log inside a
+transaction sees the log's latest state. SQLite runs in WAL mode with synchronous=FULL: when a `write()`
+block has ended without an error, what it wrote is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import BigInteger, Connection, Dialect, MetaData, event
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.types import TypeDecorator
+
+from consent.errors import Unavailable
+
+Tx = AsyncConnection
+"""A connection inside a transaction. Functions that take a `Tx` never commit."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+BUSY_TIMEOUT_SECONDS = 15
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC moment, stored as microseconds since 1970 so that every dialect gives the same back."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("naive datetime: give an aware one")
+        return (value - _EPOCH) // timedelta(microseconds=1)
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else _EPOCH + timedelta(microseconds=value)
+
+
+class Database:
+    """Readers and one writer at a time over an engine made from `url`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._engine: AsyncEngine = create_async_engine(url, pool_size=8, max_overflow=8)
+        self._writer = asyncio.Lock()
+        if self._engine.dialect.name == "sqlite":
+            event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine, for migrations."""
+        return self._engine
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Tx]:
+        """A transaction that may write; commits on a clean exit, rolls back on an error.
+
+        Raises Unavailable when the disk is full or another process holds the database too long.
+        """
+        async with self._writer, self._engine.connect() as connection:
+            try:
+                if self._engine.dialect.name == "sqlite":
+                    await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                else:
+                    await connection.begin()
+                yield connection
+                await connection.commit()
+            except OperationalError as error:
+                await connection.rollback()
+                raise Unavailable(
+                    f"The database cannot write now ({_reason(error)}).",
+                    mend="Free disk space or end the other process that uses this folder, then try again.",
+                ) from error
+            except BaseException:
+                await connection.rollback()
+                raise
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Tx]:
+        """A connection for reading a consistent snapshot; never waits for the writer on SQLite."""
+        async with self._engine.connect() as connection:
+            if self._engine.dialect.name == "sqlite":
+                await connection.exec_driver_sql("BEGIN")
+            yield connection
+            await connection.rollback()
+
+    async def create_tables(self, tables: MetaData = metadata) -> None:
+        """Create every table from its definition: for tests; a node uses the migrations."""
+        async with self.write() as tx:
+            await tx.run_sync(_create, tables)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
+
+
+def _create(connection: Connection, tables: MetaData) -> None:
+    tables.create_all(connection)
+
+
+def _reason(error: OperationalError) -> str:
+    return str(error.orig).split("\n", maxsplit=1)[0]
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # The driver's own transaction handling is switched off: it would start a deferred one at the first
+    # write, which cannot be upgraded when another process wrote in between.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        "secure_delete=ON",
+        f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
+        "temp_store=MEMORY",
+        "cache_size=-16384",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()

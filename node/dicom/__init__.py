@@ -1,0 +1,1 @@
+"""The DICOM wire. Everything passes through `node.ingest` or `node.gateway`."""

@@ -1,0 +1,1 @@
+"""What is done to images. Knows no vault and no wire."""

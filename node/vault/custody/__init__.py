@@ -1,0 +1,1 @@
+"""Where the root key lives: implementations of one seam (wrap and unwrap key-encryption keys)."""

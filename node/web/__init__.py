@@ -1,0 +1,1 @@
+"""Listeners, middleware and the portal."""

@@ -1,0 +1,1 @@
+"""Put together, run and watched: composition root, command line, hub, demonstration."""

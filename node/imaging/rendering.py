@@ -1,0 +1,162 @@
+"""Rendering as the node sees it: a small pool of confined worker processes.
+
+`Renderer.render` hands a data set to a worker and returns an encoded picture. A worker that takes longer
+than the deadline or dies is replaced and the caller gets a clear refusal; the node itself never decodes
+pixels. Callers wait their turn in order; more than MAX_WAITING of them are refused at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import struct
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from consent.errors import Invalid, Unavailable
+from node.imaging.watermark import WatermarkText
+
+DEADLINE_SECONDS = 20.0
+MAX_WAITING = 256
+READY = b"R"
+"""What a worker writes once its imports are done and its limits are set."""
+JOBS_PER_WORKER = 2_000
+"""A worker is replaced after so many pictures, so that a leak in a decoder stays small."""
+MEDIA_TYPES = ("image/webp", "image/jpeg", "image/png")
+
+
+class Renderer:
+    """A pool of `workers` rendering processes; use as `async with Renderer() as renderer`."""
+
+    def __init__(self, workers: int = 2, *, deadline_seconds: float = DEADLINE_SECONDS) -> None:
+        self._idle: asyncio.LifoQueue[_Worker] = asyncio.LifoQueue()
+        self._workers = [_Worker() for _ in range(workers)]
+        self._deadline_seconds = deadline_seconds
+        self._waiting = 0
+        for worker in self._workers:
+            self._idle.put_nowait(worker)
+
+    async def __aenter__(self) -> Renderer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def warm(self) -> None:
+        """Start every worker now, so that the first picture does not wait for the imports."""
+        await asyncio.gather(*(worker.start() for worker in self._workers))
+
+    async def close(self) -> None:
+        """End every worker."""
+        await asyncio.gather(*(worker.stop() for worker in self._workers))
+
+    async def render(
+        self,
+        dataset: bytes,
+        transfer_syntax: str,
+        frame: int = 1,
+        *,
+        window: tuple[float, float] | None = None,
+        size: int | None = None,
+        media_type: str = "image/webp",
+        watermark: WatermarkText | None = None,
+    ) -> bytes:
+        """Return one frame (from 1) as an encoded picture, its longer side at most `size` pixels.
+
+        Raises Invalid when it cannot be decoded or drawn, Unavailable when the pool is overloaded or the
+        deadline passed.
+        """
+        if media_type not in MEDIA_TYPES:
+            raise Invalid(f"{media_type} is not offered.", mend=f"Ask for one of {', '.join(MEDIA_TYPES)}.")
+        job = {
+            "transfer_syntax": transfer_syntax,
+            "frame": frame,
+            "window": window,
+            "size": size,
+            "media_type": media_type,
+            "watermark": {"lines": watermark.lines, "seed": watermark.seed} if watermark else None,
+        }
+        if self._waiting >= MAX_WAITING:
+            raise Unavailable("Too many pictures are waiting to be drawn.", mend="Try again in a moment.")
+        self._waiting += 1
+        try:
+            worker = await self._idle.get()
+        finally:
+            self._waiting -= 1
+        try:
+            async with asyncio.timeout(self._deadline_seconds):
+                return await worker.run(job, dataset)
+        except (TimeoutError, EOFError, OSError) as error:
+            await worker.stop()
+            raise Unavailable(
+                "Drawing this picture took too long or too much memory and was stopped.",
+                mend="Ask for a smaller picture, or download the instance.",
+                code="render-stopped",
+            ) from error
+        except asyncio.CancelledError:
+            await worker.stop()  # its answer would otherwise be taken for the next job's
+            raise
+        finally:
+            self._idle.put_nowait(worker)
+
+
+class _Worker:
+    """One child process and its pipe."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        self._jobs = 0
+
+    async def start(self) -> asyncio.subprocess.Process:
+        if self._process is None or self._process.returncode is not None or self._jobs >= JOBS_PER_WORKER:
+            await self.stop()
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "node.imaging.worker",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,  # decoders print what they parsed; nothing of it may leak
+                env=_environment(),
+                limit=4 * 1024 * 1024,
+            )
+            self._jobs = 0
+            assert self._process.stdout is not None
+            await self._process.stdout.readexactly(len(READY))
+        return self._process
+
+    async def run(self, job: Mapping[str, Any], data: bytes) -> bytes:
+        head = json.dumps({**job, "size_bytes": len(data)}).encode()
+        try:
+            process = await self.start()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            self._jobs += 1
+            process.stdin.write(struct.pack(">I", len(head)) + head)
+            process.stdin.write(data)
+            await process.stdin.drain()
+            (size,) = struct.unpack(">I", await process.stdout.readexactly(4))
+            answer = json.loads(await process.stdout.readexactly(size))
+            body = await process.stdout.readexactly(answer["size_bytes"])
+        except asyncio.IncompleteReadError as error:
+            raise EOFError("the worker ended") from error
+        if not answer["ok"]:
+            raise Invalid(answer["message"], mend=answer.get("mend", ""), code=answer.get("code", "invalid"))
+        return body
+
+    async def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def _environment() -> dict[str, str]:
+    kept = {
+        name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH", "VIRTUAL_ENV") if name in os.environ
+    }
+    return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -26,6 +26,7 @@ from node.imaging.watermark import WatermarkText, burn
 MEMORY_BYTES = 3 * 1024**3
 MAX_HEAD_BYTES = 64 * 1024
 MAX_OUTPUT_SIDE = 4096
+MIN_MARKED_WIDTH = 320
 FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 90, "subsampling": 0},
@@ -40,7 +41,9 @@ def render(job: dict[str, Any], data: bytes) -> bytes:
     picture = present(decode_frame(data, job["transfer_syntax"], job["frame"]), window)
     picture = _scaled(picture, job.get("size"))
     if job.get("watermark"):
-        picture = burn(picture, WatermarkText(tuple(job["watermark"]["lines"]), job["watermark"]["seed"]))
+        picture = burn(
+            _legible(picture), WatermarkText(tuple(job["watermark"]["lines"]), job["watermark"]["seed"])
+        )
     form = FORMATS[job["media_type"]]
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, form, **OPTIONS[form])
@@ -55,6 +58,16 @@ def _scaled(picture: np.ndarray[Any, np.dtype[np.uint8]], size: int | None) -> n
     ratio = limit / max(height, width)
     target = (max(1, round(width * ratio)), max(1, round(height * ratio)))
     return np.asarray(Image.fromarray(picture).resize(target, Image.Resampling.BILINEAR), np.uint8)
+
+
+def _legible(picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Enlarge a tiny picture, so that the mark's letters fit on it."""
+    height, width = picture.shape[:2]
+    if width >= MIN_MARKED_WIDTH:
+        return picture
+    factor = -(-MIN_MARKED_WIDTH // width)
+    enlarged = Image.fromarray(picture).resize((width * factor, height * factor), Image.Resampling.BICUBIC)
+    return np.asarray(enlarged, np.uint8)
 
 
 def _confine() -> None:

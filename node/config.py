@@ -1,0 +1,249 @@
+"""Settings of one node or hub: one TOML file, every key explained in the file itself.
+
+Holds the model, the reader and the writer of `node.toml`. Relative paths are relative to the file's folder.
+A broken file is Invalid and the message names the key and what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from consent.errors import Conflict, Invalid, NotFound
+
+FILE_NAME = "node.toml"
+MAX_FILE_BYTES = 256 * 1024
+NODE_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,30}[a-z0-9]")
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Section(BaseModel):
+    """A table of the file; unknown keys are refused, so that a typing error is not silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NodeSection(Section):
+    id: str
+    name: str = Field(min_length=1, max_length=120)
+    ae_title: str = ""
+    kind: Literal["hospital", "hub"] = "hospital"
+
+    @field_validator("id")
+    @classmethod
+    def _id_is_a_slug(cls, value: str) -> str:
+        if not NODE_ID.fullmatch(value):
+            raise ValueError("use 2 to 32 of a-z, 0-9 and '-'")
+        return value
+
+    @field_validator("ae_title")
+    @classmethod
+    def _ae_title_fits(cls, value: str) -> str:
+        # PS3.5 §6.2: AE is at most 16 characters of the default repertoire, no backslash or control codes.
+        if len(value) > 16 or not value.isascii() or not value.isprintable() or "\\" in value:
+            raise ValueError("an AE title has at most 16 printable ASCII characters and no backslash")
+        return value.strip()
+
+
+class StorageSection(Section):
+    database: str = "sqlite+aiosqlite:///accord.db"
+    packs: Path = Path("packs")
+
+
+class KeysSection(Section):
+    credential_file: Path = Path("secrets/root.credential")
+    keystore: Path = Path("keystore.json")
+
+
+class HttpSection(Section):
+    host: str = "127.0.0.1"
+    port: Port = 8443
+    names: tuple[str, ...] = ("localhost", "127.0.0.1")
+
+
+class DicomSection(Section):
+    host: str = "127.0.0.1"
+    port: Port = 2762
+    plain_port: Port = 11112
+    max_associations: int = Field(64, ge=1, le=4096)
+
+
+class PeerSection(Section):
+    host: str = "127.0.0.1"
+    port: Port = 8444
+    url: str = ""
+
+
+class MetricsSection(Section):
+    host: str = "127.0.0.1"
+    port: Port = 0
+
+
+class DiscoverySection(Section):
+    enabled: bool = False
+    interface: str = "127.0.0.1"
+
+
+class LearningSection(Section):
+    enabled: bool = False
+
+
+class IntervalsSection(Section):
+    roster_seconds: float = Field(300.0, gt=0)
+    checkpoint_seconds: float = Field(10.0, gt=0)
+    sweep_seconds: float = Field(30.0, gt=0)
+    report_seconds: float = Field(60.0, gt=0)
+
+
+class PolicySection(Section):
+    lease_seconds: float = Field(900.0, gt=0, le=900.0)
+    grant_default_hours: float = Field(24.0, gt=0, le=720.0)
+
+
+class Settings(Section):
+    """Everything that `node.toml` can say."""
+
+    node: NodeSection
+    storage: StorageSection = StorageSection()
+    keys: KeysSection = KeysSection()
+    http: HttpSection = HttpSection()
+    dicom: DicomSection = DicomSection()
+    peer: PeerSection = PeerSection()
+    metrics: MetricsSection = MetricsSection()
+    discovery: DiscoverySection = DiscoverySection()
+    learning: LearningSection = LearningSection()
+    intervals: IntervalsSection = IntervalsSection()
+    policy: PolicySection = PolicySection()
+    folder: Path = Path()
+
+    def path(self, relative: Path) -> Path:
+        """A path of the file, made absolute against its folder."""
+        return relative if relative.is_absolute() else self.folder / relative
+
+    @property
+    def database_url(self) -> str:
+        """The database URL with a relative SQLite file placed in the folder."""
+        scheme, _, rest = self.storage.database.partition(":///")
+        if scheme.startswith("sqlite") and not rest.startswith("/"):
+            return f"{scheme}:///{self.folder / rest}"
+        return self.storage.database
+
+    @property
+    def peer_url(self) -> str:
+        """Where other members reach this node."""
+        return self.peer.url or f"https://{self.peer.host}:{self.peer.port}"
+
+
+def load_settings(folder: Path) -> Settings:
+    """Read `folder/node.toml`. Raises NotFound or Invalid, naming file, key and remedy."""
+    file = folder / FILE_NAME
+    if not file.is_file():
+        raise NotFound(
+            f"{file} is not there.",
+            mend=f"Make a node first: accord init {folder} --name NAME --ae-title AET",
+        )
+    if file.stat().st_size > MAX_FILE_BYTES:
+        raise Invalid(f"{file} is larger than {MAX_FILE_BYTES // 1024} KiB.")
+    try:
+        data: dict[str, Any] = tomllib.loads(file.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Invalid(
+            f"{file} is not valid TOML: {error}.", mend="Correct that line.", code="bad-toml"
+        ) from error
+    if "folder" in data:
+        raise Invalid(f"{file}: folder: unknown key.", code="bad-setting")
+    try:
+        return Settings(**data, folder=folder.resolve())
+    except ValidationError as error:
+        raise Invalid(
+            f"{file}: {_words(error)}", mend="Correct the key and start again.", code="bad-setting"
+        ) from error
+
+
+def write_settings(settings: Settings) -> Path:
+    """Write a new `node.toml` with every key and what it is for; raises Conflict when one is there."""
+    file = settings.folder / FILE_NAME
+    if file.exists():
+        raise Conflict(f"{file} is there already.", mend="Choose another folder, or edit that file.")
+    file.write_text(_render(settings), "utf-8")
+    return file
+
+
+def _words(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "(file)"
+    return f"{key}: {first['msg']}."
+
+
+def _render(settings: Settings) -> str:
+    lines = ["# Settings of this node. Every key is here; a line left out keeps its default.", ""]
+    for section, model in settings:
+        if not isinstance(model, Section):
+            continue
+        lines += [f"# {SECTION_WORDS[section]}", f"[{section}]"]
+        for key, value in model:
+            lines += [f"# {KEY_WORDS[f'{section}.{key}']}", f"{key} = {_toml(value)}"]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+SECTION_WORDS = {
+    "node": "Who this node is.",
+    "storage": "Where sealed studies and the database lie.",
+    "keys": "What opens the root key. Without it the disk is worth nothing to a thief, or to you.",
+    "http": "The listener for people: portal, DICOMweb, API. TLS 1.3.",
+    "dicom": "The listeners for devices.",
+    "peer": "The listener for other members. Mutual TLS, members of the roster only.",
+    "metrics": "Prometheus metrics and health, without identifiers. Keep it off public networks.",
+    "discovery": "Finding members on the local network by mDNS: a hint, never trust. Off by default.",
+    "learning": "Federated training with Flower. Needs the extra: pip install accord-imaging[learning]",
+    "intervals": "How often timed duties run, in seconds.",
+    "policy": "What this hospital sets tighter than the region's policy.",
+}
+
+KEY_WORDS = {
+    "node.id": "Short name among members: a-z, 0-9 and '-'. It is in every signature; do not change it later.",
+    "node.name": "The hospital's name as people read it.",
+    "node.ae_title": "The AE title that devices call (16 characters at most).",
+    "node.kind": "'hospital', or 'hub' for the region's hub.",
+    "storage.database": "Database URL. A relative SQLite file lies in this folder.",
+    "storage.packs": "Folder of the sealed study packs.",
+    "keys.credential_file": "File with the credential that opens the keystore. Best on another medium, or a systemd credential.",
+    "keys.keystore": "The wrapped root key.",
+    "http.host": "Address to listen on.",
+    "http.port": "TCP port; 0 closes this listener.",
+    "http.names": "Names and addresses by which browsers reach this node; they go into its certificate.",
+    "dicom.host": "Address to listen on.",
+    "dicom.port": "Port for DICOM over mutual TLS (2762 is the registered one); 0 closes it.",
+    "dicom.plain_port": "Port for devices registered as plain, each with a reason; 0 closes it.",
+    "dicom.max_associations": "Associations open at once, over all devices.",
+    "peer.host": "Address to listen on.",
+    "peer.port": "TCP port; 0 closes this listener.",
+    "peer.url": "Address other members use, when it differs from host and port (https://…).",
+    "metrics.host": "Address to listen on.",
+    "metrics.port": "TCP port; 0 closes this listener.",
+    "discovery.enabled": "true announces this node and looks for others.",
+    "discovery.interface": "Address of the one interface to use.",
+    "learning.enabled": "true lets this node take part in approved training runs.",
+    "intervals.roster_seconds": "How often the roster is refreshed: the longest that a suspended member goes on.",
+    "intervals.checkpoint_seconds": "How often the log's checkpoint is signed and shown to witnesses.",
+    "intervals.sweep_seconds": "How often held copies are checked against their grants.",
+    "intervals.report_seconds": "How often counters go to the hub.",
+    "policy.lease_seconds": "How long released keys open a shared copy (900 at most): how long access lasts when A and B cannot talk.",
+    "policy.grant_default_hours": "How long a grant lasts when nobody says otherwise.",
+}

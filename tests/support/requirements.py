@@ -1,0 +1,48 @@
+"""Pytest plug-in: which requirement IDs does a passing test prove, and which does none?
+
+A test claims IDs by `@pytest.mark.requirement("V2")`. An ID is proved when at least one test that claims it
+passed and none that claims it failed. Unknown IDs fail the run at collection.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+KNOWN: dict[str, str] = tomllib.loads(
+    (Path(__file__).parents[2] / "docs" / "requirements.toml").read_text("utf-8")
+)
+_passed: set[str] = set()
+_failed: set[str] = set()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for requirement in _claimed(item):
+            if requirement not in KNOWN:
+                raise pytest.UsageError(f"{item.nodeid} claims {requirement!r}, which docs/requirements.toml lacks")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        _failed.update(_claimed(item))
+    elif report.when == "call" and report.passed:
+        _passed.update(_claimed(item))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    proved = _passed - _failed
+    unproved = [name for name in KNOWN if name not in proved]
+    terminalreporter.section("requirements")
+    terminalreporter.write_line(f"proved by a passing test: {len(KNOWN) - len(unproved)} of {len(KNOWN)}")
+    for name in unproved:
+        terminalreporter.write_line(f"  not proved  {name:<4} {KNOWN[name]}")
+
+
+def _claimed(item: pytest.Item) -> set[str]:
+    return {str(name) for marker in item.iter_markers("requirement") for name in marker.args}

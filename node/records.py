@@ -1,0 +1,216 @@
+"""Signed records kept: every grant, directive, roster, plan and proposal that this node has verified.
+
+Holds two tables and nothing about what the records mean. A record lies as the token that was signed, beside a
+status of our own and the subjects (studies, patients, grants) it is looked up by.
+
+Invariants: a kept token is never changed; the same id with another token is a Conflict; what `get` and `find`
+return still matches its digest and, when `keys_of` is given, still bears a signature by its issuer.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from sqlalchemy import Column, ForeignKey, Select, String, Table, Text, insert, select, update
+
+from consent.errors import Conflict, Corrupt, NotFound
+from consent.signed import Body, KeysOf, Signed, T, peek, read
+from node.database import Database, Tx, UtcDateTime, metadata
+
+MAX_CACHED = 4096
+SUBJECT_FIELDS = ("patient", "study", "studies", "grant", "plan", "proposal")
+
+record = Table(
+    "record",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("kind", String(64), nullable=False, index=True),
+    Column("issuer", String(64), nullable=False),
+    Column("issued", UtcDateTime, nullable=False),
+    Column("expires", UtcDateTime),
+    Column("status", String(32), nullable=False, index=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("token", Text, nullable=False),
+)
+record_subject = Table(
+    "record_subject",
+    metadata,
+    Column("record_id", String(64), ForeignKey("record.id"), primary_key=True),
+    Column("subject", String(255), primary_key=True, index=True),
+)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A record with what this node says of it."""
+
+    signed: Signed[Any]
+    status: str
+
+
+class Records:
+    """Keeps verified records. Without `keys_of`, what was verified before `keep` is trusted on reading."""
+
+    def __init__(self, database: Database, keys_of: KeysOf | None = None) -> None:
+        self._database = database
+        self._keys_of = keys_of
+        self._parsed: OrderedDict[tuple[str, type[Any]], Signed[Any]] = OrderedDict()
+
+    async def keep(
+        self, tx: Tx, signed: Signed[Any], status: str = "active", *, subjects: Iterable[str] | None = None
+    ) -> None:
+        """Keep a record that the caller has verified; keeping the same one again changes nothing.
+
+        `subjects` defaults to `subjects_of(signed.body)`. Raises Conflict when the id is taken by another.
+        """
+        query = select(record.c.digest).where(record.c.id == signed.id)
+        taken = (await tx.execute(query)).scalar_one_or_none()
+        if taken == signed.digest:
+            return
+        if taken is not None:
+            raise Conflict(f"Another {signed.kind} with this id is kept already.", code="record-exists")
+        await tx.execute(
+            insert(record).values(
+                id=signed.id,
+                kind=signed.kind,
+                issuer=signed.issuer,
+                issued=signed.issued,
+                expires=signed.expires,
+                status=status,
+                digest=signed.digest,
+                token=signed.token,
+            )
+        )
+        names = dict.fromkeys(subjects_of(signed.body) if subjects is None else subjects)
+        if names:
+            await tx.execute(
+                insert(record_subject), [{"record_id": signed.id, "subject": name} for name in names]
+            )
+
+    async def mark(self, tx: Tx, record_id: str, status: str, *, expected: str | None = None) -> None:
+        """Change a record's status. Raises NotFound, or Conflict when it is not `expected` now."""
+        change = update(record).where(record.c.id == record_id)
+        if expected is not None:
+            change = change.where(record.c.status == expected)
+        if (await tx.execute(change.values(status=status))).rowcount:
+            return
+        current = await self._status(tx, record_id)
+        raise Conflict(f"This record is {current} now, not {expected}.", code="wrong-status")
+
+    async def get(self, record_id: str, body_type: type[T], *, tx: Tx | None = None) -> Signed[T]:
+        """The record with this id. Raises NotFound when there is none of this kind."""
+        query = _of_kind(body_type).where(record.c.id == record_id)
+        return _only(await self._fetch(query, body_type, tx), body_type).signed
+
+    async def by_digest(self, digest: str, body_type: type[T], *, tx: Tx | None = None) -> Signed[T]:
+        """The record with this digest. Raises NotFound when there is none of this kind."""
+        query = _of_kind(body_type).where(record.c.digest == digest)
+        return _only(await self._fetch(query, body_type, tx), body_type).signed
+
+    async def status(self, record_id: str, *, tx: Tx | None = None) -> str:
+        """The status of a record. Raises NotFound."""
+        async with self._reading(tx) as connection:
+            return await self._status(connection, record_id)
+
+    async def find(
+        self,
+        body_type: type[T],
+        *,
+        subject: str | None = None,
+        status: str | None = None,
+        issuer: str | None = None,
+        tx: Tx | None = None,
+    ) -> tuple[Signed[T], ...]:
+        """Every record of this kind that matches what is given, oldest first."""
+        kept = await self.find_kept(body_type, subject=subject, status=status, issuer=issuer, tx=tx)
+        return tuple(one.signed for one in kept)
+
+    async def find_kept(
+        self,
+        body_type: type[T],
+        *,
+        subject: str | None = None,
+        status: str | None = None,
+        issuer: str | None = None,
+        tx: Tx | None = None,
+    ) -> tuple[Kept, ...]:
+        """As `find`, with each record's status."""
+        query = _of_kind(body_type)
+        if subject is not None:
+            named = select(record_subject.c.record_id).where(record_subject.c.subject == subject)
+            query = query.where(record.c.id.in_(named))
+        if status is not None:
+            query = query.where(record.c.status == status)
+        if issuer is not None:
+            query = query.where(record.c.issuer == issuer)
+        return await self._fetch(query, body_type, tx)
+
+    async def _fetch(self, query: Select[Any], body_type: type[T], tx: Tx | None) -> tuple[Kept, ...]:
+        async with self._reading(tx) as connection:
+            rows = (await connection.execute(query)).all()
+        return tuple(Kept(self._read(row, body_type), row.status) for row in rows)
+
+    def _read(self, row: Any, body_type: type[T]) -> Signed[T]:
+        if sha256(row.token.encode()).hexdigest() != row.digest:
+            raise Corrupt(f"A kept {row.kind} was altered.", code="record-altered")
+        key = (row.digest, body_type)
+        found = self._parsed.get(key)
+        if found is None:
+            found = read(row.token, body_type, keys_of=self._keys_of) if self._keys_of else None
+            found = found or _parse(row, body_type)
+            if found.id != row.id or found.issuer != row.issuer or found.expires != row.expires:
+                raise Corrupt(f"A kept {row.kind} was altered.", code="record-altered")
+            self._parsed[key] = found
+            if len(self._parsed) > MAX_CACHED:
+                self._parsed.popitem(last=False)
+        return found
+
+    async def _status(self, tx: Tx, record_id: str) -> str:
+        query = select(record.c.status).where(record.c.id == record_id)
+        status = (await tx.execute(query)).scalar_one_or_none()
+        if status is None:
+            raise NotFound("There is no such record here.")
+        return str(status)
+
+    @asynccontextmanager
+    async def _reading(self, tx: Tx | None) -> AsyncIterator[Tx]:
+        if tx is not None:
+            yield tx
+            return
+        async with self._database.read() as connection:
+            yield connection
+
+
+def subjects_of(body: Body) -> tuple[str, ...]:
+    """What a record is about: its own `subjects()` when it has one, else its SUBJECT_FIELDS."""
+    own = getattr(body, "subjects", None)
+    if callable(own):
+        return tuple(own())
+    names: list[str] = []
+    for field in SUBJECT_FIELDS:
+        value = getattr(body, field, None)
+        names.extend([value] if isinstance(value, str) else value if isinstance(value, tuple) else ())
+    return tuple(name for name in names if isinstance(name, str) and name)
+
+
+def _of_kind(body_type: type[Body]) -> Select[Any]:
+    return select(record).where(record.c.kind == body_type.KIND).order_by(record.c.issued, record.c.id)
+
+
+def _only(kept: tuple[Kept, ...], body_type: type[Body]) -> Kept:
+    if not kept:
+        raise NotFound(f"There is no such {body_type.KIND} here.")
+    return kept[0]
+
+
+def _parse(row: Any, body_type: type[T]) -> Signed[T]:
+    _, _, claims = peek(row.token)
+    known = {"kind", "version", "id", "iss", "iat", "exp", "body"}
+    body = body_type.from_json(claims["body"])
+    unknown = {name: value for name, value in claims.items() if name not in known}
+    return Signed(claims["id"], claims["iss"], row.issued, row.expires, body, row.token, unknown)

@@ -59,10 +59,12 @@ class Directive:
         if self.end <= self.start:
             raise Invalid("This consent ends before it starts.", mend="Give an end after the start.")
         if self.version < 1 or (self.version == 1) != (self.previous is None):
-            raise Invalid("Version 1 of a consent has no previous version, and every later one names its own.")
+            raise Invalid(
+                "Version 1 of a consent has no previous version, and every later one names its own."
+            )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {
             "patient": self.patient,
             "chain": self.chain,
@@ -217,9 +219,13 @@ def to_fhir(directive: Signed[Directive]) -> dict[str, Any]:
         "meta": {"versionId": str(body.version)},
         "identifier": [{"system": "urn:accord:record", "value": directive.digest}],
         "status": "inactive" if body.withdrawn else "active",
-        "scope": _concept("consentscope", "research" if purposes == [Purpose.RESEARCH] else "patient-privacy"),
+        "scope": _concept(
+            "consentscope", "research" if purposes == [Purpose.RESEARCH] else "patient-privacy"
+        ),
         "category": [{"coding": [{"system": "http://loinc.org", "code": "59284-0"}]}],
-        "patient": {"identifier": {"system": f"urn:accord:patient:{directive.issuer}", "value": body.patient}},
+        "patient": {
+            "identifier": {"system": f"urn:accord:patient:{directive.issuer}", "value": body.patient}
+        },
         "dateTime": directive.issued.isoformat(),
         "policyRule": _concept("v3-ActCode", "OPTIN"),
         "provision": provision,

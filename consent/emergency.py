@@ -28,7 +28,9 @@ class EmergencyClaim:
     opened: datetime
 
 
-def standing(claim: EmergencyClaim | None, principal: Principal, parameters: Parameters, now: datetime) -> Verdict:
+def standing(
+    claim: EmergencyClaim | None, principal: Principal, parameters: Parameters, now: datetime
+) -> Verdict:
     """Whether a claim stands at `now`: given by a clinician, with a reason, and not yet run out."""
     if claim is None:
         return Deny(("No emergency was declared.",))

@@ -86,7 +86,7 @@ class Fields:
         """A list of non-empty strings."""
         return tuple(self._text(name, item, MAX_TEXT_CHARACTERS, False) for item in self._list(name, limit))
 
-    def object(self, name: str) -> dict[str, Any]:
+    def mapping(self, name: str) -> dict[str, Any]:
         """A JSON object as it stands."""
         value = self._data.get(name)
         if not isinstance(value, dict):

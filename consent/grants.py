@@ -63,7 +63,7 @@ class Grant:
         return self.person in (ANY_CLINICIAN, login)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {
             "study": self.study,
             "patient": self.patient,

@@ -41,7 +41,7 @@ class GradeRule:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {**asdict(self), "grade": int(self.grade)}
 
     @classmethod
@@ -94,7 +94,7 @@ class Parameters:
     grades: tuple[GradeRule, ...] = SHIPPED_GRADES
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         numbers = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "grades"}
         return {**numbers, "grades": [rule.to_json() for rule in self.grades]}
 
@@ -123,7 +123,7 @@ class Policy:
     VERSION: ClassVar[int] = 1
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {"cedar": self.cedar, "parameters": self.parameters.to_json()}
 
     @classmethod
@@ -131,7 +131,7 @@ class Policy:
         """Raise Invalid when a field is wrong; the rules themselves are checked by `compile_policy`."""
         read = Fields(data, "policy")
         return cls(
-            read.text("cedar", limit=MAX_CEDAR_CHARACTERS), Parameters.from_json(read.object("parameters"))
+            read.text("cedar", limit=MAX_CEDAR_CHARACTERS), Parameters.from_json(read.mapping("parameters"))
         )
 
 

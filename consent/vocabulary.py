@@ -151,3 +151,5 @@ class EventKind(StrEnum):
     MODEL_REGISTERED = "ModelRegistered"
     INPUT_REFUSED = "InputRefused"
     LOG_READ = "LogRead"
+    MEMBER_SUSPENDED = "MemberSuspended"
+    MEMBER_REINSTATED = "MemberReinstated"

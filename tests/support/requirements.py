@@ -22,7 +22,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for requirement in _claimed(item):
             if requirement not in KNOWN:
-                raise pytest.UsageError(f"{item.nodeid} claims {requirement!r}, which docs/requirements.toml lacks")
+                raise pytest.UsageError(
+                    f"{item.nodeid} claims {requirement!r}, which docs/requirements.toml lacks"
+                )
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -35,7 +37,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  
         _passed.update(_claimed(item))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--requirements", action="store_true", help="end with the requirement IDs that no test proves"
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not config.getoption("--requirements"):
+        return
     proved = _passed - _failed
     unproved = [name for name in KNOWN if name not in proved]
     terminalreporter.section("requirements")

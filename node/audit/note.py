@@ -64,6 +64,10 @@ class Verifier:
         """The first four bytes of SHA-256(name, newline, type, key)."""
         return sha256(self.name.encode() + b"\n" + bytes([self.type]) + self.key).digest()[:KEY_ID_BYTES]
 
+    def as_cosigner(self) -> Verifier:
+        """The same key and name as a witness: another type, hence another key id and another signed message."""
+        return Verifier(self.name, SignatureType.COSIGNATURE_V1, self.key)
+
     @property
     def vkey(self) -> str:
         """The verifier key as text: name+hex(key id)+base64(type, key)."""
@@ -108,6 +112,10 @@ class Signer:
     @property
     def name(self) -> str:
         return self.verifier.name
+
+    def as_cosigner(self) -> Signer:
+        """The same key as a witness."""
+        return Signer(self.name, bytes(self._key), SignatureType.COSIGNATURE_V1)
 
     def sign(self, text: str, now: datetime) -> NoteSignature:
         """Sign a note's text; a cosignature says that the text was seen at `now`, a plain one drops the time."""

@@ -126,6 +126,7 @@ _NAMES = frozenset({"patient_name", "referring_physician"})
 
 _DATE = re.compile(r"(\d{4})[.]?(\d{2})[.]?(\d{2})")
 _TIME = re.compile(r"\d{2}(:?\d{2}(:?\d{2}(\.\d{1,6})?)?)?")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,12}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -216,10 +217,10 @@ def _field(tag: int, value: bytes, charset: Charset, form: Form) -> tuple[str, s
 
 
 def _integer(value: bytes) -> int | None:
-    try:
-        number = int(value.decode("ascii").split("\\")[0].strip(" \0"))
-    except ValueError:
+    text = value.decode("ascii", errors="replace").split("\\")[0].strip(" \0")
+    if not _INTEGER.fullmatch(text):
         return None
+    number = int(text)
     return number if abs(number) <= MAX_NUMBER else None
 
 

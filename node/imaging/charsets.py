@@ -26,14 +26,13 @@ class Charset:
 
     def __init__(self, terms: tuple[str, ...]) -> None:
         self.terms = terms
-        self._encodings = tuple(_python_name(term) for term in terms) or (default_encoding,)
+        self._encodings: tuple[str, ...] = tuple(_python_name(term) for term in terms) or (default_encoding,)
 
     def text(self, value: bytes, *, name: bool = False) -> str:
         """Decode a value; `name` resets code extensions at the component delimiters of PN."""
         if _ESCAPE in value:
             return _with_extensions(value, self._encodings, name)
-        text: str = value.decode(self._encodings[0], errors="replace")
-        return text
+        return value.decode(self._encodings[0], errors="replace")
 
 
 @lru_cache(maxsize=256)
@@ -49,7 +48,7 @@ def _python_name(term: str) -> str:
     for known, encoding in python_encoding.items():
         if known and known.translate(_SPACED) == term.upper().translate(_SPACED):
             return str(encoding)
-    return default_encoding
+    return str(default_encoding)
 
 
 def _with_extensions(value: bytes, names: tuple[str, ...], name: bool) -> str:

@@ -212,8 +212,10 @@ class _Reader:
             self._note(level, element.tag, raw)
             if vr in _BINARY:
                 entry["InlineBinary"] = base64.b64encode(raw).decode()
-            elif any(value is not None for value in (values := _values(element.tag, vr, raw, level))):
-                entry["Value"] = values
+            else:
+                values = _values(element.tag, vr, raw, level)
+                if any(value is not None for value in values):
+                    entry["Value"] = values
         self._spend(1, 0)
         level.target[_name(element.tag)] = entry
 

@@ -1,0 +1,43 @@
+# Two commands matter: `make demo` shows a region at work, `make test` runs everything that must pass.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+
+.PHONY: demo test check bench messages screenshots clean help
+
+help:
+	@echo "make demo      start a hub and three hospitals on this machine and play one study's whole life"
+	@echo "make test      everything that must pass: ruff, mypy, architecture, all tests"
+	@echo "make bench     speed beside Orthanc and storescp, where they are installed"
+	@echo "make messages  check that every string has its Chinese and English wording"
+
+# torch goes first and by its exact version: an open range would pull gigabytes of GPU libraries.
+$(STAMP): pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24" "setuptools>=77"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[learning,test]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/accord demo
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --requirements
+
+bench: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench
+
+messages: $(STAMP)
+	$(BIN)/python -m node.web.portal.messages check
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

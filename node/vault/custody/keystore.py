@@ -1,0 +1,201 @@
+"""The built-in custody: a root key in one small file, opened by a credential.
+
+argon2id makes a guess of the passphrase expensive; AES-256-GCM under the result opens the root key. A stolen file
+without its credential yields nothing. Holds the file format and wrapping of keys; leaves the hierarchy to `keys`.
+Invariant: the file is either the old one or the new one, never half of it. Format: docs/formats/keystore.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from nacl.pwhash import argon2id
+
+from consent.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
+from consent.signed import Json, canonical_json, parse_json
+from node.vault.wrapping import SUITE, open_key, seal_key
+
+ROOT_BYTES = 32
+MIN_CREDENTIAL_BYTES = 8
+MAX_CREDENTIAL_BYTES = 4096
+MAX_FILE_BYTES = 16 * 1024
+MAX_PASSES = 16
+MIN_MEMORY_BYTES = 8 * 1024
+MAX_MEMORY_BYTES = 1024**3
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What one guess costs: passes and bytes of memory (RFC 9106 §4, second recommendation by default)."""
+
+    passes: int = 3
+    memory_bytes: int = 64 * 1024 * 1024
+
+
+class Keystore:
+    """A `Custody` over a file. Made by `create` or `open`; both hash the credential and so take a moment."""
+
+    def __init__(self, root: bytes, identity: str) -> None:
+        self._aead = AESGCM(root)
+        self._identity = identity
+
+    @classmethod
+    def create(cls, path: Path, credential: bytes, *, effort: Effort | None = None) -> Keystore:
+        """Make a new root key and write its file (mode 0600). Raises Conflict when one is there already."""
+        _check_credential(credential)
+        effort = effort or Effort()
+        root = secrets.token_bytes(ROOT_BYTES)
+        content: Json = {
+            "format": "accord-keystore",
+            "version": 1,
+            "suite": SUITE,
+            "id": secrets.token_hex(16),
+            "kdf": {
+                "name": "argon2id",
+                "opslimit": effort.passes,
+                "memlimit": effort.memory_bytes,
+                "salt": _text(secrets.token_bytes(argon2id.SALTBYTES)),
+            },
+        }
+        nonce = secrets.token_bytes(12)
+        sealed = AESGCM(_stretch(credential, content["kdf"])).encrypt(nonce, root, canonical_json(content))
+        content["root"] = {"nonce": _text(nonce), "ciphertext": _text(sealed)}
+        _write_new(path, canonical_json(content) + b"\n")
+        return cls(root, content["id"])
+
+    @classmethod
+    def open(cls, path: Path, credential: bytes) -> Keystore:
+        """Open the file with its credential.
+
+        Raises NotFound, Corrupt (not a keystore), Invalid (version, bounds) or Denied (wrong credential).
+        """
+        _check_credential(credential)
+        content = _read(path)
+        try:
+            root = content.pop("root")
+            nonce, sealed = _bytes(root["nonce"]), _bytes(root["ciphertext"])
+            key = _stretch(credential, content["kdf"])
+            identity = str(content["id"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise _not_a_keystore("a field is missing or malformed") from error
+        try:
+            return cls(AESGCM(key).decrypt(nonce, sealed, canonical_json(content)), identity)
+        except (InvalidTag, ValueError) as error:
+            raise Denied(
+                "The credential does not open the keystore, or the keystore was altered.",
+                mend="Give the credential that it was made with, or restore the keystore from its backup.",
+                code="credential",
+            ) from error
+
+    def wrap(self, key: bytes, context: bytes) -> bytes:
+        """See `Custody.wrap`."""
+        return seal_key(self._aead, key, _CONTEXT + context)
+
+    def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
+        """See `Custody.unwrap`."""
+        return open_key(self._aead, wrapped, _CONTEXT + context)
+
+    def describe(self) -> str:
+        """See `Custody.describe`."""
+        return f"built-in keystore {self._identity[:8]} (argon2id, AES-256-GCM)"
+
+
+_CONTEXT = b"accord/custody/v1\x00"
+
+
+def _stretch(credential: bytes, kdf: Json) -> bytes:
+    passes, memory = kdf["opslimit"], kdf["memlimit"]
+    if kdf["name"] != "argon2id" or not isinstance(passes, int) or not isinstance(memory, int):
+        raise _not_a_keystore("unknown key derivation")
+    if not 1 <= passes <= MAX_PASSES or not MIN_MEMORY_BYTES <= memory <= MAX_MEMORY_BYTES:
+        raise Invalid(
+            "The keystore asks for an unreasonable amount of work.",
+            mend="Restore the keystore from its backup.",
+            code="keystore-bounds",
+        )
+    salt = _bytes(kdf["salt"])
+    return argon2id.kdf(32, credential, salt, opslimit=passes, memlimit=memory)
+
+
+def _check_credential(credential: bytes) -> None:
+    if not MIN_CREDENTIAL_BYTES <= len(credential) <= MAX_CREDENTIAL_BYTES:
+        raise Invalid(
+            f"A credential has {MIN_CREDENTIAL_BYTES} to {MAX_CREDENTIAL_BYTES} bytes.",
+            mend="Choose a longer passphrase or another file.",
+            code="credential-length",
+        )
+
+
+def _read(path: Path) -> Json:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise NotFound(f"There is no keystore at {path}.", mend="Initialise the node first.") from error
+    except OSError as error:
+        raise Unavailable(f"The keystore at {path} cannot be read ({error.strerror}).") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise _not_a_keystore("it is too long")
+    try:
+        content = parse_json(data)
+    except Invalid as error:
+        raise _not_a_keystore("not JSON") from error
+    if content.get("format") != "accord-keystore":
+        raise _not_a_keystore("it says something else")
+    if content.get("version") != 1 or content.get("suite") != SUITE:
+        raise Invalid(
+            "The keystore has a version or suite that this node does not know.",
+            mend="Upgrade this node.",
+            code="suite",
+        )
+    return content
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, path)  # unlike rename, this never replaces a keystore that is there
+        finally:
+            temporary.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except FileExistsError as error:
+        raise Conflict(
+            f"There is a keystore at {path} already.", mend="Open it, or choose a place."
+        ) from error
+    except OSError as error:
+        raise Unavailable(
+            f"The keystore cannot be written to {path.parent} ({error.strerror}).",
+            mend="Check that the folder exists, is writable and has space.",
+        ) from error
+
+
+def _not_a_keystore(why: str) -> Corrupt:
+    return Corrupt(
+        f"This is not a readable keystore: {why}.",
+        mend="Restore the keystore from its backup.",
+        code="keystore",
+    )
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)

@@ -1,0 +1,16 @@
+"""Every table of this floor, gathered for the migrations; each is defined beside the code that owns it."""
+
+from __future__ import annotations
+
+import node.access.care
+import node.access.registry
+import node.access.sessions
+import node.approvals
+import node.audit.log
+import node.audit.witness
+import node.index.tables
+import node.records
+import node.vault.keys  # noqa: F401
+from node.database import metadata
+
+__all__ = ["metadata"]

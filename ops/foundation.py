@@ -1,0 +1,123 @@
+"""The part of a node that needs no listener: keys, database, identity, log, people.
+
+The command line works on this while the node may or may not be running; `ops.compose` builds the rest on it.
+Made by `opened`, which closes everything it opened.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from consent.errors import Invalid, NotFound
+from node.access.care import Care
+from node.access.registry import Registry
+from node.access.sessions import Sessions
+from node.audit.log import Log
+from node.clock import TrustedClock
+from node.config import Settings, load_settings, write_settings
+from node.database import Database
+from node.identity import Identity
+from node.index import Pseudonyms
+from node.records import Records
+from node.vault.custody.keystore import Keystore
+from node.vault.keys import KeyRing
+from ops.migrate import migrate
+
+MIN_CREDENTIAL_BYTES = 16
+MAX_CREDENTIAL_BYTES = 4096
+CREDENTIAL_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """What every part of a node stands on."""
+
+    settings: Settings
+    clock: TrustedClock
+    database: Database
+    keys: KeyRing
+    identity: Identity
+    pseudonyms: Pseudonyms
+    log: Log
+    records: Records
+    registry: Registry
+    sessions: Sessions
+    care: Care
+
+
+def create_folder(settings: Settings) -> None:
+    """Write settings, a random credential and a keystore into a new folder; nothing is overwritten."""
+    settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_settings(settings)
+    credential = settings.path(settings.keys.credential_file)
+    credential.parent.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(credential, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(secrets.token_urlsafe(CREDENTIAL_BYTES) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    Keystore.create(settings.path(settings.keys.keystore), read_credential(credential))
+
+
+def read_credential(file: Path) -> bytes:
+    """The credential that opens the keystore. Raises NotFound or Invalid with what to do."""
+    if not file.is_file():
+        raise NotFound(
+            f"The credential {file} is not there.",
+            mend="Mount the medium it lies on, or correct keys.credential_file in node.toml.",
+            code="no-credential",
+        )
+    credential = file.read_bytes().strip()
+    if not MIN_CREDENTIAL_BYTES <= len(credential) <= MAX_CREDENTIAL_BYTES:
+        raise Invalid(f"The credential {file} is empty or not a credential.", mend="Restore it from its safe copy.")
+    return credential
+
+
+@asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[Foundation]:
+    """Open the node that lies in `folder`. Raises an error family that says which part does not open."""
+    settings = load_settings(folder)
+    custody = Keystore.open(
+        settings.path(settings.keys.keystore), read_credential(settings.path(settings.keys.credential_file))
+    )
+    database = Database(settings.database_url)
+    try:
+        await migrate(database)
+        yield await _found(settings, custody, database)
+    finally:
+        await database.close()
+
+
+async def _found(settings: Settings, custody: Keystore, database: Database) -> Foundation:
+    clock = TrustedClock()
+    keys = KeyRing(custody, database, clock)
+    identity = await Identity.load_or_create(keys.secret, settings.node.id, settings.node.name)
+    log = Log(
+        database,
+        key=await keys.secret("audit"),
+        origin=identity.origin,
+        signer=identity.log_signer,
+        clock=clock,
+    )
+    latest = await log.latest_time()
+    if latest is not None:
+        clock.raise_floor(latest)
+    registry = Registry(database, log, clock)
+    return Foundation(
+        settings=settings,
+        clock=clock,
+        database=database,
+        keys=keys,
+        identity=identity,
+        pseudonyms=Pseudonyms(await keys.secret("index")),
+        log=log,
+        records=Records(database),
+        registry=registry,
+        sessions=Sessions(database, registry, log, clock),
+        care=Care(database, log, clock),
+    )

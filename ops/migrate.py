@@ -1,0 +1,73 @@
+"""Bringing a database to this version's schema, and refusing one that is newer.
+
+Migrations only go forward. Before an upgrade of a database that holds data, a SQLite file is copied beside
+itself (`VACUUM INTO`), so that an operator can go back by putting the copy in place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import structlog
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from consent.errors import Conflict
+from node.database import Database
+
+_log = structlog.get_logger("migrate")
+_LOCATION = Path(__file__).parent / "migrations"
+
+
+async def migrate(database: Database) -> str:
+    """Upgrade to the newest revision; return it. Raises Conflict when the database is newer than this version."""
+    script = ScriptDirectory(str(_LOCATION))
+    head = script.get_current_head()
+    assert head is not None
+    async with database.engine.connect() as connection:
+        current = await connection.run_sync(_current)
+        if current == head:
+            return head
+        if current is not None and current not in {item.revision for item in script.walk_revisions()}:
+            raise Conflict(
+                "The database was made by a newer version of Accord.",
+                mend="Upgrade this installation, or restore the copy made before the upgrade.",
+                code="newer-schema",
+            )
+        if current is not None and database.engine.dialect.name == "sqlite":
+            await _copy_aside(connection, database.url, current)
+    async with database.write() as tx:
+        await tx.run_sync(_upgrade)
+    _log.info("database upgraded", from_revision=current, to_revision=head)
+    return head
+
+
+async def _copy_aside(connection: Any, url: str, revision: str) -> None:
+    file = Path(url.partition(":///")[2])
+    copy = file.with_name(f"{file.stem}-before-{revision}.db")
+    if not copy.exists():
+        await connection.exec_driver_sql("VACUUM INTO ?", (str(copy),))
+
+
+def _current(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _config(connection: Connection) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_LOCATION))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _upgrade(connection: Connection) -> None:
+    command.upgrade(_config(connection), "head")
+
+
+def write_revision(connection: Connection, message: str, number: str) -> None:
+    """For developers: write a revision with what the tables in code have and the database lacks."""
+    command.revision(_config(connection), message=message, autogenerate=True, rev_id=number)

@@ -1,0 +1,409 @@
+"""The index of studies: written in the flusher's transaction, read by pseudonym.
+
+Holds writing and look-ups; searching is `search`, what stands where in clear is docs/formats/index.md. Study
+and series rows carry their totals, so neither an answer nor the next instance counts anything. Rows say what
+a pack holds; the pack is the truth, and a lost index is rebuilt from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import bindparam, delete, func, insert, select, update
+
+from consent.errors import NotFound
+from consent.vocabulary import Grade
+from node.database import Database, Tx
+from node.index.names import NameTable
+from node.index.pseudonyms import Pseudonyms
+from node.index.query import Query
+from node.index.reads import Reads
+from node.index.rows import Entry, InstanceRow, MetadataPlace, Placement, SeriesRow, StudyRow
+from node.index.sealing import RowSealer
+from node.index.search import EVERYTHING, Page, Search, Visible
+from node.index.tables import INSTANCES, NO_NUMBER, SERIES, STUDIES
+
+STUDY_ATTRIBUTES = {
+    "StudyInstanceUID": "study_instance_uid",
+    "StudyTime": "study_time",
+    "AccessionNumber": "accession_number",
+    "PatientName": "patient_name",
+    "PatientID": "patient_id",
+    "PatientBirthDate": "birth_date",
+    "PatientSex": "sex",
+    "ReferringPhysicianName": "referring_physician",
+    "StudyDescription": "study_description",
+    "StudyID": "study_id",
+    "InstitutionalDepartmentName": "department",
+}
+SERIES_ATTRIBUTES = {
+    "SeriesInstanceUID": "series_instance_uid",
+    "SeriesDescription": "series_description",
+    "BodyPartExamined": "body_part",
+}
+
+_STUDY = select(STUDIES).where(STUDIES.c.study == bindparam("study"))
+_SERIES = (
+    select(SERIES).where(SERIES.c.study == bindparam("study")).order_by(SERIES.c.number, SERIES.c.series)
+)
+_INSTANCES = (
+    select(INSTANCES)
+    .where(INSTANCES.c.study == bindparam("study"))
+    .order_by(INSTANCES.c.series, INSTANCES.c.number, INSTANCES.c.instance)
+)
+_INSTANCE = select(INSTANCES).where(INSTANCES.c.instance == bindparam("instance"))
+_KNOWN = select(INSTANCES.c.instance, INSTANCES.c.fingerprint).where(INSTANCES.c.study == bindparam("study"))
+_HOLDER = select(INSTANCES.c.study, INSTANCES.c.fingerprint).where(
+    INSTANCES.c.instance == bindparam("instance")
+)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """How much the archive holds."""
+
+    studies: int
+    instances: int
+    size_bytes: int
+
+
+class Index:
+    """The studies of one node. Call `load` once before searching; `close` at the end."""
+
+    def __init__(self, database: Database, index_key: bytes) -> None:
+        self.pseudonyms = Pseudonyms(index_key)
+        self._sealer = RowSealer(index_key)
+        self._reads = Reads(database)
+        self._names = NameTable()
+        self._search = Search(self._reads, self.pseudonyms, self._sealer, self._names)
+
+    async def load(self) -> None:
+        """Read the sealed names into memory."""
+        rows = await self._reads.rows(select(STUDIES.c.study, STUDIES.c.sealed_name))
+        self._names.load((row.study, self._name(row.study, row.sealed_name)) for row in rows)
+
+    def close(self) -> None:
+        """Close the read connections."""
+        self._reads.close()
+
+    async def add(self, tx: Tx, entries: Sequence[Entry], indexed_to: Mapping[str, int]) -> tuple[Entry, ...]:
+        """Write the rows of new instances; return those that were not there before.
+
+        `indexed_to` says for each study how many bytes of its pack are now indexed. What a study row already
+        says of patient and study stays. Call `remember` with the result once the transaction has ended well.
+        """
+        taken = await self._taken(tx, [entry.instance for entry in entries])
+        fresh = tuple({entry.instance: entry for entry in entries if entry.instance not in taken}.values())
+        if fresh:
+            await tx.execute(insert(INSTANCES), [self._instance_values(entry) for entry in fresh])
+            new_series = await self._add_series(tx, fresh)
+            await self._add_studies(tx, fresh, new_series)
+        for study, end in indexed_to.items():
+            await self.set_indexed_to(tx, study, end)
+        return fresh
+
+    def remember(self, added: Iterable[Entry]) -> None:
+        """Let names be found that were committed."""
+        for entry in {entry.study: entry for entry in added}.values():
+            name = str(entry.attributes.get("patient_name") or "")
+            self._names.remove(entry.study, name)
+            self._names.add(entry.study, name)
+
+    async def set_indexed_to(self, tx: Tx, study: str, end: int) -> None:
+        """Note that every object in the first `end` bytes of the study's pack is indexed."""
+        change = update(STUDIES).where(STUDIES.c.study == study, STUDIES.c.indexed_to < end)
+        await tx.execute(change.values(indexed_to=end))
+
+    async def set_metadata(self, tx: Tx, study: str, series: str, place: MetadataPlace) -> None:
+        """Note where the pre-made metadata of a series lies."""
+        text = json.dumps(
+            {"object_id": place.object_id, "count": place.count, **place.placement.to_json()},
+        )
+        which = update(SERIES).where(SERIES.c.study == study, SERIES.c.series == series)
+        await tx.execute(which.values(metadata=text))
+
+    async def remove(self, tx: Tx, study: str) -> None:
+        """Take a study out of the index (its keys are destroyed elsewhere)."""
+        row = (await tx.execute(_STUDY, {"study": study})).first()
+        for table in (INSTANCES, SERIES, STUDIES):
+            await tx.execute(delete(table).where(table.c.study == study))
+        if row is not None:
+            self._names.remove(study, self._name(study, row.sealed_name))
+
+    async def search(self, query: Query, visible: Visible = EVERYTHING) -> Page:
+        """Answer a query with what `visible` lets through. Raises Invalid when it is too broad."""
+        return await self._search.run(query, visible)
+
+    async def study(self, study: str) -> StudyRow:
+        """The study with this pseudonym. Raises NotFound."""
+        rows = await self._reads.point(_STUDY, {"study": study})
+        if not rows:
+            raise NotFound(
+                "There is no such study here.", mend="Search for it again; it may have been destroyed."
+            )
+        row = rows[0]
+        values = self._sealer.open_json("index_study", study, row.sealed)
+        return StudyRow(
+            study=study,
+            patient=row.patient,
+            grade=Grade(row.grade),
+            modalities=tuple(row.modalities.strip("/").split("/")) if row.modalities else (),
+            series_count=row.series_count,
+            instance_count=row.instance_count,
+            size_bytes=row.size_bytes,
+            received=row.received,
+            changed=row.changed,
+            values={**values, "StudyDate": row.study_date},
+        )
+
+    async def series(self, study: str) -> tuple[SeriesRow, ...]:
+        """The series of a study, by number."""
+        rows = await self._reads.point(_SERIES, {"study": study})
+        return tuple(
+            SeriesRow(
+                study=study,
+                series=row.series,
+                number=None if row.number == NO_NUMBER else row.number,
+                modality=row.modality,
+                instance_count=row.instance_count,
+                metadata=_metadata_place(row.metadata),
+                values=self._sealer.open_json("index_series", f"{study}/{row.series}", row.sealed),
+            )
+            for row in rows
+        )
+
+    async def instances(self, study: str, series: str | None = None) -> tuple[InstanceRow, ...]:
+        """The instances of a study or of one of its series, by series and number."""
+        statement = _INSTANCES if series is None else _INSTANCES.where(INSTANCES.c.series == series)
+        rows = await self._reads.rows(statement, {"study": study})
+        return tuple(self._instance(row) for row in rows)
+
+    async def instance(self, study: str, instance: str) -> InstanceRow:
+        """One instance of a study. Raises NotFound."""
+        rows = await self._reads.point(_INSTANCE, {"instance": instance})
+        if not rows or rows[0].study != study:
+            raise NotFound("There is no such instance in this study.")
+        return self._instance(rows[0])
+
+    async def known(self, study: str) -> dict[str, bytes]:
+        """Fingerprints of the study's instances by pseudonym."""
+        rows = await self._reads.rows(_KNOWN, {"study": study})
+        return {row.instance: row.fingerprint for row in rows}
+
+    async def holder(self, instance: str) -> tuple[str, bytes] | None:
+        """The study that holds an instance, and its fingerprint; None when it is not here."""
+        rows = await self._reads.point(_HOLDER, {"instance": instance})
+        return (rows[0].study, rows[0].fingerprint) if rows else None
+
+    async def has_study(self, study: str) -> bool:
+        """Whether the study is here."""
+        return bool(await self._reads.point(_STUDY, {"study": study}))
+
+    async def patient_of(self, study: str) -> str:
+        """The patient's pseudonym. Raises NotFound."""
+        return (await self.study(study)).patient
+
+    async def studies_of(self, patient: str) -> tuple[str, ...]:
+        """The studies of a patient, newest first."""
+        found = select(STUDIES.c.study).where(STUDIES.c.patient == patient)
+        rows = await self._reads.rows(found.order_by(STUDIES.c.study_date.desc(), STUDIES.c.study))
+        return tuple(row.study for row in rows)
+
+    async def indexed_to(self) -> dict[str, int]:
+        """For every study the number of bytes of its pack that are indexed."""
+        rows = await self._reads.rows(select(STUDIES.c.study, STUDIES.c.indexed_to))
+        return {row.study: row.indexed_to for row in rows}
+
+    async def totals(self) -> Totals:
+        """How many studies, instances and bytes there are."""
+        rows = await self._reads.rows(
+            select(
+                func.count(STUDIES.c.study),
+                func.coalesce(func.sum(STUDIES.c.instance_count), 0),
+                func.coalesce(func.sum(STUDIES.c.size_bytes), 0),
+            )
+        )
+        return Totals(*(int(value) for value in rows[0]))
+
+    def fingerprint(self, sha256: bytes) -> bytes:
+        """What stands in clear for a data set's digest."""
+        return self.pseudonyms.blind("fingerprint", sha256.hex())
+
+    async def _taken(self, tx: Tx, instances: Sequence[str]) -> frozenset[str]:
+        query = select(INSTANCES.c.instance).where(INSTANCES.c.instance.in_(instances))
+        return frozenset((await tx.execute(query)).scalars())
+
+    async def _add_series(self, tx: Tx, fresh: Sequence[Entry]) -> dict[str, int]:
+        """Upsert series; return how many new ones each study got."""
+        groups = _grouped(fresh)
+        studies = {study for study, _ in groups}
+        rows = await tx.execute(select(SERIES.c.study, SERIES.c.series).where(SERIES.c.study.in_(studies)))
+        there = {(row.study, row.series) for row in rows}
+        new = [key for key in groups if key not in there]
+        if new:
+            await tx.execute(insert(SERIES), [self._series_values(groups[key][0]) for key in new])
+        await tx.execute(
+            update(SERIES)
+            .where(SERIES.c.study == bindparam("in_study"), SERIES.c.series == bindparam("in_series"))
+            .values(instance_count=SERIES.c.instance_count + bindparam("more")),
+            [
+                {"in_study": study, "in_series": series, "more": len(entries)}
+                for (study, series), entries in groups.items()
+            ],
+        )
+        counts: dict[str, int] = dict.fromkeys(studies, 0)
+        for study, _ in new:
+            counts[study] += 1
+        return counts
+
+    async def _add_studies(self, tx: Tx, fresh: Sequence[Entry], new_series: Mapping[str, int]) -> None:
+        by_study: dict[str, list[Entry]] = {}
+        for entry in fresh:
+            by_study.setdefault(entry.study, []).append(entry)
+        rows = await tx.execute(
+            select(STUDIES.c.study, STUDIES.c.modalities).where(STUDIES.c.study.in_(by_study))
+        )
+        modalities = {row.study: row.modalities for row in rows}
+        new = [
+            self._study_values(entries[0]) for study, entries in by_study.items() if study not in modalities
+        ]
+        if new:
+            await tx.execute(insert(STUDIES), new)
+        await tx.execute(
+            update(STUDIES)
+            .where(STUDIES.c.study == bindparam("in_study"))
+            .values(
+                series_count=STUDIES.c.series_count + bindparam("more_series"),
+                instance_count=STUDIES.c.instance_count + bindparam("more"),
+                size_bytes=STUDIES.c.size_bytes + bindparam("more_bytes"),
+                modalities=bindparam("all_modalities"),
+                changed=bindparam("latest"),
+            ),
+            [
+                {
+                    "in_study": study,
+                    "more_series": new_series[study],
+                    "more": len(entries),
+                    "more_bytes": sum(entry.size_bytes for entry in entries),
+                    "all_modalities": _with_modalities(modalities.get(study, ""), entries),
+                    "latest": max(entry.received for entry in entries),
+                }
+                for study, entries in by_study.items()
+            ],
+        )
+
+    def _study_values(self, entry: Entry) -> dict[str, Any]:
+        attributes = entry.attributes
+        accession = attributes.get("accession_number") or ""
+        name = str(attributes.get("patient_name") or "")
+        return {
+            "study": entry.study,
+            "patient": entry.patient,
+            "grade": int(entry.grade),
+            "study_date": attributes.get("study_date") or "",
+            "accession": self.pseudonyms.blind("accession", accession) if accession else None,
+            "modalities": "",
+            "series_count": 0,
+            "instance_count": 0,
+            "size_bytes": 0,
+            "indexed_to": 0,
+            "received": entry.received,
+            "changed": entry.received,
+            "sealed": self._sealer.seal_json(
+                "index_study", entry.study, _picked(attributes, STUDY_ATTRIBUTES)
+            ),
+            "sealed_name": self._sealer.seal(
+                "index_study", "sealed_name", entry.study, name.encode("utf-8", "surrogatepass")
+            ),
+        }
+
+    def _series_values(self, entry: Entry) -> dict[str, Any]:
+        row = f"{entry.study}/{entry.series}"
+        values = _picked(entry.attributes, SERIES_ATTRIBUTES)
+        return {
+            "study": entry.study,
+            "series": entry.series,
+            "number": _stored(entry.attributes.get("series_number")),
+            "modality": entry.attributes.get("modality") or "",
+            "instance_count": 0,
+            "metadata": None,
+            "sealed": self._sealer.seal_json("index_series", row, values),
+        }
+
+    def _instance_values(self, entry: Entry) -> dict[str, Any]:
+        attributes = entry.attributes
+        sealed = {
+            "uid": attributes["sop_instance_uid"],
+            "sop_class": entry.sop_class,
+            "transfer_syntax": entry.transfer_syntax,
+            "rows": attributes.get("rows"),
+            "columns": attributes.get("columns"),
+            "frames": attributes.get("frames") or 1,
+            "sha256": entry.sha256,
+            "pixel": dict(entry.pixel) if entry.pixel else None,
+            "instance": entry.data_set.to_json(),
+            "attributes": entry.description.to_json(),
+        }
+        return {
+            "instance": entry.instance,
+            "study": entry.study,
+            "series": entry.series,
+            "number": _stored(attributes.get("instance_number")),
+            "size_bytes": entry.size_bytes,
+            "fingerprint": self.fingerprint(bytes.fromhex(entry.sha256)),
+            "sealed": self._sealer.seal_json("index_instance", entry.instance, sealed),
+        }
+
+    def _instance(self, row: Any) -> InstanceRow:
+        sealed = self._sealer.open_json("index_instance", row.instance, row.sealed)
+        return InstanceRow(
+            instance=row.instance,
+            study=row.study,
+            series=row.series,
+            number=None if row.number == NO_NUMBER else row.number,
+            size_bytes=row.size_bytes,
+            sop_instance_uid=sealed["uid"],
+            sop_class_uid=sealed["sop_class"],
+            transfer_syntax_uid=sealed["transfer_syntax"],
+            rows=sealed["rows"],
+            columns=sealed["columns"],
+            frames=sealed["frames"],
+            sha256=bytes.fromhex(sealed["sha256"]),
+            pixel=sealed["pixel"],
+            data_set=Placement.from_json(sealed["instance"]),
+            description=Placement.from_json(sealed["attributes"]),
+        )
+
+    def _name(self, study: str, sealed: bytes) -> str:
+        return self._sealer.open("index_study", "sealed_name", study, sealed).decode("utf-8", "surrogatepass")
+
+
+def _picked(attributes: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {keyword: attributes.get(name) or "" for keyword, name in names.items()}
+
+
+def _grouped(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
+    groups: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault((entry.study, entry.series), []).append(entry)
+    return groups
+
+
+def _with_modalities(stored: str, entries: Sequence[Entry]) -> str:
+    known = {value for value in stored.split("/") if value}
+    known |= {str(entry.attributes.get("modality") or "").replace("/", "") for entry in entries}
+    return "/" + "/".join(sorted(known - {""})) + "/" if known - {""} else ""
+
+
+def _stored(number: int | None) -> int:
+    return NO_NUMBER if number is None else max(-NO_NUMBER, min(int(number), NO_NUMBER - 1))
+
+
+def _metadata_place(text: str | None) -> MetadataPlace | None:
+    if text is None:
+        return None
+    data = json.loads(text)
+    return MetadataPlace(data["object_id"], data["count"], Placement.from_json(data))

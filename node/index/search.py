@@ -1,0 +1,285 @@
+"""Searching the index: what the database can decide it decides, the rest is matched on opened rows.
+
+Rows come in the order of the answer, page by page behind the last key, so a search costs what it answers and
+not what the archive holds. Names come from the table in memory. Nothing here asks whether somebody may see a
+row, except through `Visible`, which the gateway makes from decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, Select, and_, or_, select, tuple_
+
+from consent.errors import Invalid
+from consent.vocabulary import Grade
+from node.index.names import NameTable
+from node.index.pseudonyms import Pseudonyms
+from node.index.query import ATTRIBUTES, Level, Matcher, Query, is_wild, matcher, uids
+from node.index.reads import Reads
+from node.index.rows import Match
+from node.index.sealing import RowSealer
+from node.index.tables import INSTANCES, NO_NUMBER, SERIES, STUDIES
+
+PAGE_ROWS = 500
+MAX_ROWS_OPENED = 200_000
+"""A search that would open more rows than this is refused: it should be narrowed."""
+MAX_CANDIDATES = 2_000
+"""Up to this many studies found by name are handed to the database; more are picked out of its pages."""
+MAX_PATIENTS = 10_000
+"""Patients to whom a search can be restricted."""
+
+
+@dataclass(frozen=True)
+class Visible:
+    """What the asker may find: studies of `grades` of anybody, and of `patient_grades` of these patients."""
+
+    grades: frozenset[Grade] = frozenset()
+    patients: frozenset[str] = frozenset()
+    patient_grades: frozenset[Grade] = frozenset()
+
+    def condition(self) -> ColumnElement[bool] | None:
+        """As SQL; None when everything is visible. Raises Invalid when there are too many patients."""
+        if self.grades == frozenset(Grade):
+            return None
+        if len(self.patients) > MAX_PATIENTS:
+            raise Invalid(
+                f"A search covers at most {MAX_PATIENTS} patients in somebody's care.",
+                mend="Search by Patient ID, or end treatment relationships that are over.",
+            )
+        own = and_(
+            STUDIES.c.patient.in_(sorted(self.patients)),
+            STUDIES.c.grade.in_(sorted(int(grade) for grade in self.patient_grades)),
+        )
+        return or_(STUDIES.c.grade.in_(sorted(int(grade) for grade in self.grades)), own)
+
+
+EVERYTHING = Visible(grades=frozenset(Grade))
+
+
+@dataclass(frozen=True)
+class Page:
+    """Answers, and whether there are more behind them."""
+
+    matches: tuple[Match, ...]
+    more: bool
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A query taken apart: conditions for the database, tests for opened rows, and studies found by name."""
+
+    conditions: tuple[ColumnElement[bool], ...]
+    tests: Mapping[str, Matcher]
+    named: frozenset[str] | None
+
+
+class Search:
+    """Answers queries; holds no state but what it is given."""
+
+    def __init__(self, reads: Reads, pseudonyms: Pseudonyms, sealer: RowSealer, names: NameTable) -> None:
+        self._reads = reads
+        self._pseudonyms = pseudonyms
+        self._sealer = sealer
+        self._names = names
+
+    async def run(self, query: Query, visible: Visible) -> Page:
+        """Return up to `query.limit` answers behind `query.offset`. Raises Invalid when the search is too broad."""
+        plan = self._plan(query, visible)
+        found: list[Match] = []
+        skip = query.offset
+        opened: dict[str, dict[str, Any]] = {}
+        async for row in self._rows(query, plan):
+            match = self._open(query.level, row, opened)
+            if not all(test(_text(match.values.get(keyword))) for keyword, test in plan.tests.items()):
+                continue
+            if skip:
+                skip -= 1
+                continue
+            if len(found) == query.limit:
+                return Page(tuple(found), True)
+            found.append(match)
+        return Page(tuple(found), False)
+
+    def _plan(self, query: Query, visible: Visible) -> _Plan:
+        conditions: list[ColumnElement[bool]] = []
+        tests: dict[str, Matcher] = {}
+        named: frozenset[str] | None = None
+        for keyword, value in query.keys.items():
+            condition = self._condition(keyword, value)
+            if condition is not None:
+                conditions.append(condition)
+            elif keyword == "PatientName" and (hits := self._names.match(value)) is not None:
+                if len(hits) <= MAX_CANDIDATES:
+                    conditions.append(STUDIES.c.study.in_(sorted(hits)))
+                else:
+                    named = hits
+            else:
+                tests[keyword] = matcher(ATTRIBUTES[keyword], value)
+        allowed = visible.condition()
+        if allowed is not None:
+            conditions.append(allowed)
+        return _Plan(tuple(conditions), tests, named)
+
+    def _condition(self, keyword: str, value: str) -> ColumnElement[bool] | None:
+        """The database's condition that decides this key fully, or None when it cannot."""
+        names = self._pseudonyms
+        match keyword:
+            case "StudyInstanceUID":
+                return STUDIES.c.study.in_([names.study(uid) for uid in uids(value)])
+            case "SeriesInstanceUID":
+                return SERIES.c.series.in_([names.series(uid) for uid in uids(value)])
+            case "SOPInstanceUID":
+                return INSTANCES.c.instance.in_([names.instance(uid) for uid in uids(value)])
+            case "PatientID" if not is_wild(value):
+                return STUDIES.c.patient == names.patient(value.strip())
+            case "AccessionNumber" if not is_wild(value):
+                return STUDIES.c.accession == names.blind("accession", value.strip())
+            case "StudyDate":
+                return _dates(value)
+            case "ModalitiesInStudy" if value.isalnum():
+                return STUDIES.c.modalities.contains(f"/{value}/")
+            case "Modality" if value.isalnum():
+                return SERIES.c.modality == value
+            case _:
+                return None
+
+    async def _rows(self, query: Query, plan: _Plan) -> AsyncIterator[Row[Any]]:
+        """Rows that the database finds, in order. Every page begins behind the last row of the one before."""
+        size = PAGE_ROWS if plan.tests or plan.named else min(PAGE_ROWS, query.limit + query.offset + 1)
+        statement, order = _statement(query.level)
+        statement = statement.where(*plan.conditions).limit(size)
+        opened = 0
+        after: tuple[Any, ...] | None = None
+        while True:
+            page = await self._reads.rows(_behind(statement, order, after, query.level))
+            for row in page:
+                if plan.named is None or row.study in plan.named:
+                    yield row
+            opened += len(page)
+            if len(page) < size:
+                return
+            if opened >= MAX_ROWS_OPENED:
+                raise Invalid("This search is too broad.", mend="Add a date range, a name or an ID.")
+            after = tuple(page[-1]._mapping[f"key_{number}"] for number in range(len(order)))
+
+    def _open(self, level: Level, row: Row[Any], opened: dict[str, dict[str, Any]]) -> Match:
+        """Open a row; `opened` remembers the study and series that the rows before it shared."""
+        values = dict(self._opened("index_study", row.study, row.study_sealed, opened))
+        department = values.pop("InstitutionalDepartmentName", None)
+        values["StudyDate"] = row.study_date
+        values["ModalitiesInStudy"] = row.modalities.strip("/").replace("/", "\\")
+        values["NumberOfStudyRelatedSeries"] = row.series_count
+        values["NumberOfStudyRelatedInstances"] = row.study_count
+        series = instance = None
+        if level is not Level.STUDY:
+            series = row.series
+            values |= self._opened("index_series", f"{row.study}/{series}", row.series_sealed, opened)
+            values["Modality"] = row.modality
+            values["SeriesNumber"] = _number(row.series_number)
+            values["NumberOfSeriesRelatedInstances"] = row.series_instances
+        if level is Level.INSTANCE:
+            instance = row.instance
+            sealed = self._sealer.open_json("index_instance", instance, row.instance_sealed)
+            values |= _instance_values(sealed, row.number)
+        return Match(row.study, row.patient, Grade(row.grade), values, department, series, instance)
+
+    def _opened(
+        self, table: str, key: str, sealed: bytes, opened: dict[str, dict[str, Any]]
+    ) -> dict[str, Any]:
+        if key not in opened:
+            if len(opened) >= PAGE_ROWS:
+                opened.clear()
+            opened[key] = self._sealer.open_json(table, key, sealed)
+        return opened[key]
+
+
+_STUDY_COLUMNS = (
+    STUDIES.c.study,
+    STUDIES.c.patient,
+    STUDIES.c.grade,
+    STUDIES.c.study_date,
+    STUDIES.c.modalities,
+    STUDIES.c.series_count,
+    STUDIES.c.instance_count.label("study_count"),
+    STUDIES.c.sealed.label("study_sealed"),
+)
+_SERIES_COLUMNS = (
+    SERIES.c.series,
+    SERIES.c.number.label("series_number"),
+    SERIES.c.modality,
+    SERIES.c.instance_count.label("series_instances"),
+    SERIES.c.sealed.label("series_sealed"),
+)
+_INSTANCE_COLUMNS = (INSTANCES.c.instance, INSTANCES.c.number, INSTANCES.c.sealed.label("instance_sealed"))
+
+
+def _statement(level: Level) -> tuple[Select[Any], tuple[ColumnElement[Any], ...]]:
+    """The SELECT of a level and what it is ordered by: studies newest first, the rest as in the study."""
+    if level is Level.STUDY:
+        order: tuple[ColumnElement[Any], ...] = (STUDIES.c.study_date, STUDIES.c.study)
+        return _ordered(select(*_STUDY_COLUMNS), order, level), order
+    in_series = SERIES.c.study == STUDIES.c.study
+    if level is Level.SERIES:
+        order = (SERIES.c.study, SERIES.c.number, SERIES.c.series)
+        found = select(*_STUDY_COLUMNS, *_SERIES_COLUMNS).join_from(STUDIES, SERIES, in_series)
+        return _ordered(found, order, level), order
+    order = (INSTANCES.c.study, INSTANCES.c.series, INSTANCES.c.number, INSTANCES.c.instance)
+    in_instance = and_(INSTANCES.c.study == SERIES.c.study, INSTANCES.c.series == SERIES.c.series)
+    found = (
+        select(*_STUDY_COLUMNS, *_SERIES_COLUMNS, *_INSTANCE_COLUMNS)
+        .join_from(STUDIES, SERIES, in_series)
+        .join(INSTANCES, in_instance)
+    )
+    return _ordered(found, order, level), order
+
+
+def _ordered(statement: Select[Any], order: tuple[ColumnElement[Any], ...], level: Level) -> Select[Any]:
+    keys = [column.label(f"key_{number}") for number, column in enumerate(order)]
+    way = [column.desc() if level is Level.STUDY else column.asc() for column in order]
+    return statement.add_columns(*keys).order_by(*way)
+
+
+def _behind(
+    statement: Select[Any],
+    order: tuple[ColumnElement[Any], ...],
+    after: tuple[Any, ...] | None,
+    level: Level,
+) -> Select[Any]:
+    if after is None:
+        return statement
+    here = tuple_(*order)
+    return statement.where(here < after if level is Level.STUDY else here > after)
+
+
+def _dates(value: str) -> ColumnElement[bool]:
+    low, dash, high = value.partition("-")
+    column = STUDIES.c.study_date
+    if not dash:
+        return column == low
+    # Studies without a date have "", which is below every date.
+    bounds = [column >= (low or "0")]
+    if high:
+        bounds.append(column <= high)
+    return and_(*bounds)
+
+
+def _instance_values(sealed: Mapping[str, Any], number: int) -> dict[str, Any]:
+    return {
+        "SOPClassUID": sealed["sop_class"],
+        "SOPInstanceUID": sealed["uid"],
+        "InstanceNumber": _number(number),
+        "NumberOfFrames": sealed["frames"],
+        "Rows": sealed["rows"],
+        "Columns": sealed["columns"],
+    }
+
+
+def _number(stored: int) -> int | None:
+    return None if stored == NO_NUMBER else stored
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)

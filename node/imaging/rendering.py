@@ -1,6 +1,6 @@
-"""Rendering as the node sees it: a small pool of confined worker processes.
+"""Rendering and de-identification as the node sees them: a small pool of confined worker processes.
 
-`Renderer.render` hands a data set to a worker and returns an encoded picture. A worker that takes longer
+`Renderer` hands a data set to a worker and returns an encoded picture, or a de-identified data set. A worker that takes longer
 than the deadline or dies is replaced and the caller gets a clear refusal; the node itself never decodes
 pixels. Callers wait their turn in order; more than MAX_WAITING of them are refused at once.
 """
@@ -17,6 +17,9 @@ from contextlib import suppress
 from typing import Any
 
 from consent.errors import Invalid, Unavailable
+from node.imaging.confidentiality import Action, Option
+from node.imaging.deidentify import DeidentifiedInstance
+from node.imaging.reidentification import Refusal
 from node.imaging.watermark import WatermarkText
 
 DEADLINE_SECONDS = 20.0
@@ -72,6 +75,7 @@ class Renderer:
         if media_type not in MEDIA_TYPES:
             raise Invalid(f"{media_type} is not offered.", mend=f"Ask for one of {', '.join(MEDIA_TYPES)}.")
         job = {
+            "kind": "render",
             "transfer_syntax": transfer_syntax,
             "frame": frame,
             "window": window,
@@ -79,6 +83,32 @@ class Renderer:
             "media_type": media_type,
             "watermark": {"lines": watermark.lines, "seed": watermark.seed} if watermark else None,
         }
+        _, picture = await self._run(job, dataset)
+        return picture
+
+    async def deidentify(
+        self,
+        dataset: bytes,
+        transfer_syntax: str,
+        *,
+        project_key: bytes,
+        options: frozenset[Option] = frozenset(),
+    ) -> DeidentifiedInstance | Refusal:
+        """De-identify one data set; see `node.imaging.deidentify`. Raises Unavailable as `render` does."""
+        job = {
+            "kind": "deidentify",
+            "transfer_syntax": transfer_syntax,
+            "project_key": project_key.hex(),
+            "options": sorted(options),
+        }
+        head, data = await self._run(job, dataset)
+        if "refusal" in head:
+            return Refusal(**head["refusal"])
+        instance = head["instance"]
+        actions = tuple((tag, Action(action)) for tag, action in instance.pop("actions"))
+        return DeidentifiedInstance(**{**instance, "data": data, "actions": actions})
+
+    async def _run(self, job: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         if self._waiting >= MAX_WAITING:
             raise Unavailable("Too many pictures are waiting to be drawn.", mend="Try again in a moment.")
         self._waiting += 1
@@ -88,11 +118,11 @@ class Renderer:
             self._waiting -= 1
         try:
             async with asyncio.timeout(self._deadline_seconds):
-                return await worker.run(job, dataset)
+                return await worker.run(job, data)
         except (TimeoutError, EOFError, OSError) as error:
             await worker.stop()
             raise Unavailable(
-                "Drawing this picture took too long or too much memory and was stopped.",
+                "Work on this image took too long or too much memory and was stopped.",
                 mend="Ask for a smaller picture, or download the instance.",
                 code="render-stopped",
             ) from error
@@ -128,7 +158,7 @@ class _Worker:
             await self._process.stdout.readexactly(len(READY))
         return self._process
 
-    async def run(self, job: Mapping[str, Any], data: bytes) -> bytes:
+    async def run(self, job: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         head = json.dumps({**job, "size_bytes": len(data)}).encode()
         try:
             process = await self.start()
@@ -145,7 +175,7 @@ class _Worker:
             raise EOFError("the worker ended") from error
         if not answer["ok"]:
             raise Invalid(answer["message"], mend=answer.get("mend", ""), code=answer.get("code", "invalid"))
-        return body
+        return answer, body
 
     async def stop(self) -> None:
         process, self._process = self._process, None

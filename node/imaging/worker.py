@@ -1,6 +1,6 @@
 """The rendering worker: a child process that may neither write a file nor grow without bound.
 
-Started by `node.imaging.rendering`. Reads one job at a time from standard input and answers on standard
+Started by `node.imaging.rendering`. Renders frames and de-identifies data sets. Reads one job at a time from standard input and answers on standard
 output: 4-byte big-endian length, JSON head, then (for a job) the data set's bytes or (for an answer) the
 picture's. The limits are set after the imports, before the first byte of an image is read.
 """
@@ -12,14 +12,18 @@ import json
 import resource
 import struct
 import sys
+from dataclasses import asdict
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from consent.errors import AccordError
+from node.imaging.confidentiality import Option
 from node.imaging.decode import decode_frame
+from node.imaging.deidentify import Deidentifier
 from node.imaging.presentation import present
+from node.imaging.reidentification import Refusal
 from node.imaging.rendering import READY
 from node.imaging.watermark import WatermarkText, burn
 
@@ -48,6 +52,16 @@ def render(job: dict[str, Any], data: bytes) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, form, **OPTIONS[form])
     return buffer.getvalue()
+
+
+def deidentify(job: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+    """De-identify one data set; the head says what it is now, or why it was refused."""
+    options = frozenset(Option(name) for name in job["options"])
+    result = Deidentifier(bytes.fromhex(job["project_key"]), options).apply(data, job["transfer_syntax"])
+    if isinstance(result, Refusal):
+        return {"refusal": asdict(result)}, b""
+    head = asdict(result)
+    return {"instance": {**head, "data": None}}, result.data
 
 
 def _scaled(picture: np.ndarray[Any, np.dtype[np.uint8]], size: int | None) -> np.ndarray[Any, Any]:
@@ -90,8 +104,12 @@ def _serve(source: BinaryIO, sink: BinaryIO) -> None:
         data = _read_exactly(source, job["size_bytes"])
         body = b""
         try:
-            body = render(job, data)
             head: dict[str, Any] = {"ok": True}
+            if job["kind"] == "render":
+                body = render(job, data)
+            else:
+                result, body = deidentify(job, data)
+                head |= result
         except AccordError as error:
             head = {"ok": False, "message": error.message, "mend": error.mend, "code": error.code}
         except MemoryError:

@@ -13,8 +13,10 @@ from pydicom.data import get_testdata_file
 
 from consent.errors import Invalid, Unavailable
 from node.imaging.decode import StoredFrame, read_dataset
+from node.imaging.deidentify import Deidentifier
 from node.imaging.part10 import read_part10
 from node.imaging.presentation import present
+from node.imaging.reidentification import Refusal
 from node.imaging.rendering import Renderer
 from node.imaging.watermark import WatermarkText, burn
 
@@ -145,3 +147,16 @@ async def test_many_callers_share_few_workers() -> None:
         pictures = await asyncio.gather(*(renderer.render(data, syntax, window=(n, 400)) for n in range(40)))
 
     assert len(set(pictures)) > 30
+
+
+@pytest.mark.requirement("U6")
+async def test_deidentification_in_a_worker_equals_the_engine() -> None:
+    """The confined path gives exactly what the engine gives, refusals included."""
+    data, syntax = sample("CT_small.dcm")
+    async with Renderer(1) as renderer:
+        confined = await renderer.deidentify(data, syntax, project_key=b"k" * 32)
+        refused = await renderer.deidentify(data, syntax, project_key=b"k" * 32, options=frozenset())
+        report = await renderer.deidentify(b"\x08\x00\x05\x00CS\xff\xff", syntax, project_key=b"k" * 32)
+
+    assert confined == Deidentifier(b"k" * 32).apply(data, syntax) == refused
+    assert isinstance(report, Refusal)

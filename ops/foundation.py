@@ -74,7 +74,9 @@ def read_credential(file: Path) -> bytes:
         )
     credential = file.read_bytes().strip()
     if not MIN_CREDENTIAL_BYTES <= len(credential) <= MAX_CREDENTIAL_BYTES:
-        raise Invalid(f"The credential {file} is empty or not a credential.", mend="Restore it from its safe copy.")
+        raise Invalid(
+            f"The credential {file} is empty or not a credential.", mend="Restore it from its safe copy."
+        )
     return credential
 
 

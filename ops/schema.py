@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import federation.schema
-import learning.schema
+import federation.schema  # noqa: F401
+import learning.schema  # noqa: F401
 import node.schema  # noqa: F401
 from node.database import metadata
 

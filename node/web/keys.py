@@ -1,0 +1,46 @@
+"""Typed keys by which handlers find the node's services on the application: `request.app[GATEWAY]`.
+
+Holds names only. `ops.compose` fills them; a floor above keeps its own keys in its own api module.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from node.access.care import Care
+    from node.access.registry import Registry
+    from node.access.sessions import Sessions
+    from node.approvals import Approvals
+    from node.audit.log import Log
+    from node.clock import Clock
+    from node.config import Settings
+    from node.database import Database
+    from node.gateway import Gateway
+    from node.identity import Identity
+    from node.index import Index, Pseudonyms
+    from node.ingest import Ingest
+    from node.policies import Policies
+    from node.records import Records
+    from node.web.metrics import HttpMetrics
+    from node.web.openings import Openings
+
+GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway")
+INGEST: web.AppKey[Ingest] = web.AppKey("ingest")
+INDEX: web.AppKey[Index] = web.AppKey("index")
+PSEUDONYMS: web.AppKey[Pseudonyms] = web.AppKey("pseudonyms")
+LOG: web.AppKey[Log] = web.AppKey("log")
+REGISTRY: web.AppKey[Registry] = web.AppKey("registry")
+SESSIONS: web.AppKey[Sessions] = web.AppKey("sessions")
+CARE: web.AppKey[Care] = web.AppKey("care")
+RECORDS: web.AppKey[Records] = web.AppKey("records")
+APPROVALS: web.AppKey[Approvals] = web.AppKey("approvals")
+POLICIES: web.AppKey[Policies] = web.AppKey("policies")
+CLOCK: web.AppKey[Clock] = web.AppKey("clock")
+IDENTITY: web.AppKey[Identity] = web.AppKey("identity")
+SETTINGS: web.AppKey[Settings] = web.AppKey("settings")
+DATABASE: web.AppKey[Database] = web.AppKey("database")
+METRICS: web.AppKey[HttpMetrics] = web.AppKey("metrics")
+OPENINGS: web.AppKey[Openings] = web.AppKey("openings")

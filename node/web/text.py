@@ -1,0 +1,125 @@
+"""Words in the language of the person: gettext catalogues, one domain `accord`, English and Chinese.
+
+The language of the request in hand lies in a context variable that `pages` sets. Catalogues are compiled in memory
+from the .po files at start, so no binary is committed. `_()` translates now; `N_()` marks a constant for
+extraction and leaves it in English until a page shows it.
+"""
+
+from __future__ import annotations
+
+import gettext
+import io
+from collections.abc import Mapping
+from contextvars import ContextVar
+from datetime import date, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from babel import Locale, dates, numbers
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po
+
+LOCALES: Final = Path(__file__).parent / "portal" / "locales"
+LANGUAGES: Final[Mapping[str, str]] = {"en": "en", "zh-CN": "zh_CN"}
+"""HTML language tag to catalogue folder; the first is what an unknown language gets."""
+DEFAULT_LANGUAGE: Final = "en"
+
+language: ContextVar[str] = ContextVar("language", default=DEFAULT_LANGUAGE)
+
+
+@cache
+def catalogue(tag: str) -> gettext.NullTranslations:
+    """The compiled catalogue of a language tag; empty (English msgids) when its .po is not there."""
+    path = LOCALES / LANGUAGES.get(tag, "en") / "LC_MESSAGES" / "accord.po"
+    if not path.exists():
+        return gettext.NullTranslations()
+    with path.open("rb") as source:
+        entries = read_po(source, locale=LANGUAGES.get(tag, "en"), domain="accord")
+    compiled = io.BytesIO()
+    write_mo(compiled, entries)
+    compiled.seek(0)
+    return gettext.GNUTranslations(compiled)
+
+
+def _(message: str, **values: Any) -> str:
+    """`message` in the person's language, with %(name)s filled in."""
+    text = catalogue(language.get()).gettext(message) if message else ""
+    return text % values if values else text
+
+
+def ngettext(one: str, many: str, n: int, **values: Any) -> str:
+    """The form that fits `n`, in the person's language; %(num)s is `n`."""
+    return catalogue(language.get()).ngettext(one, many, n) % {"num": n, **values}
+
+
+def gettext_now(message: str) -> str:
+    """The bare lookup, for templates: Jinja fills in and escapes the values."""
+    return catalogue(language.get()).gettext(message) if message else ""
+
+
+def ngettext_now(one: str, many: str, n: int) -> str:
+    """The bare plural lookup, for templates."""
+    return catalogue(language.get()).ngettext(one, many, n)
+
+
+def pgettext_now(context: str, message: str) -> str:
+    """The bare lookup in a context, for templates."""
+    return catalogue(language.get()).pgettext(context, message)
+
+
+def N_(message: str) -> str:  # noqa: N802  (gettext's customary name)
+    """Mark a constant for extraction; it stays English until `_` meets it."""
+    return message
+
+
+def negotiate(accept_language: str) -> str:
+    """The best of our languages for an Accept-Language header (RFC 9110 §12.5.4)."""
+    wanted: list[tuple[float, int, str]] = []
+    for position, part in enumerate(accept_language[:1000].split(",")[:20]):
+        tag, _sep, quality = part.strip().partition(";q=")
+        try:
+            weight = float(quality or 1)
+        except ValueError:
+            continue
+        wanted.append((-weight, position, tag.strip().lower()))
+    for weight, _position, tag in sorted(wanted):
+        if weight < 0 and tag.startswith("zh"):
+            return "zh-CN"
+        if weight < 0 and tag.startswith("en"):
+            return "en"
+    return DEFAULT_LANGUAGE
+
+
+def format_moment(moment: datetime | None, style: str = "minute") -> str:
+    """A moment in the node's own time zone: to the minute, or `exact` with seconds and offset; empty for None."""
+    if moment is None:
+        return ""
+    local = moment.astimezone()
+    return local.strftime("%Y-%m-%d %H:%M:%S %z" if style == "exact" else "%Y-%m-%d %H:%M")
+
+
+def format_date(value: date | str | None) -> str:
+    """A date, or a DICOM DA value (YYYYMMDD), in ISO form; other text is returned as it is."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        digits = value.strip()
+        if len(digits) == 8 and digits.isdigit():
+            return f"{digits[:4]}-{digits[4:6]}-{digits[6:]}"
+        return value
+    return value.isoformat()
+
+
+def format_delta(seconds: float) -> str:
+    """A length of time in words, in the person's language: "15 minutes"."""
+    return str(dates.format_timedelta(seconds, locale=_locale(), threshold=1.2))
+
+
+def format_number(value: float) -> str:
+    """A number with the language's grouping."""
+    return str(numbers.format_decimal(value, locale=_locale()))
+
+
+def _locale() -> Locale:
+    return Locale.parse(LANGUAGES[language.get()])

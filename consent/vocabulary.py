@@ -153,3 +153,5 @@ class EventKind(StrEnum):
     LOG_READ = "LogRead"
     MEMBER_SUSPENDED = "MemberSuspended"
     MEMBER_REINSTATED = "MemberReinstated"
+    DEVICE_CHANGED = "DeviceChanged"
+    TOKEN_REVOKED = "TokenRevoked"

@@ -1,8 +1,15 @@
-"""The rule files that ship with the product, read from the installed package; consent itself reads no files."""
+"""The policy in force at this node, and the rule files that ship with the product.
+
+Consent itself reads no files; they are read here from the installed package. `Policies` holds the one policy that
+every decision of this node uses, compiled once; giving it another changes the next decision.
+"""
 
 from __future__ import annotations
 
 from importlib.resources import files
+
+from consent.decision import CompiledPolicy, compile_policy
+from consent.policy import Parameters, Policy, shipped_policy
 
 
 def shipped_cedar() -> dict[str, str]:
@@ -13,3 +20,29 @@ def shipped_cedar() -> dict[str, str]:
         for item in folder.iterdir()
         if item.name.endswith(".cedar")
     }
+
+
+class Policies:
+    """The policy in force. Without one, the shipped rules with the shipped numbers, or with `parameters`."""
+
+    def __init__(self, policy: Policy | None = None, *, parameters: Parameters | None = None) -> None:
+        self._compiled = compile_policy(policy or shipped_policy(shipped_cedar(), parameters))
+
+    @property
+    def current(self) -> CompiledPolicy:
+        """What `decide` takes."""
+        return self._compiled
+
+    @property
+    def policy(self) -> Policy:
+        """Rules and parameters, as data."""
+        return self._compiled.policy
+
+    @property
+    def parameters(self) -> Parameters:
+        """The numbers."""
+        return self._compiled.policy.parameters
+
+    def replace(self, policy: Policy) -> None:
+        """Put another policy in force. Raises Invalid, and keeps the old one, when it is not sound."""
+        self._compiled = compile_policy(policy)

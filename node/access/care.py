@@ -1,0 +1,169 @@
+"""Treatment relationships: who treats which patient, since when, until when, and where that is known from.
+
+Patients are pseudonyms. The rules ask `related`; without a relationship a clinician sees nothing of a patient.
+Every change is an entry of the log.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Column, ForeignKey, Select, String, Table, insert, select, update
+
+from consent.errors import Invalid, NotFound
+from consent.vocabulary import EventKind
+from node.access.people import person_table
+from node.audit.log import Event, Log
+from node.clock import Clock
+from node.database import Database, Tx, UtcDateTime, metadata
+
+MAX_PATIENT_CHARACTERS = 64
+
+care_table = Table(
+    "care",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("login", String(64), ForeignKey("person.login"), nullable=False, index=True),
+    Column("patient", String(MAX_PATIENT_CHARACTERS), nullable=False, index=True),
+    Column("source", String(32), nullable=False),
+    Column("recorded_by", String(120), nullable=False),
+    Column("begins", UtcDateTime, nullable=False),
+    Column("ends", UtcDateTime),
+)
+
+
+class CareSource(StrEnum):
+    """Where a relationship is known from."""
+
+    ENTERED = "entered"
+    IMPORTED = "imported"
+
+
+@dataclass(frozen=True)
+class Relationship:
+    """`login` treats `patient` in [begins, ends); an open end is None."""
+
+    id: str
+    login: str
+    patient: str
+    source: CareSource
+    recorded_by: str
+    begins: datetime
+    ends: datetime | None
+
+
+class Care:
+    """The relationships of one node."""
+
+    def __init__(self, database: Database, log: Log, clock: Clock) -> None:
+        self._database = database
+        self._log = log
+        self._clock = clock
+
+    async def record(
+        self,
+        login: str,
+        patient: str,
+        until: datetime | None = None,
+        by: str = "system",
+        source: CareSource = CareSource.ENTERED,
+        *,
+        tx: Tx | None = None,
+    ) -> Relationship:
+        """Record that a person treats a patient from now on. With `tx`, in the caller's transaction.
+
+        Raises NotFound without such an account, Invalid for an end that has passed or a bad pseudonym.
+        """
+        now = self._clock.now()
+        if until is not None and until <= now:
+            raise Invalid("This treatment relationship would be over already.", mend="Give a later end.")
+        if not 0 < len(patient) <= MAX_PATIENT_CHARACTERS or not patient.isascii():
+            raise Invalid("This is not a patient pseudonym.", code="patient")
+        relationship = Relationship(secrets.token_hex(16), login, patient, source, by, now, until)
+        if tx is not None:
+            await self._insert(tx, relationship)
+        else:
+            async with self._database.write() as own:
+                await self._insert(own, relationship)
+        return relationship
+
+    async def end(self, login: str, patient: str, by: str = "system", *, reason: str = "") -> None:
+        """End every present relationship of the two. Raises NotFound when there is none."""
+        now = self._clock.now()
+        async with self._database.write() as tx:
+            present = [row.id for row in await tx.execute(_present(login, now, patient))]
+            if not present:
+                raise NotFound("There is no such treatment relationship.")
+            await tx.execute(update(care_table).where(care_table.c.id.in_(present)).values(ends=now))
+            detail = {"login": login}
+            event = Event(EventKind.CARE_ENDED, by, patient=patient, reason=reason, detail=detail)
+            await self._log.append(tx, event)
+
+    async def related(self, login: str, patient: str | None, now: datetime, *, tx: Tx | None = None) -> bool:
+        """Whether the person treats the patient at `now`."""
+        if patient is None:
+            return False
+        query = _present(login, now, patient).limit(1)
+        if tx is not None:
+            return (await tx.execute(query)).first() is not None
+        async with self._database.read() as own:
+            return (await own.execute(query)).first() is not None
+
+    async def patients_of(self, login: str, now: datetime | None = None) -> frozenset[str]:
+        """The pseudonyms of all whom the person treats at `now` (default: the present)."""
+        async with self._database.read() as tx:
+            rows = await tx.execute(_present(login, now or self._clock.now()))
+            return frozenset(row.patient for row in rows)
+
+    async def carers_of(self, patient: str) -> list[Relationship]:
+        """Who treats a patient now, the longest first."""
+        now = self._clock.now()
+        query = select(care_table).where(
+            care_table.c.patient == patient, care_table.c.begins <= now, _open(now)
+        )
+        async with self._database.read() as tx:
+            return [_relationship(row) for row in await tx.execute(query.order_by(care_table.c.begins))]
+
+    async def _insert(self, tx: Tx, relationship: Relationship) -> None:
+        known = select(person_table.c.login).where(person_table.c.login == relationship.login)
+        if (await tx.execute(known)).first() is None:
+            raise NotFound("There is no such account.", mend="Add it first: accord user add.")
+        await tx.execute(
+            insert(care_table).values(
+                id=relationship.id,
+                login=relationship.login,
+                patient=relationship.patient,
+                source=relationship.source.value,
+                recorded_by=relationship.recorded_by,
+                begins=relationship.begins,
+                ends=relationship.ends,
+            )
+        )
+        detail = {
+            "login": relationship.login,
+            "source": relationship.source.value,
+            "until": relationship.ends.isoformat() if relationship.ends else "",
+        }
+        event = Event(
+            EventKind.CARE_RECORDED, relationship.recorded_by, patient=relationship.patient, detail=detail
+        )
+        await self._log.append(tx, event)
+
+
+def _present(login: str, now: datetime, patient: str | None = None) -> Select[Any]:
+    query = select(care_table).where(care_table.c.login == login, care_table.c.begins <= now, _open(now))
+    return query if patient is None else query.where(care_table.c.patient == patient)
+
+
+def _open(now: datetime) -> Any:
+    return care_table.c.ends.is_(None) | (care_table.c.ends > now)
+
+
+def _relationship(row: Any) -> Relationship:
+    return Relationship(
+        row.id, row.login, row.patient, CareSource(row.source), row.recorded_by, row.begins, row.ends
+    )

@@ -1,0 +1,342 @@
+"""The registry: the people, devices and tokens of one node, and the gate for devices.
+
+Every change and its log entry share one transaction. Every question reads the database anew, because the command
+line changes it from another process. Holds no session (`sessions`) and no treatment relationship (`care`).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import insert, select, update
+
+from consent.errors import Conflict, Invalid, NotFound
+from consent.policy import Parameters
+from consent.principals import Principal
+from consent.vocabulary import EventKind, Role
+from node.access.devices import (
+    Device,
+    DeviceState,
+    check_address,
+    check_ae_title,
+    check_plain_reason,
+    device_of,
+    device_table,
+    examine,
+    read_certificate,
+)
+from node.access.passwords import Passwords, check_password
+from node.access.people import Person, check_person, person_of, person_table
+from node.access.tokens import (
+    DEFAULT_DAYS,
+    MAX_TOKEN_CHARACTERS,
+    Token,
+    check_scopes,
+    new_secret,
+    secret_hash,
+    token_of,
+    token_table,
+)
+from node.audit.log import Event, Log
+from node.clock import Clock
+from node.database import Database, Tx
+
+ONE_TIME_LASTS = timedelta(hours=72)
+ONE_TIME_BYTES = 16
+
+
+class Registry:
+    """Accounts, devices and tokens. `node` is this node's id, `ae_title` its AE title."""
+
+    def __init__(
+        self,
+        database: Database,
+        log: Log,
+        clock: Clock,
+        *,
+        node: str,
+        ae_title: str,
+        passwords: Passwords,
+        parameters: Parameters | None = None,
+    ) -> None:
+        self.node = node
+        self.ae_title = ae_title.strip()
+        self.passwords = passwords
+        self._database = database
+        self._log = log
+        self._clock = clock
+        self._parameters = parameters or Parameters()
+
+    # People
+
+    async def add_person(
+        self,
+        login: str,
+        name: str,
+        role: Role,
+        department: str | None = None,
+        password: str | None = None,
+        *,
+        must_change_password: bool = False,
+        by: str = "system",
+    ) -> Person:
+        """Make an account. Without a password nobody can sign in until `create_one_time` or `set_password`.
+
+        Raises Invalid for a bad login, name, role or password; Conflict when the login is taken.
+        """
+        check_person(login, name, role, department)
+        stored = await self._hashed(login, password)
+        async with self._database.write() as tx:
+            if await self._row(tx, login) is not None:
+                raise Conflict(f"The login {login} is taken.", mend="Choose another one.", code="login-taken")
+            await tx.execute(
+                insert(person_table).values(
+                    login=login,
+                    name=name,
+                    role=role.value,
+                    department=department,
+                    password=stored,
+                    credentials=1,
+                    must_change=must_change_password,
+                    created=self._clock.now(),
+                )
+            )
+            await self._tell(tx, EventKind.PERSON_ADDED, by, {"login": login, "role": role.value})
+        return await self.person(login)
+
+    async def person(self, login: str) -> Person:
+        """One account. Raises NotFound."""
+        async with self._database.read() as tx:
+            row = await self._row(tx, login)
+        if row is None:
+            raise NotFound("There is no such account.", mend="Check the login: accord user add makes one.")
+        return person_of(row)
+
+    async def people(self) -> list[Person]:
+        """Every account, by login."""
+        async with self._database.read() as tx:
+            rows = await tx.execute(select(person_table).order_by(person_table.c.login))
+            return [person_of(row) for row in rows]
+
+    async def principal(self, login: str) -> Principal:
+        """The person as the rules see them, without a second factor. Raises NotFound."""
+        return (await self.person(login)).principal(self.node)
+
+    async def set_password(self, login: str, password: str, *, by: str | None = None) -> None:
+        """Set a password. Every session of the person ends; a one-time sign-in is spent.
+
+        Raises Invalid for a weak one, NotFound without an account.
+        """
+        stored = await self._hashed(login, password)
+        changes = {"password": stored, "must_change": False, "one_time": None, "one_time_until": None}
+        await self._change(login, changes, by or f"person:{login}@{self.node}", "password")
+
+    async def proves(self, login: str, password: str) -> bool:
+        """Whether `password` is the person's present one, for confirming a change."""
+        async with self._database.read() as tx:
+            row = await self._row(tx, login)
+        return await self.passwords.matches(None if row is None else row.password, password)
+
+    async def create_one_time(self, login: str, *, by: str = "system") -> str:
+        """Return a secret with which the person signs in once and must then choose a password."""
+        secret = secrets.token_urlsafe(ONE_TIME_BYTES)
+        changes = {
+            "one_time": secret_hash(secret),
+            "one_time_until": self._clock.now() + ONE_TIME_LASTS,
+        }
+        await self._change(login, changes, by, "one-time sign-in")
+        return secret
+
+    async def disable(self, login: str, *, by: str = "system") -> None:
+        """Close an account: sessions and tokens stop at their next use."""
+        await self._change(login, {"disabled": self._clock.now()}, by, "disabled")
+
+    async def enable(self, login: str, *, by: str = "system") -> None:
+        """Open a closed account again; its old sessions stay over."""
+        await self._change(login, {"disabled": None}, by, "enabled")
+
+    # Devices
+
+    async def add_device(
+        self,
+        ae_title: str,
+        address: str,
+        certificate_pem: str | None = None,
+        plain_reason: str | None = None,
+        *,
+        department: str | None = None,
+        by: str = "system",
+    ) -> Device:
+        """Register a device, or register it anew when the AE title is known.
+
+        Raises Invalid for a bad AE title, address or certificate, or when neither a certificate nor a reason
+        for plain DICOM is given.
+        """
+        title = check_ae_title(ae_title)
+        if certificate_pem is None and plain_reason is None:
+            raise Invalid(
+                "A device needs a certificate, or a reason why it sends in plain.",
+                mend='Give --certificate FILE, or --plain "reason".',
+                code="device-channel",
+            )
+        pem, fingerprint = read_certificate(certificate_pem) if certificate_pem else (None, None)
+        values = {
+            "address": check_address(address),
+            "certificate": pem,
+            "fingerprint": fingerprint,
+            "plain_reason": check_plain_reason(plain_reason) if plain_reason is not None else None,
+            "department": department,
+            "state": DeviceState.ACTIVE.value,
+            "registered": self._clock.now(),
+        }
+        async with self._database.write() as tx:
+            known = await self._device(tx, title) is not None
+            await tx.execute(
+                update(device_table).where(device_table.c.ae_title == title).values(values)
+                if known
+                else insert(device_table).values(values | {"ae_title": title})
+            )
+            detail = {"ae_title": title, "address": values["address"], "fingerprint": fingerprint or ""}
+            await self._tell(tx, EventKind.DEVICE_REGISTERED, by, detail, reason=plain_reason or "")
+        return await self.device(title)
+
+    async def device(self, ae_title: str) -> Device:
+        """One device. Raises NotFound."""
+        async with self._database.read() as tx:
+            device = await self._device(tx, ae_title)
+        if device is None:
+            raise NotFound("There is no such device.", mend="List them in the portal, or add it.")
+        return device
+
+    async def devices(self) -> list[Device]:
+        """Every device, by AE title."""
+        async with self._database.read() as tx:
+            rows = await tx.execute(select(device_table).order_by(device_table.c.ae_title))
+            return [device_of(row) for row in rows]
+
+    async def set_device_state(
+        self, ae_title: str, state: DeviceState, *, by: str = "system", reason: str = ""
+    ) -> None:
+        """Put a device in or out of use. Raises NotFound."""
+        await self.device(ae_title)
+        async with self._database.write() as tx:
+            change = update(device_table).where(device_table.c.ae_title == ae_title)
+            await tx.execute(change.values(state=state.value))
+            detail = {"ae_title": ae_title, "state": state.value}
+            await self._tell(tx, EventKind.DEVICE_CHANGED, by, detail, reason=reason)
+
+    async def admit_device(
+        self, calling_ae: str, called_ae: str, address: str, certificate_der: bytes | None, tls: bool
+    ) -> Principal:
+        """The gate for one association. Raises Denied naming AE title, address or certificate that was wrong."""
+        calling = calling_ae.strip(" ")
+        async with self._database.read() as tx:
+            known = await self._device(tx, calling)
+        device = examine(
+            known,
+            calling=calling,
+            called=called_ae,
+            own_ae_title=self.ae_title,
+            address=address,
+            certificate=certificate_der,
+            tls=tls,
+        )
+        return Principal(device.ae_title, Role.DEVICE, device.ae_title, self.node, device.department)
+
+    # Tokens
+
+    async def create_token(
+        self, login: str, scopes: Iterable[str], days: float = DEFAULT_DAYS, *, by: str = "system"
+    ) -> str:
+        """Return a new bearer token; it is shown this once. Raises Invalid or NotFound."""
+        wanted = check_scopes(scopes)
+        longest = self._parameters.token_max_days
+        if not 0 < days <= longest:
+            raise Invalid(
+                f"A token lives at most {longest:g} days.", mend="Ask for fewer.", code="token-days"
+            )
+        await self.person(login)
+        secret, now = new_secret(), self._clock.now()
+        async with self._database.write() as tx:
+            token_id = secrets.token_hex(8)
+            await tx.execute(
+                insert(token_table).values(
+                    id=token_id,
+                    hash=secret_hash(secret),
+                    login=login,
+                    scopes=" ".join(sorted(wanted)),
+                    created=now,
+                    expires=now + timedelta(days=days),
+                )
+            )
+            detail = {"token": token_id, "login": login, "scopes": sorted(wanted), "days": days}
+            await self._tell(tx, EventKind.TOKEN_CREATED, by, detail)
+        return secret
+
+    async def tokens_of(self, login: str) -> list[Token]:
+        """The tokens of one person, newest first."""
+        mine = select(token_table).where(token_table.c.login == login)
+        async with self._database.read() as tx:
+            return [token_of(row) for row in await tx.execute(mine.order_by(token_table.c.created.desc()))]
+
+    async def revoke_token(self, token_id: str, *, by: str = "system") -> None:
+        """End a token. Raises NotFound."""
+        async with self._database.write() as tx:
+            change = update(token_table).where(token_table.c.id == token_id, token_table.c.revoked.is_(None))
+            done = await tx.execute(change.values(revoked=self._clock.now()))
+            if done.rowcount == 0:
+                raise NotFound("There is no such token.")
+            await self._tell(tx, EventKind.TOKEN_REVOKED, by, {"token": token_id})
+
+    async def principal_of_token(self, secret: str) -> tuple[Principal, frozenset[str]] | None:
+        """The owner and the scopes of a living token of an active account; None for any other."""
+        if len(secret) > MAX_TOKEN_CHARACTERS:
+            return None
+        query = (
+            select(person_table, token_table.c.scopes.label("token_scopes"))
+            .join(token_table, token_table.c.login == person_table.c.login)
+            .where(
+                token_table.c.hash == secret_hash(secret),
+                token_table.c.revoked.is_(None),
+                token_table.c.expires > self._clock.now(),
+                person_table.c.disabled.is_(None),
+            )
+        )
+        async with self._database.read() as tx:
+            row = (await tx.execute(query)).one_or_none()
+        if row is None:
+            return None
+        return person_of(row).principal(self.node), frozenset(row.token_scopes.split())
+
+    async def _hashed(self, login: str, password: str | None) -> str | None:
+        if password is None:
+            return None
+        check_password(password, login)
+        return await self.passwords.hash(password)
+
+    async def _change(self, login: str, changes: Mapping[str, Any], by: str, what: str) -> None:
+        """Change an account; its sessions made before are over."""
+        async with self._database.write() as tx:
+            row = await self._row(tx, login)
+            if row is None:
+                raise NotFound("There is no such account.", mend="Check the login.")
+            change = update(person_table).where(person_table.c.login == login)
+            await tx.execute(change.values(credentials=row.credentials + 1, **changes))
+            await self._tell(tx, EventKind.PERSON_CHANGED, by, {"login": login, "what": what})
+
+    async def _row(self, tx: Tx, login: str) -> Any:
+        query = select(person_table).where(person_table.c.login == login)
+        return (await tx.execute(query)).one_or_none()
+
+    async def _device(self, tx: Tx, ae_title: str) -> Device | None:
+        query = select(device_table).where(device_table.c.ae_title == ae_title)
+        row = (await tx.execute(query)).one_or_none()
+        return None if row is None else device_of(row)
+
+    async def _tell(
+        self, tx: Tx, kind: EventKind, by: str, detail: Mapping[str, Any], *, reason: str = ""
+    ) -> None:
+        await self._log.append(tx, Event(kind, by, detail=detail, reason=reason))

@@ -10,11 +10,13 @@ import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from consent.errors import Invalid, NotFound
+from consent.policy import Parameters
 from node.access.care import Care
+from node.access.passwords import Passwords
 from node.access.registry import Registry
 from node.access.sessions import Sessions
 from node.audit.log import Log
@@ -23,6 +25,7 @@ from node.config import Settings, load_settings, write_settings
 from node.database import Database
 from node.identity import Identity
 from node.index import Pseudonyms
+from node.policies import Policies
 from node.records import Records
 from node.vault.custody.keystore import Keystore
 from node.vault.keys import KeyRing
@@ -45,6 +48,7 @@ class Foundation:
     pseudonyms: Pseudonyms
     log: Log
     records: Records
+    policies: Policies
     registry: Registry
     sessions: Sessions
     care: Care
@@ -88,14 +92,18 @@ async def opened(folder: Path) -> AsyncIterator[Foundation]:
         settings.path(settings.keys.keystore), read_credential(settings.path(settings.keys.credential_file))
     )
     database = Database(settings.database_url)
+    passwords = Passwords()
     try:
         await migrate(database)
-        yield await _found(settings, custody, database)
+        yield await _found(settings, custody, database, passwords)
     finally:
+        passwords.close()
         await database.close()
 
 
-async def _found(settings: Settings, custody: Keystore, database: Database) -> Foundation:
+async def _found(
+    settings: Settings, custody: Keystore, database: Database, passwords: Passwords
+) -> Foundation:
     clock = TrustedClock()
     keys = KeyRing(custody, database, clock)
     identity = await Identity.load_or_create(keys.secret, settings.node.id, settings.node.name)
@@ -106,10 +114,10 @@ async def _found(settings: Settings, custody: Keystore, database: Database) -> F
         signer=identity.log_signer,
         clock=clock,
     )
-    latest = await log.latest_time()
-    if latest is not None:
-        clock.raise_floor(latest)
-    registry = Registry(database, log, clock)
+    for newest in await log.search(limit=1):
+        clock.raise_floor(newest.at)
+    policies = Policies(parameters=_parameters(settings))
+    parameters = policies.parameters
     return Foundation(
         settings=settings,
         clock=clock,
@@ -119,7 +127,27 @@ async def _found(settings: Settings, custody: Keystore, database: Database) -> F
         pseudonyms=Pseudonyms(await keys.secret("index")),
         log=log,
         records=Records(database),
-        registry=registry,
-        sessions=Sessions(database, registry, log, clock),
+        policies=policies,
+        registry=Registry(
+            database,
+            log,
+            clock,
+            node=identity.node_id,
+            ae_title=settings.node.ae_title,
+            passwords=passwords,
+            parameters=parameters,
+        ),
+        sessions=Sessions(
+            database, log, clock, node=identity.node_id, passwords=passwords, parameters=parameters
+        ),
         care=Care(database, log, clock),
+    )
+
+
+def _parameters(settings: Settings) -> Parameters:
+    """The shipped numbers, tightened by what node.toml says."""
+    return replace(
+        Parameters(),
+        lease_seconds=settings.policy.lease_seconds,
+        grant_default_hours=settings.policy.grant_default_hours,
     )

@@ -1,0 +1,5 @@
+"""`python -m ops` is `accord`."""
+
+from ops.cli import main
+
+main()

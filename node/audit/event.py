@@ -139,7 +139,7 @@ class RecordSealer:
         """Raises Corrupt when the bytes are not what was sealed for this index of this log."""
         try:
             return self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], self._context(index))
-        except (InvalidTag, ValueError) as error:
+        except (InvalidTag, ValueError, TypeError) as error:
             raise Corrupt(f"Log entry {index} was altered.", mend="Run `accord log verify`.") from error
 
     def blind(self, column: str, value: str | None) -> bytes | None:

@@ -1,7 +1,7 @@
 """The log: append-only, in the database, inside the transaction of the deed it records.
 
-Holds the tables, appending, reading, searching and cursors. Hashing is `merkle`, sealing `event`, stored
-hashes `tiles`, signed heads `checkpoints`, the sweep that finds an alteration `verification`.
+Holds appending, reading, searching and cursors. Hashing is `merkle`, sealing `event`, signed heads and proofs
+`checkpoints` (here as `log.heads`), the sweep that finds an alteration `verification`.
 
 Invariants: the state row (size, frontier) is read and written inside the appender's transaction, so the
 indexes of a log are 0, 1, 2 … without a gap whichever process appends; an entry is never updated or deleted;
@@ -12,90 +12,29 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Integer,
-    LargeBinary,
-    Select,
-    String,
-    Table,
-    Text,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import Select, func, insert, select, update
 
 from consent.errors import Invalid
 from consent.vocabulary import EventKind
+from node.audit.checkpoints import Checkpoints
 from node.audit.event import SALT_BYTES, Entry, Event, RecordSealer, read_record
 from node.audit.merkle import Frontier, leaf_hash
-from node.audit.note import Signer
+from node.audit.note import Signer, Verifier, Vouched
+from node.audit.tables import log_cursor, log_entry, log_hash, log_state
+from node.audit.tiles import TILE_HEIGHT, Tile
+from node.audit.verification import Verification, verify
 from node.clock import Clock
-from node.database import Database, Tx, UtcDateTime, metadata
+from node.database import Database, Tx
 
-__all__ = ["Entry", "Event", "Log"]
+__all__ = ["Entry", "Event", "Log", "Verification"]
 
 MAX_BATCH = 1000
 MAX_PAGE = 1000
-TILE_HEIGHT = 8
-
-_Big = BigInteger().with_variant(Integer, "sqlite")
-
-log_state = Table(
-    "log_state",
-    metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False),
-    Column("origin", Text, nullable=False),
-    Column("size", _Big, nullable=False),
-    Column("frontier", LargeBinary, nullable=False),
-)
-log_entry = Table(
-    "log_entry",
-    metadata,
-    Column("position", _Big, primary_key=True, autoincrement=False),
-    Column("at", UtcDateTime, nullable=False, index=True),
-    Column("leaf", LargeBinary, nullable=False),
-    Column("kind", LargeBinary, nullable=False, index=True),
-    Column("actor", LargeBinary, nullable=False, index=True),
-    Column("patient", LargeBinary, index=True),
-    Column("study", LargeBinary, index=True),
-    Column("sealed", LargeBinary, nullable=False),
-)
-log_hash = Table(
-    "log_hash",
-    metadata,
-    Column("level", Integer, primary_key=True, autoincrement=False),
-    Column("position", _Big, primary_key=True, autoincrement=False),
-    Column("hash", LargeBinary, nullable=False),
-)
-"""The hashes of tile levels ≥ 1 (level 0 is log_entry.leaf)."""
-log_checkpoint = Table(
-    "log_checkpoint",
-    metadata,
-    Column("size", _Big, primary_key=True, autoincrement=False),
-    Column("at", UtcDateTime, nullable=False),
-    Column("note", Text, nullable=False),
-)
-log_cosignature = Table(
-    "log_cosignature",
-    metadata,
-    Column("size", _Big, primary_key=True, autoincrement=False),
-    Column("name", String(255), primary_key=True),
-    Column("at", UtcDateTime, nullable=False),
-    Column("line", Text, nullable=False),
-)
-log_cursor = Table(
-    "log_cursor",
-    metadata,
-    Column("name", String(64), primary_key=True),
-    Column("position", _Big, nullable=False),
-)
 
 _COLUMNS = ("kind", "actor", "patient", "study")
 
@@ -109,6 +48,7 @@ class Log:
         self.signer = signer
         self.clock = clock
         self.sealer = RecordSealer(key, origin)
+        self.heads = Checkpoints(self)
         self._waiting: list[tuple[Event, asyncio.Future[Entry]]] = []
         self._committer: asyncio.Task[None] | None = None
 
@@ -215,6 +155,54 @@ class Log:
         moved = await tx.execute(update(log_cursor).where(log_cursor.c.name == name).values(position=index))
         if moved.rowcount == 0:
             await tx.execute(insert(log_cursor).values(name=name, position=index))
+
+    async def counts(self, since: datetime, until: datetime) -> dict[EventKind, int]:
+        """How many entries of each kind there are in [since, until); kinds without any are left out."""
+        query = select(log_entry.c.kind, func.count()).group_by(log_entry.c.kind)
+        async with self.database.read() as tx:
+            rows = (await tx.execute(query.where(log_entry.c.at >= since, log_entry.c.at < until))).all()
+        blinds = {self.sealer.blind("kind", str(kind)): kind for kind in EventKind}
+        return {blinds[kind]: count for kind, count in rows if kind in blinds}
+
+    async def follow(self, after: int = -1, *, poll_seconds: float = 0.5) -> AsyncIterator[Entry]:
+        """Every entry after `after`, and then each new one as it comes, for ever."""
+        while True:
+            batch = await self.entries(after, MAX_PAGE)
+            for entry in batch:
+                yield entry
+                after = entry.index
+            if not batch:
+                await asyncio.sleep(poll_seconds)
+
+    async def checkpoint(self) -> str:
+        """The latest checkpoint as a signed note; see `Checkpoints.make`."""
+        return await self.heads.make()
+
+    async def add_cosignatures(
+        self, size: int, lines: str, witnesses: Iterable[Verifier]
+    ) -> tuple[Vouched, ...]:
+        """Keep what a witness returned; see `Checkpoints.add_cosignatures`."""
+        return await self.heads.add_cosignatures(size, lines, witnesses)
+
+    async def prove_inclusion(self, index: int, size: int) -> list[bytes]:
+        """The inclusion proof of RFC 6962 §2.1.1."""
+        return await self.heads.prove_inclusion(index, size)
+
+    async def prove_consistency(self, old: int, new: int) -> list[bytes]:
+        """The consistency proof of RFC 6962 §2.1.2."""
+        return await self.heads.prove_consistency(old, new)
+
+    async def proof_file(self, index: int, *, quorum: int = 0, disclose: bool = True) -> str:
+        """Portable evidence; see `Checkpoints.proof_file` and `evidence.verify_proof_file`."""
+        return await self.heads.proof_file(index, quorum=quorum, disclose=disclose)
+
+    async def tile(self, tile: Tile) -> bytes:
+        """The bytes of a tile (C2SP tlog-tiles)."""
+        return await self.heads.tile(tile)
+
+    async def verify(self, witnesses: Iterable[Verifier] = ()) -> Verification:
+        """Recompute everything and name what was altered; see `verification.verify`."""
+        return await verify(self, witnesses)
 
     async def frontier(self, tx: Tx) -> Frontier:
         """The tree's right edge, locked until the transaction ends; makes the state row when there is none."""

@@ -1,0 +1,341 @@
+"""Where bytes lie: the `BlobStore` seam and its implementation over a folder of files.
+
+A blob is a named run of bytes that grows at its end. Names are made by the vault (`pack.pack_name`) and checked here again,
+because they become file names. All verbs block; callers use a thread. No key and no meaning: only sealed bytes come here.
+
+Promises of the seam: when `put` or `Appendable.sync` has returned, the bytes are durable, and so is the name; a
+blob is never half put; `append` never moves what is there; after `delete` the name is gone. Failures of the disk
+are `Unavailable`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from consent.errors import Conflict, Invalid, NotFound, Unavailable
+from node.vault.seal import Buffer
+
+NAME_PATTERN = re.compile(r"[a-z]{2}_[a-z0-9]{4,64}\.[a-z]{2,8}")
+MAX_PARTS = 512  # of one gathered write; Linux takes 1,024
+OVERWRITE_BYTES = 1024 * 1024
+
+
+class Appendable(Protocol):
+    """One blob opened for appending by one writer at a time."""
+
+    def lock(self) -> None:
+        """Wait until no other process writes here, then keep others out."""
+        ...
+
+    def unlock(self) -> None:
+        """Let others write."""
+        ...
+
+    @property
+    def gone(self) -> bool:
+        """Whether the blob was deleted since it was opened: what is written now would be lost."""
+        ...
+
+    def size(self) -> int:
+        """Length in bytes, seen by everybody."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes from `offset`; fewer at the end."""
+        ...
+
+    def write(self, parts: Sequence[Buffer], offset: int) -> None:
+        """Write the parts one after the other from `offset`; durable after `sync`."""
+        ...
+
+    def sync(self) -> None:
+        """Return when everything written so far is durable."""
+        ...
+
+    def truncate(self, size: int) -> None:
+        """Cut the end off."""
+        ...
+
+    def close(self) -> None:
+        """Release the blob. Does not sync."""
+        ...
+
+
+class BlobStore(Protocol):
+    """Named blobs. See the module for what is promised."""
+
+    def append(self, name: str) -> Appendable:
+        """Open for appending; made, durably and empty, when it is not there."""
+        ...
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> None:
+        """Keep a whole blob. Raises Conflict when the name is taken."""
+        ...
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """Bytes from `offset`; fewer at the end. Raises NotFound."""
+        ...
+
+    def size(self, name: str) -> int:
+        """Length in bytes. Raises NotFound."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Overwrite (where that means something) and remove. Nothing happens when it is not there."""
+        ...
+
+    def names(self) -> Iterator[tuple[str, int]]:
+        """Every name with its length in bytes, in no order."""
+        ...
+
+
+class FileBlobs:
+    """A `BlobStore` in a folder: `root/ab/st_…ab.pack`, files 0600, folders 0700, no links followed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def append(self, name: str) -> FileAppendable:
+        """See `BlobStore.append`."""
+        path = self._path(name)
+        with disk_errors("open a study pack"):
+            try:
+                return FileAppendable(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+            except FileNotFoundError:
+                self._make_folder(path.parent)
+                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                descriptor = os.open(path, flags, 0o600)
+                sync_folder(path.parent)
+                return FileAppendable(descriptor)
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> None:
+        """See `BlobStore.put`."""
+        path = self._path(name)
+        with disk_errors("write a study pack"):
+            self._make_folder(path.parent)
+            temporary = path.parent / f".{secrets.token_hex(8)}.new"
+            try:
+                writing = FileAppendable(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+                try:
+                    writing.write(parts, 0)
+                    writing.sync()
+                finally:
+                    writing.close()
+                os.link(temporary, path)
+            except FileExistsError as error:
+                raise Conflict(f"{name} is kept already.", code="blob-exists") from error
+            finally:
+                temporary.unlink(missing_ok=True)
+            sync_folder(path.parent)
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """See `BlobStore.read`."""
+        with disk_errors("read a study pack"), self._open(name) as descriptor:
+            return _pread(descriptor, offset, length)
+
+    def size(self, name: str) -> int:
+        """See `BlobStore.size`."""
+        with disk_errors("look at a study pack"), self._open(name) as descriptor:
+            return os.fstat(descriptor).st_size
+
+    def delete(self, name: str) -> None:
+        """See `BlobStore.delete`. On flash and on copying file systems only destroying the key is final."""
+        path = self._path(name)
+        with disk_errors("delete a study pack"):
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return
+            try:
+                fcntl.flock(
+                    descriptor, fcntl.LOCK_EX
+                )  # a writer that waits for it then sees that the file is gone
+                _overwrite(descriptor)
+                path.unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)
+            sync_folder(path.parent)
+
+    def names(self) -> Iterator[tuple[str, int]]:
+        """See `BlobStore.names`."""
+        with disk_errors("list the study packs"):
+            if not self.root.exists():
+                return
+            for folder in sorted(os.scandir(self.root), key=lambda entry: entry.name):
+                if not folder.is_dir(follow_symlinks=False):
+                    continue
+                for entry in os.scandir(folder):
+                    if NAME_PATTERN.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        yield entry.name, entry.stat(follow_symlinks=False).st_size
+
+    def hand_over(self, name: str, other: FileBlobs) -> None:
+        """Move a whole blob to another folder of the same disk, durably and at once.
+
+        Raises Conflict when the name is taken there, NotFound when it is not here.
+        """
+        source, target = self._path(name), other._path(name)
+        with disk_errors("move a study pack"):
+            self._make_folder(target.parent)
+            try:
+                os.link(source, target, follow_symlinks=False)
+            except FileExistsError as error:
+                raise Conflict(f"{name} is kept already.", code="blob-exists") from error
+            except FileNotFoundError as error:
+                raise _not_found(name) from error
+            sync_folder(target.parent)
+            source.unlink()
+            sync_folder(source.parent)
+
+    def _path(self, name: str) -> Path:
+        if NAME_PATTERN.fullmatch(name) is None:
+            raise Invalid("This is not the name of a blob.", code="blob-name")
+        stem = name.partition(".")[0]
+        return self.root / stem[-2:] / name
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder.is_dir():
+            return
+        missing = [folder, *(parent for parent in folder.parents if not parent.exists())]
+        for step in reversed(missing):
+            step.mkdir(mode=0o700, exist_ok=True)
+            sync_folder(step.parent)
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[int]:
+        try:
+            descriptor = os.open(self._path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise _not_found(name) from error
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+class FileAppendable:
+    """An `Appendable` over a file descriptor, which it owns."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def lock(self) -> None:
+        """See `Appendable.lock`."""
+        with disk_errors("lock a study pack"):
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def unlock(self) -> None:
+        """See `Appendable.unlock`."""
+        with disk_errors("unlock a study pack"):
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    @property
+    def gone(self) -> bool:
+        """See `Appendable.gone`."""
+        with disk_errors("look at a study pack"):
+            return os.fstat(self._descriptor).st_nlink == 0
+
+    def size(self) -> int:
+        """See `Appendable.size`."""
+        with disk_errors("look at a study pack"):
+            return os.fstat(self._descriptor).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `Appendable.read`."""
+        with disk_errors("read a study pack"):
+            return _pread(self._descriptor, offset, length)
+
+    def write(self, parts: Sequence[Buffer], offset: int) -> None:
+        """See `Appendable.write`."""
+        views = [memoryview(part).cast("B") for part in parts if len(part)]
+        with disk_errors("write a study pack"):
+            for start in range(0, len(views), MAX_PARTS):
+                offset = _write_all(self._descriptor, views[start : start + MAX_PARTS], offset)
+
+    def sync(self) -> None:
+        """See `Appendable.sync`."""
+        with disk_errors("make a study pack durable"):
+            os.fdatasync(self._descriptor)
+
+    def truncate(self, size: int) -> None:
+        """See `Appendable.truncate`."""
+        with disk_errors("cut a study pack back"):
+            os.ftruncate(self._descriptor, size)
+
+    def close(self) -> None:
+        """See `Appendable.close`."""
+        os.close(self._descriptor)
+
+
+@contextmanager
+def disk_errors(doing: str) -> Iterator[None]:
+    """Turn what the operating system says into Unavailable, in words."""
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(
+            f"Cannot {doing}: {os.strerror(error.errno or errno.EIO)}.",
+            mend=_MEND.get(error.errno or 0, "Look at the disk and at the system's log."),
+            code="storage",
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_MEND = {
+    errno.ENOSPC: "Free disk space; what was answered for is safe.",
+    errno.EDQUOT: "Raise the quota; what was answered for is safe.",
+    errno.EROFS: "The disk went read-only: look at the system's log.",
+    errno.EACCES: "Give the node's user the right to this folder.",
+    errno.EMFILE: "Raise the limit of open files.",
+}
+
+
+def _write_all(descriptor: int, views: list[memoryview], offset: int) -> int:
+    while views:
+        written = os.pwritev(descriptor, views, offset)
+        offset += written
+        while views and written >= views[0].nbytes:
+            written -= views.pop(0).nbytes
+        if views and written:
+            views[0] = views[0][written:]
+    return offset
+
+
+def _pread(descriptor: int, offset: int, length: int) -> bytes:
+    # Lengths may come from a peer: ask for no more than there is, or the buffer alone could exhaust memory.
+    length = min(length, max(0, os.fstat(descriptor).st_size - offset))
+    data = os.pread(descriptor, length, offset)
+    if len(data) == length or not data:
+        return data
+    rest = [data]  # the kernel gives at most 2 GiB at once
+    got = len(data)
+    while got < length and (data := os.pread(descriptor, length - got, offset + got)):
+        rest.append(data)
+        got += len(data)
+    return b"".join(rest)
+
+
+def _overwrite(descriptor: int) -> None:
+    size = os.fstat(descriptor).st_size
+    for offset in range(0, size, OVERWRITE_BYTES):
+        os.pwrite(descriptor, os.urandom(min(OVERWRITE_BYTES, size - offset)), offset)
+    os.fsync(descriptor)
+
+
+def _not_found(name: str) -> NotFound:
+    return NotFound(f"There is no {name} here.", code="blob")

@@ -1,0 +1,431 @@
+"""The study pack: all sealed objects of one study in one file that only grows.
+
+Holds the format (head, records, void records), the walk over a pack that tells a torn tail from corruption, the writer of
+one group, and the keyless check. Leaves sealing to `seal`, scheduling to `vault`, and bytes on disk to `blobs`. Blocking.
+
+Invariants: what was made durable is never cut off or written over; damage is named by study and offset; a record
+counts only where it was written, for the study it was written for. Format: docs/formats/study-pack.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from blake3 import blake3
+
+from consent.errors import Corrupt, Invalid, Unavailable
+from consent.signed import Json, canonical_json, parse_json
+from consent.vocabulary import Grade
+from node.vault.blobs import Appendable
+from node.vault.manifest import Manifest, ManifestEntry
+from node.vault.seal import Buffer, ObjectHeader, check_study_id, plain_length, sealed_length
+
+__all__ = ["Manifest", "ManifestEntry", "PackWriter", "StoredObject", "Survey", "pack_name", "survey"]
+
+MAGIC, RECORD_MAGIC = b"ACCORDPK", b"ACRD"
+VERSION, SUITE = 1, 1
+MAX_HEADER_BYTES = 4096
+MAX_DAMAGES = 1000
+_HEAD = struct.Struct(">8sHHI")
+_FRAME = struct.Struct(">4sIQQ")
+CHECK_BYTES = 16
+HEAD_BYTES = _HEAD.size + CHECK_BYTES
+FRAME_BYTES = _FRAME.size + CHECK_BYTES
+_LOOK_BYTES = 1024  # a frame and a usual header in one read
+_WINDOW_BYTES = 1024 * 1024
+
+Read = Callable[[int, int], bytes]
+"""`read(offset, length)`: bytes of the pack, fewer at its end."""
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One object in a pack: `offset` and `length` (bytes) of its sealed body, BLAKE3 of that body (32 bytes)."""
+
+    object_id: str
+    kind: str
+    offset: int
+    length: int
+    plain_length: int
+    blake3: bytes
+    grade: Grade
+    created: datetime
+    sealed_digest: bytes | None = None
+
+    def header(self, study: str) -> ObjectHeader:
+        """The clear header that the object was sealed with."""
+        return ObjectHeader(study, self.object_id, self.kind, self.grade)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A sealed object on its way into a pack."""
+
+    header: ObjectHeader
+    body: Buffer
+    sealed_digest: bytes | None
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A stretch without a valid record. `settled`: it was durable once, so this is corruption."""
+
+    offset: int
+    end: int
+    torn: bool
+    settled: bool
+
+
+@dataclass
+class Survey:
+    """What a walk found. `end` is where the next record belongs: the length without a torn tail."""
+
+    objects: list[StoredObject] = field(default_factory=list)
+    damages: list[Damage] = field(default_factory=list)
+    end: int = 0
+
+    def require_sound(self, study: str) -> None:
+        """Raise Corrupt, naming study and offset, when durable bytes were changed."""
+        for damage in self.damages:
+            if damage.settled:
+                raise corrupt_pack(study, f"no valid record at byte {damage.offset}")
+
+
+def pack_name(study: str) -> str:
+    """The blob that holds a study; raises Invalid for anything but a study pseudonym."""
+    return f"{check_study_id(study)}.pack"
+
+
+def survey(read: Read, size: int, study: str, start: int = 0) -> Survey:
+    """Walk the records of a pack of `size` bytes from `start` (0, or where an earlier walk ended).
+
+    Raises Corrupt when the file is no pack of this study. Bodies are not read.
+    """
+    found = Survey(end=start)
+    if start == 0:
+        if size == 0:
+            return found
+        after_head = _read_head(read, size, study)
+        if after_head is None:  # torn while it was made: nothing in it was ever durable
+            found.damages.append(Damage(0, size, torn=True, settled=False))
+            return found
+        found.end = after_head
+    broken: list[tuple[int, int]] = []
+    bases: list[tuple[int, int]] = []
+    at, torn = found.end, False
+    while at < size:
+        record = _record_at(read, size, study, at)
+        if record is not None and record.end <= size:
+            if record.stored is not None:
+                found.objects.append(record.stored)
+            bases.append((at, record.base))
+            at = record.end
+            continue
+        following = _next_record(read, size, study, at + 1)
+        if following is None:
+            torn = record is not None or _is_torn(read, size, at)
+            broken.append((at, size))
+            break
+        broken.append((at, following))
+        at = following
+        if len(broken) > MAX_DAMAGES:
+            raise corrupt_pack(study, f"more than {MAX_DAMAGES} damaged places")
+    found.end = broken[-1][0] if torn else size
+    newest_base = 0
+    for place, end in reversed(broken):
+        while bases and bases[-1][0] > place:
+            newest_base = max(newest_base, bases.pop()[1])
+        is_tail = torn and end == size
+        found.damages.insert(0, Damage(place, end, torn=is_tail, settled=newest_base > place))
+    return found
+
+
+class PackGone(Exception):
+    """The pack was deleted while it was open."""
+
+
+class PackWriter:
+    """Appends groups to the pack of one study through an `Appendable`, which it owns."""
+
+    def __init__(self, study: str, blob: Appendable) -> None:
+        self.study = study
+        self._blob = blob
+        self._end: int | None = None  # the durable length, once a group has been written or the pack surveyed
+        self._uncut: tuple[int, int] | None = None  # after a failure: durable length, length that was left
+
+    def append(self, drafts: Sequence[Draft], now: datetime) -> tuple[StoredObject, ...]:
+        """Write one group and make it durable; return where its objects lie.
+
+        Raises Corrupt when durable bytes of the pack were changed, Unavailable when the disk fails (then nothing of
+        the group counts and the pack is as before), PackGone when the pack was deleted: open it anew.
+        """
+        self._blob.lock()
+        try:
+            if self._blob.gone:
+                raise PackGone
+            base = self._recover()
+            parts, stored, end = self._lay_out(drafts, now, base)
+            try:
+                self._blob.write(parts, base)
+                self._blob.sync()
+            except BaseException:
+                self._cut_back(base)
+                raise
+            self._end = end
+            return stored
+        finally:
+            self._blob.unlock()
+
+    def close(self) -> None:
+        """Release the file."""
+        self._blob.close()
+
+    def _lay_out(
+        self, drafts: Sequence[Draft], now: datetime, base: int
+    ) -> tuple[list[Buffer], tuple[StoredObject, ...], int]:
+        parts: list[Buffer] = []
+        stored: list[StoredObject] = []
+        at = base
+        if base == 0:
+            head = encode_head(self.study, now)
+            parts.append(head)
+            at += len(head)
+        for draft in drafts:
+            body_bytes = len(draft.body)
+            digest: bytes = blake3(draft.body).digest()
+            header = encode_header(draft, digest, now)
+            at += FRAME_BYTES + len(header)
+            parts += (
+                _frame(self.study, at - FRAME_BYTES - len(header), header, body_bytes, base),
+                draft.body,
+            )
+            stored.append(_stored(draft, at, body_bytes, digest, now))
+            at += body_bytes
+        return parts, tuple(stored), at
+
+    def _recover(self) -> int:
+        """The durable length; after a crash, a failure or another process's writing, found by a walk."""
+        size = self._blob.size()
+        if self._uncut is not None:
+            base, left = self._uncut
+            if size == left:  # nobody has appended since
+                self._blob.truncate(base)
+                size = base
+            self._uncut = None
+        if self._end == size:
+            return size
+        if self._end is not None and size < self._end:
+            raise corrupt_pack(self.study, f"it was cut off at byte {size}")
+        found = survey(self._blob.read, size, self.study, self._end or 0)
+        found.require_sound(self.study)
+        if found.end < size:
+            self._blob.truncate(found.end)
+        for damage in found.damages:
+            if not damage.torn:
+                length = damage.end - damage.offset - FRAME_BYTES
+                self._blob.write([_frame(self.study, damage.offset, b"", length, 0)], damage.offset)
+        if found.damages:
+            self._blob.sync()
+        self._end = found.end
+        return found.end
+
+    def _cut_back(self, base: int) -> None:
+        self._end = base
+        try:
+            self._blob.truncate(base)
+        except Unavailable:  # the disk refuses even this: the next group tries again before it writes
+            self._uncut = (base, self._blob.size())
+
+
+def check_bodies(read: Read, study: str, objects: Sequence[StoredObject]) -> list[str]:
+    """Read every body and compare its BLAKE3; return the ids of the objects that differ. Needs no key."""
+    faults = []
+    for stored in objects:
+        hasher = blake3()
+        for offset in range(stored.offset, stored.offset + stored.length, _WINDOW_BYTES):
+            hasher.update(read(offset, min(_WINDOW_BYTES, stored.offset + stored.length - offset)))
+        if hasher.digest() != stored.blake3:
+            faults.append(stored.object_id)
+    return faults
+
+
+def encode_head(study: str, now: datetime) -> bytes:
+    """The head of a new pack."""
+    text = canonical_json({"created": int(now.timestamp()), "study": study})
+    fixed = _HEAD.pack(MAGIC, VERSION, SUITE, len(text))
+    return fixed + _b16(fixed + text) + text
+
+
+def encode_header(draft: Draft, digest: bytes, now: datetime) -> bytes:
+    """The clear header of a record."""
+    header = draft.header
+    sealed = draft.sealed_digest
+    return canonical_json(
+        {
+            "blake3": digest.hex(),
+            "created": int(now.timestamp()),
+            "digest": None if sealed is None else base64.urlsafe_b64encode(sealed).rstrip(b"=").decode(),
+            "grade": int(header.grade),
+            "id": header.object_id,
+            "kind": header.kind,
+            "plain": plain_length(len(draft.body)),
+            "suite": header.suite,
+        }
+    )
+
+
+def corrupt_pack(study: str, why: str) -> Corrupt:
+    """The error for a pack whose durable bytes were changed."""
+    return Corrupt(
+        f"The pack of study {study} is not what was written: {why}.",
+        mend="Restore the pack from a replica; nothing was cut off it.",
+        code="study-pack",
+    )
+
+
+@dataclass(frozen=True)
+class _Record:
+    end: int
+    base: int
+    stored: StoredObject | None  # None: a void record
+
+
+def _read_head(read: Read, size: int, study: str) -> int | None:
+    """Where the first record starts; None for a head that was torn while the pack was made."""
+    data = read(0, HEAD_BYTES + MAX_HEADER_BYTES)
+    torn = data[:8] == MAGIC[: len(data)] or _all_zero(read, 0, size)
+    if len(data) >= HEAD_BYTES and data[:8] == MAGIC:
+        _, version, suite, length = _HEAD.unpack_from(data)
+        text = data[HEAD_BYTES : HEAD_BYTES + length]
+        check = data[_HEAD.size : HEAD_BYTES]
+        if len(text) == length <= MAX_HEADER_BYTES and _b16(data[: _HEAD.size] + text) == check:
+            if (version, suite) != (VERSION, SUITE):
+                raise Invalid(
+                    f"The pack of study {study} has version {version}, suite {suite}, unknown to this node.",
+                    mend="Upgrade this node.",
+                    code="suite",
+                )
+            if parse_json(text).get("study") != study:
+                raise corrupt_pack(study, "it is the pack of another study")
+            return HEAD_BYTES + int(length)
+        torn = len(text) < length or not any(text)
+    if not torn or _next_record(read, size, study, 1) is not None:
+        raise corrupt_pack(study, "its head is damaged, or it is no pack")
+    return None
+
+
+def _record_at(read: Read, size: int, study: str, at: int) -> _Record | None:
+    """The record whose frame and header are in order at `at`; its body may end after `size`."""
+    data = read(at, _LOOK_BYTES)
+    if len(data) < FRAME_BYTES:
+        return None
+    magic, header_bytes, body_bytes, base = _FRAME.unpack_from(data)
+    if magic != RECORD_MAGIC or header_bytes > MAX_HEADER_BYTES or at + FRAME_BYTES + header_bytes > size:
+        return None
+    if FRAME_BYTES + header_bytes > len(data):
+        data = read(at, FRAME_BYTES + header_bytes)
+    header = data[FRAME_BYTES : FRAME_BYTES + header_bytes]
+    if _check(study, at, data[: _FRAME.size], header) != data[_FRAME.size : FRAME_BYTES]:
+        return None
+    offset = at + FRAME_BYTES + header_bytes
+    stored = _decode(study, header, offset, body_bytes) if header else None
+    return _Record(offset + body_bytes, base, stored)
+
+
+def _next_record(read: Read, size: int, study: str, start: int) -> int | None:
+    """The first place from `start` on where a record is in order."""
+    while start < size:
+        window = read(start, _WINDOW_BYTES)
+        hit = window.find(RECORD_MAGIC)
+        while hit >= 0:
+            if _record_at(read, size, study, start + hit) is not None:
+                return start + hit
+            hit = window.find(RECORD_MAGIC, hit + 1)
+        if len(window) < _WINDOW_BYTES:
+            return None
+        start += len(window) - len(RECORD_MAGIC) + 1
+    return None
+
+
+def _is_torn(read: Read, size: int, at: int) -> bool:
+    """Whether what lies from `at` to the end is the beginning of a record, or nothing but zeros."""
+    data = read(at, _LOOK_BYTES)
+    if len(data) < FRAME_BYTES:
+        return True
+    magic, header_bytes, _, _ = _FRAME.unpack_from(data)
+    if magic == RECORD_MAGIC and header_bytes <= MAX_HEADER_BYTES:
+        return at + FRAME_BYTES + int(header_bytes) > size
+    return _all_zero(read, at, size)
+
+
+def _all_zero(read: Read, start: int, size: int) -> bool:
+    """What a file system may leave when a power cut came between making room and writing."""
+    return not any(any(read(place, _WINDOW_BYTES)) for place in range(start, size, _WINDOW_BYTES))
+
+
+def _decode(study: str, header: bytes, offset: int, body_bytes: int) -> StoredObject:
+    try:
+        fields = parse_json(header)
+        named = ObjectHeader(study, fields["id"], fields["kind"], fields["grade"], fields["suite"])
+        digest = fields["digest"]
+        stored = StoredObject(
+            object_id=named.object_id,
+            kind=named.kind,
+            offset=offset,
+            length=body_bytes,
+            plain_length=_plain(fields, body_bytes),
+            blake3=_digest(fields["blake3"]),
+            grade=Grade(named.grade),
+            created=datetime.fromtimestamp(fields["created"], UTC),
+            sealed_digest=None if digest is None else base64.urlsafe_b64decode(digest + "=="),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
+        raise corrupt_pack(study, f"the record before byte {offset} is malformed") from error
+    return stored
+
+
+def _digest(text: str) -> bytes:
+    digest = bytes.fromhex(text)
+    if len(digest) != 32:
+        raise ValueError("digest")
+    return digest
+
+
+def _plain(fields: Json, body_bytes: int) -> int:
+    plain = fields["plain"]
+    if not isinstance(plain, int) or plain < 0 or sealed_length(plain) != body_bytes:
+        raise ValueError("length")
+    return plain
+
+
+def _stored(draft: Draft, offset: int, length: int, digest: bytes, now: datetime) -> StoredObject:
+    header = draft.header
+    return StoredObject(
+        header.object_id,
+        header.kind,
+        offset,
+        length,
+        plain_length(length),
+        digest,
+        Grade(header.grade),
+        now.astimezone(UTC).replace(microsecond=0),
+        draft.sealed_digest,
+    )
+
+
+def _frame(study: str, at: int, header: bytes, body_bytes: int, base: int) -> bytes:
+    fixed = _FRAME.pack(RECORD_MAGIC, len(header), body_bytes, base)
+    return fixed + _check(study, at, fixed, header) + header
+
+
+def _check(study: str, at: int, fixed: bytes, header: bytes) -> bytes:
+    return _b16(b"accord/record/v1" + study.encode() + at.to_bytes(8, "big") + fixed + header)
+
+
+def _b16(data: bytes) -> bytes:
+    digest: bytes = blake3(data).digest(length=CHECK_BYTES)
+    return digest

@@ -1,0 +1,195 @@
+"""The reading side of a folder of packs. Only the gateway may import this module.
+
+Opens objects with keys that the caller brings: derived from the archive's study keys, or leased for a copy that another
+hospital shared. So one reader serves both, and holds no key itself. Also what needs no key: listing, checking, the
+bytes of a pack for a peer, and the signed manifest.
+
+Invariants: bytes that are returned were proved, or (for `pack_bytes`) are still sealed; a pack that was changed raises Corrupt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from consent.errors import Corrupt, Invalid, NotFound
+from consent.signed import Signed, sign
+from consent.vocabulary import Grade
+from node.vault.blobs import BlobStore
+from node.vault.manifest import Manifest, ManifestEntry
+from node.vault.pack import StoredObject, Survey, check_bodies, corrupt_pack, pack_name, survey
+from node.vault.seal import open_digest, open_range, open_sealed
+
+__all__ = ["Fault", "Reader", "StoredObject"]
+
+MAX_PACK_READ_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something in a pack that is not what was written. `object_id` is empty when a stretch of the pack is meant."""
+
+    study: str
+    object_id: str
+    offset: int
+    what: str
+
+
+class Reader:
+    """Reads the packs in one `BlobStore`: the archive's, or the copies held of one other node."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+
+    async def read(self, study: str, stored: StoredObject, key: bytes) -> bytes:
+        """Open one object whole with its object key. Raises Corrupt or NotFound."""
+        return await asyncio.to_thread(self._open, study, stored, key)
+
+    async def read_range(
+        self, study: str, stored: StoredObject, key: bytes, offset: int, length: int
+    ) -> bytes:
+        """Open `length` bytes of the payload from `offset`, reading only what covers them."""
+        return await asyncio.to_thread(self._open_range, study, stored, key, offset, length)
+
+    async def digest(self, study: str, stored: StoredObject, key: bytes) -> bytes | None:
+        """The SHA-256 (32 bytes) of the payload as it first arrived, or None when none was taken."""
+        if stored.sealed_digest is None:
+            return None
+        return open_digest(stored.sealed_digest, key, stored.header(study))
+
+    async def objects(self, study: str) -> list[StoredObject]:
+        """Every object of the pack in order; of an id that occurs twice the first. Raises Corrupt, NotFound."""
+        found = await asyncio.to_thread(self._survey, study)
+        found.require_sound(study)
+        return _first_of_each(found.objects)
+
+    async def verify(
+        self, study: str, expected: Manifest | Sequence[StoredObject] | None = None
+    ) -> list[Fault]:
+        """Read the whole pack, without any key, and return what is not as it was written.
+
+        `expected` (a manifest, or the index's rows) also finds objects that are missing or were put elsewhere.
+        """
+        return await asyncio.to_thread(self._verify, study, expected)
+
+    async def pack_size(self, study: str) -> int:
+        """Length of the pack in bytes, without an unfinished tail. Raises NotFound."""
+        return (await asyncio.to_thread(self._survey, study)).end
+
+    async def pack_bytes(self, study: str, offset: int, length: int) -> bytes:
+        """Sealed bytes of the pack as they lie on the disk, for a peer; fewer at its end."""
+        if offset < 0 or not 0 <= length <= MAX_PACK_READ_BYTES:
+            raise Invalid(f"Ask for at most {MAX_PACK_READ_BYTES} bytes at once.", code="range")
+        return await asyncio.to_thread(self._blobs.read, pack_name(study), offset, length)
+
+    async def manifest(
+        self,
+        study: str,
+        *,
+        home: str,
+        keys: Mapping[str, bytes],
+        signing_key: Ed25519PrivateKey,
+        now: datetime,
+        expires: datetime | None = None,
+    ) -> Signed[Manifest]:
+        """Describe the pack as it is now and sign it as `home`.
+
+        `keys` are object keys: the SHA-256 of a payload is listed for the objects whose key is given.
+        """
+        found = await asyncio.to_thread(self._survey, study)
+        found.require_sound(study)
+        entries = tuple(_entry(study, stored, keys) for stored in _first_of_each(found.objects))
+        grade = max((entry.grade for entry in entries), default=Grade.ORDINARY)
+        body = Manifest(study, home, grade, len(entries), found.end, entries)
+        return sign(
+            body,
+            record_id=secrets.token_hex(16),
+            issuer=home,
+            key=signing_key,
+            issued=now,
+            expires=expires,
+        )
+
+    def _open(self, study: str, stored: StoredObject, key: bytes) -> bytes:
+        body = self._blobs.read(pack_name(study), stored.offset, stored.length)
+        if len(body) != stored.length:
+            raise corrupt_pack(study, f"it ends before byte {stored.offset + stored.length}")
+        return open_sealed(body, key, stored.header(study))
+
+    def _open_range(self, study: str, stored: StoredObject, key: bytes, offset: int, length: int) -> bytes:
+        name = pack_name(study)
+
+        def read(start: int, count: int) -> bytes:
+            return self._blobs.read(name, stored.offset + start, count)
+
+        return open_range(read, stored.length, key, stored.header(study), offset, length)
+
+    def _survey(self, study: str) -> Survey:
+        name = pack_name(study)
+        size = self._blobs.size(name)
+        return survey(lambda offset, length: self._blobs.read(name, offset, length), size, study)
+
+    def _verify(self, study: str, expected: Manifest | Sequence[StoredObject] | None) -> list[Fault]:
+        try:
+            found = self._survey(study)
+        except (Corrupt, Invalid, NotFound) as error:
+            return [Fault(study, "", 0, error.message)]
+        faults = [
+            Fault(study, "", damage.offset, "no valid record here")
+            for damage in found.damages
+            if not damage.torn or damage.settled
+        ]
+        name = pack_name(study)
+        broken = check_bodies(
+            lambda offset, length: self._blobs.read(name, offset, length), study, found.objects
+        )
+        places = {stored.object_id: stored.offset for stored in found.objects}
+        faults += [Fault(study, name, places[name], "the bytes of the object changed") for name in broken]
+        return faults + _missing(study, found.objects, expected)
+
+
+def _missing(
+    study: str, found: Sequence[StoredObject], expected: Manifest | Sequence[StoredObject] | None
+) -> list[Fault]:
+    if expected is None:
+        return []
+    there = {(stored.object_id, stored.offset, stored.length, stored.blake3.hex()) for stored in found}
+    if isinstance(expected, Manifest):
+        wanted = [(entry.object_id, entry.offset, entry.length, entry.blake3) for entry in expected.objects]
+    else:
+        wanted = [
+            (stored.object_id, stored.offset, stored.length, stored.blake3.hex()) for stored in expected
+        ]
+    return [
+        Fault(study, object_id, offset, "the object is missing or is not the one that was promised")
+        for object_id, offset, length, digest in wanted
+        if (object_id, offset, length, digest) not in there
+    ]
+
+
+def _first_of_each(objects: Sequence[StoredObject]) -> list[StoredObject]:
+    first: dict[str, StoredObject] = {}
+    for stored in objects:
+        first.setdefault(stored.object_id, stored)
+    return list(first.values())
+
+
+def _entry(study: str, stored: StoredObject, keys: Mapping[str, bytes]) -> ManifestEntry:
+    key = keys.get(stored.object_id)
+    digest = None
+    if key is not None and stored.sealed_digest is not None:
+        digest = open_digest(stored.sealed_digest, key, stored.header(study)).hex()
+    return ManifestEntry(
+        stored.object_id,
+        stored.kind,
+        stored.grade,
+        stored.offset,
+        stored.length,
+        stored.blake3.hex(),
+        digest,
+    )

@@ -113,7 +113,7 @@ def compile_policy(policy: Policy) -> CompiledPolicy:
     only known obligations.
     """
     parsed = parse_rules(policy.cedar)
-    rules = {cedar_id: _rule(body["annotations"]) for cedar_id, body in parsed.items()}
+    rules = {cedar_id: _rule(body.get("annotations", {})) for cedar_id, body in parsed.items()}
     names = [rule.id for rule in rules.values()]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise Invalid(f"The rules {', '.join(twice)} occur twice.", code="policy-rule")

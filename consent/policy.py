@@ -170,15 +170,18 @@ def tighten(regional: Policy, local: Policy) -> Policy:
 def parse_rules(cedar: str) -> dict[str, Any]:
     """The rules in Cedar's JSON form, by Cedar's id. Raises Invalid where the text does not parse."""
     try:
-        rules: dict[str, Any] = json.loads(cedarpy.policies_to_json_str(cedar))["staticPolicies"]
+        parsed = json.loads(cedarpy.policies_to_json_str(cedar))
     except ValueError as error:
         raise Invalid(f"The rules do not parse: {error}", code="policy-syntax") from error
+    if parsed["templates"]:
+        raise Invalid("A rule is a template.", mend="Write it out without ?principal and ?resource.")
+    rules: dict[str, Any] = parsed["staticPolicies"]
     return rules
 
 
 def _permits(cedar: str) -> list[str]:
     permits = [rule for rule in parse_rules(cedar).values() if rule["effect"] == "permit"]
-    return [f"The rule {rule['annotations'].get('id', 'without @id')!r} permits." for rule in permits]
+    return [f"The rule {rule.get('annotations', {}).get('id', 'without @id')!r} permits." for rule in permits]
 
 
 def _looser(regional: Parameters, local: Parameters) -> list[str]:

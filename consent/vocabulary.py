@@ -153,5 +153,6 @@ class EventKind(StrEnum):
     LOG_READ = "LogRead"
     MEMBER_SUSPENDED = "MemberSuspended"
     MEMBER_REINSTATED = "MemberReinstated"
+    GRANT_ENDED = "GrantEnded"
     DEVICE_CHANGED = "DeviceChanged"
     TOKEN_REVOKED = "TokenRevoked"

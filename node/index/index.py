@@ -17,6 +17,7 @@ from sqlalchemy import bindparam, delete, func, insert, select, update
 from consent.errors import NotFound
 from consent.vocabulary import Grade
 from node.database import Database, Tx
+from node.imaging.attributes import Attributes
 from node.index.names import NameTable
 from node.index.pseudonyms import Pseudonyms
 from node.index.query import Query
@@ -93,7 +94,7 @@ class Index:
         """Write the rows of new instances; return those that were not there before.
 
         `indexed_to` says for each study how many bytes of its pack are now indexed. What a study row already
-        says of patient and study stays. Call `remember` with the result once the transaction has ended well.
+        says of patient and study stays; its grade can only rise. Call `remember` with the result once the transaction has ended well.
         """
         taken = await self._taken(tx, [entry.instance for entry in entries])
         fresh = tuple({entry.instance: entry for entry in entries if entry.instance not in taken}.values())
@@ -108,9 +109,8 @@ class Index:
     def remember(self, added: Iterable[Entry]) -> None:
         """Let names be found that were committed."""
         for entry in {entry.study: entry for entry in added}.values():
-            name = str(entry.attributes.get("patient_name") or "")
-            self._names.remove(entry.study, name)
-            self._names.add(entry.study, name)
+            self._names.remove(entry.study, entry.attributes.patient_name)
+            self._names.add(entry.study, entry.attributes.patient_name)
 
     async def set_indexed_to(self, tx: Tx, study: str, end: int) -> None:
         """Note that every object in the first `end` bytes of the study's pack is indexed."""
@@ -264,12 +264,12 @@ class Index:
         for entry in fresh:
             by_study.setdefault(entry.study, []).append(entry)
         rows = await tx.execute(
-            select(STUDIES.c.study, STUDIES.c.modalities).where(STUDIES.c.study.in_(by_study))
+            select(STUDIES.c.study, STUDIES.c.modalities, STUDIES.c.grade).where(
+                STUDIES.c.study.in_(by_study)
+            )
         )
-        modalities = {row.study: row.modalities for row in rows}
-        new = [
-            self._study_values(entries[0]) for study, entries in by_study.items() if study not in modalities
-        ]
+        there = {row.study: row for row in rows}
+        new = [self._study_values(entries[0]) for study, entries in by_study.items() if study not in there]
         if new:
             await tx.execute(insert(STUDIES), new)
         await tx.execute(
@@ -280,6 +280,7 @@ class Index:
                 instance_count=STUDIES.c.instance_count + bindparam("more"),
                 size_bytes=STUDIES.c.size_bytes + bindparam("more_bytes"),
                 modalities=bindparam("all_modalities"),
+                grade=bindparam("highest"),
                 changed=bindparam("latest"),
             ),
             [
@@ -288,7 +289,13 @@ class Index:
                     "more_series": new_series[study],
                     "more": len(entries),
                     "more_bytes": sum(entry.size_bytes for entry in entries),
-                    "all_modalities": _with_modalities(modalities.get(study, ""), entries),
+                    "all_modalities": _with_modalities(
+                        there[study].modalities if study in there else "", entries
+                    ),
+                    "highest": max(
+                        int(max(entry.grade for entry in entries)),
+                        there[study].grade if study in there else 0,
+                    ),
                     "latest": max(entry.received for entry in entries),
                 }
                 for study, entries in by_study.items()
@@ -297,13 +304,12 @@ class Index:
 
     def _study_values(self, entry: Entry) -> dict[str, Any]:
         attributes = entry.attributes
-        accession = attributes.get("accession_number") or ""
-        name = str(attributes.get("patient_name") or "")
+        accession, name = attributes.accession_number, attributes.patient_name
         return {
             "study": entry.study,
             "patient": entry.patient,
             "grade": int(entry.grade),
-            "study_date": attributes.get("study_date") or "",
+            "study_date": attributes.study_date,
             "accession": self.pseudonyms.blind("accession", accession) if accession else None,
             "modalities": "",
             "series_count": 0,
@@ -321,29 +327,28 @@ class Index:
         }
 
     def _series_values(self, entry: Entry) -> dict[str, Any]:
-        row = f"{entry.study}/{entry.series}"
         values = _picked(entry.attributes, SERIES_ATTRIBUTES)
         return {
             "study": entry.study,
             "series": entry.series,
-            "number": _stored(entry.attributes.get("series_number")),
-            "modality": entry.attributes.get("modality") or "",
+            "number": _stored(entry.attributes.series_number),
+            "modality": entry.attributes.modality,
             "instance_count": 0,
             "metadata": None,
-            "sealed": self._sealer.seal_json("index_series", row, values),
+            "sealed": self._sealer.seal_json("index_series", f"{entry.study}/{entry.series}", values),
         }
 
     def _instance_values(self, entry: Entry) -> dict[str, Any]:
         attributes = entry.attributes
         sealed = {
-            "uid": attributes["sop_instance_uid"],
-            "sop_class": entry.sop_class,
-            "transfer_syntax": entry.transfer_syntax,
-            "rows": attributes.get("rows"),
-            "columns": attributes.get("columns"),
-            "frames": attributes.get("frames") or 1,
-            "sha256": entry.sha256,
-            "pixel": dict(entry.pixel) if entry.pixel else None,
+            "uid": attributes.sop_instance_uid,
+            "sop_class": attributes.sop_class_uid,
+            "transfer_syntax": attributes.transfer_syntax_uid,
+            "rows": attributes.rows,
+            "columns": attributes.columns,
+            "frames": attributes.frames,
+            "sha256": entry.sha256.hex(),
+            "pixel": pixel_place(attributes),
             "instance": entry.data_set.to_json(),
             "attributes": entry.description.to_json(),
         }
@@ -351,9 +356,9 @@ class Index:
             "instance": entry.instance,
             "study": entry.study,
             "series": entry.series,
-            "number": _stored(attributes.get("instance_number")),
+            "number": _stored(attributes.instance_number),
             "size_bytes": entry.size_bytes,
-            "fingerprint": self.fingerprint(bytes.fromhex(entry.sha256)),
+            "fingerprint": self.fingerprint(entry.sha256),
             "sealed": self._sealer.seal_json("index_instance", entry.instance, sealed),
         }
 
@@ -381,8 +386,21 @@ class Index:
         return self._sealer.open("index_study", "sealed_name", study, sealed).decode("utf-8", "surrogatepass")
 
 
-def _picked(attributes: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {keyword: attributes.get(name) or "" for keyword, name in names.items()}
+def pixel_place(attributes: Attributes) -> dict[str, Any] | None:
+    """Where the pixels lie in the data set; None without pixels, or where they are deflated with it."""
+    if attributes.pixel_offset is None or attributes.deflated:
+        return None
+    return {
+        "offset": attributes.pixel_offset,
+        "length": attributes.pixel_length,
+        "encapsulated": attributes.encapsulated,
+        "samples": attributes.samples,
+        "bits_allocated": attributes.bits_allocated,
+    }
+
+
+def _picked(attributes: Attributes, names: Mapping[str, str]) -> dict[str, Any]:
+    return {keyword: getattr(attributes, name) for keyword, name in names.items()}
 
 
 def _grouped(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
@@ -394,7 +412,7 @@ def _grouped(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
 
 def _with_modalities(stored: str, entries: Sequence[Entry]) -> str:
     known = {value for value in stored.split("/") if value}
-    known |= {str(entry.attributes.get("modality") or "").replace("/", "") for entry in entries}
+    known |= {entry.attributes.modality.replace("/", "") for entry in entries}
     return "/" + "/".join(sorted(known - {""})) + "/" if known - {""} else ""
 
 

@@ -8,17 +8,25 @@ from datetime import datetime
 from typing import Any
 
 from consent.vocabulary import Grade
+from node.imaging.attributes import Attributes
 from node.index.query import dicom_json
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a sealed object lies in its study's pack; sizes in bytes, `blake3` of the sealed bytes."""
+    """Where a sealed object lies in its study's pack, and under the key of which grade; sizes in bytes, `blake3` of the
+    sealed bytes."""
 
     offset: int
     length: int
     plain_length: int
     blake3: bytes
+    grade: Grade
+
+    @property
+    def end(self) -> int:
+        """The offset behind the object."""
+        return self.offset + self.length
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -27,17 +35,24 @@ class Placement:
             "length": self.length,
             "plain_length": self.plain_length,
             "blake3": self.blake3.hex(),
+            "grade": int(self.grade),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Placement:
         """The inverse of `to_json`."""
-        return cls(data["offset"], data["length"], data["plain_length"], bytes.fromhex(data["blake3"]))
+        return cls(
+            data["offset"],
+            data["length"],
+            data["plain_length"],
+            bytes.fromhex(data["blake3"]),
+            Grade(data["grade"]),
+        )
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One instance to be indexed. `attributes` holds DICOM keywords of all three levels; None where absent."""
+    """One instance to be indexed; `sha256` is of its data set (32 bytes), `size_bytes` the data set's length."""
 
     study: str
     series: str
@@ -45,12 +60,9 @@ class Entry:
     patient: str
     grade: Grade
     received: datetime
-    attributes: Mapping[str, Any]
-    sop_class: str
-    transfer_syntax: str
-    sha256: str
+    attributes: Attributes
+    sha256: bytes
     size_bytes: int
-    pixel: Mapping[str, Any] | None
     data_set: Placement
     description: Placement
 

@@ -17,6 +17,7 @@ from sqlalchemy import text
 from consent.errors import Corrupt, Invalid, NotFound
 from consent.vocabulary import Grade
 from node.database import Database
+from node.imaging.attributes import Attributes
 from node.index import Entry, Index, Level, Placement, Pseudonyms, Query, Visible
 from node.index.names import NameTable, folded_groups, wildcard
 from node.index.tables import INSTANCES, SERIES, STUDIES
@@ -29,41 +30,41 @@ NOW = datetime(2026, 11, 22, 9, 0, tzinfo=UTC)
 def entry(
     study: int = 1, series: int = 1, number: int = 1, grade: Grade = Grade.ORDINARY, **more: Any
 ) -> Entry:
-    attributes: dict[str, Any] = {
-        "study_instance_uid": f"1.2.3.{study}",
-        "series_instance_uid": f"1.2.3.{study}.{series}",
-        "sop_instance_uid": f"1.2.3.{study}.{series}.{number}",
-        "patient_id": f"P-{study}",
-        "patient_name": f"Name{study}^Given",
-        "birth_date": "19700101",
-        "sex": "F",
-        "study_date": f"202611{study:02d}",
-        "study_time": "101500",
-        "accession_number": f"ACC{study}",
-        "modality": "CT",
-        "study_description": "Chest routine",
-        "series_number": series,
-        "instance_number": number,
-        "rows": 4,
-        "columns": 4,
-        "frames": 1,
-    } | more
-    uid = attributes["study_instance_uid"]
+    attributes = Attributes(
+        **{
+            "sop_class_uid": "1.2.840.10008.5.1.4.1.1.2",
+            "transfer_syntax_uid": "1.2.840.10008.1.2.1",
+            "study_instance_uid": f"1.2.3.{study}",
+            "series_instance_uid": f"1.2.3.{study}.{series}",
+            "sop_instance_uid": f"1.2.3.{study}.{series}.{number}",
+            "patient_id": f"P-{study}",
+            "patient_name": f"Name{study}^Given",
+            "birth_date": "19700101",
+            "sex": "F",
+            "study_date": f"202611{study:02d}",
+            "study_time": "101500",
+            "accession_number": f"ACC{study}",
+            "modality": "CT",
+            "study_description": "Chest routine",
+            "series_number": series,
+            "instance_number": number,
+            "rows": 4,
+            "columns": 4,
+        }
+        | more
+    )
     return Entry(
-        study=NAMES.study(uid),
-        series=NAMES.series(attributes["series_instance_uid"]),
-        instance=NAMES.instance(attributes["sop_instance_uid"]),
-        patient=NAMES.patient(attributes["patient_id"], uid),
+        study=NAMES.study(attributes.study_instance_uid),
+        series=NAMES.series(attributes.series_instance_uid),
+        instance=NAMES.instance(attributes.sop_instance_uid),
+        patient=NAMES.patient(attributes.patient_id, attributes.study_instance_uid),
         grade=grade,
         received=NOW,
         attributes=attributes,
-        sop_class="1.2.840.10008.5.1.4.1.1.2",
-        transfer_syntax="1.2.840.10008.1.2.1",
-        sha256=hashlib.sha256(attributes["sop_instance_uid"].encode()).hexdigest(),
+        sha256=hashlib.sha256(attributes.sop_instance_uid.encode()).digest(),
         size_bytes=1000,
-        pixel=None,
-        data_set=Placement(100, 1100, 1000, bytes(32)),
-        description=Placement(0, 100, 60, bytes(32)),
+        data_set=Placement(100, 1100, 1000, bytes(32), grade),
+        description=Placement(0, 100, 60, bytes(32), grade),
     )
 
 

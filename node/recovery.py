@@ -1,0 +1,74 @@
+"""After a crash: what the packs hold and the index lacks is indexed and logged, before the doors open.
+
+Costs one listing of the packs and, for the few that grew after their last row was written, a look at what lies
+behind it. A pack that was damaged is named in the log and does not keep the others from being recovered.
+"""
+
+from __future__ import annotations
+
+from consent.errors import Corrupt, Invalid, NotFound
+from consent.vocabulary import EventKind, Outcome
+from node.arrival import ATTRIBUTES_SUFFIX, entry_of
+from node.audit.log import Event, Log
+from node.database import Database
+from node.flusher import stored_event
+from node.index import Entry, Index
+from node.vault.pack import StoredObject
+from node.vault.vault import ATTRIBUTES, INSTANCE, Vault
+
+ACTOR = "system"
+
+
+async def recover(vault: Vault, index: Index, log: Log, database: Database) -> int:
+    """Index and log what is missing; return how many instances that were."""
+    indexed = await index.indexed_to()
+    found = 0
+    for study, size in await vault.studies():
+        if size > indexed.get(study, 0):
+            try:
+                found += await _recover_study(vault, index, log, database, study, indexed.get(study, 0))
+            except (Corrupt, Invalid, NotFound) as error:
+                await _report(log, study, error.message)
+    return found
+
+
+async def _recover_study(
+    vault: Vault, index: Index, log: Log, database: Database, study: str, start: int
+) -> int:
+    survey = await vault.objects(study, start)
+    entries = [
+        await _entry(vault, index, study, description, data_set)
+        for description, data_set in _pairs(survey.objects)
+    ]
+    async with database.write() as tx:
+        fresh = await index.add(tx, entries, {study: survey.end})
+        if fresh:
+            await log.append(tx, stored_event(study, fresh, ACTOR, "recovery"))
+    index.remember(fresh)
+    return len(fresh)
+
+
+def _pairs(objects: list[StoredObject]) -> list[tuple[StoredObject, StoredObject]]:
+    """Attributes and data set of every instance that is there with both."""
+    descriptions = {stored.object_id: stored for stored in objects if stored.kind == ATTRIBUTES}
+    return [
+        (descriptions[stored.object_id + ATTRIBUTES_SUFFIX], stored)
+        for stored in objects
+        if stored.kind == INSTANCE and stored.object_id + ATTRIBUTES_SUFFIX in descriptions
+    ]
+
+
+async def _entry(
+    vault: Vault, index: Index, study: str, description: StoredObject, data_set: StoredObject
+) -> Entry:
+    document = await vault.attributes(study, description)
+    entry = entry_of(document, index.pseudonyms, description, data_set)
+    if (entry.study, entry.instance) != (study, data_set.object_id):
+        raise Corrupt(
+            f"The pack of study {study} describes an instance of another one.", code="attributes-object"
+        )
+    return entry
+
+
+async def _report(log: Log, study: str, reason: str) -> None:
+    await log.record(Event(EventKind.INTEGRITY_FAILED, ACTOR, Outcome.FAILED, study=study, reason=reason))

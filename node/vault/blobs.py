@@ -15,8 +15,8 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -84,6 +84,10 @@ class BlobStore(Protocol):
         """Bytes from `offset`; fewer at the end. Raises NotFound."""
         ...
 
+    def opened(self, name: str) -> AbstractContextManager[Callable[[int, int], bytes]]:
+        """The same `read(offset, length)` for many reads of one blob, which stays the same while it is open."""
+        ...
+
     def size(self, name: str) -> int:
         """Length in bytes. Raises NotFound."""
         ...
@@ -138,13 +142,28 @@ class FileBlobs:
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """See `BlobStore.read`."""
-        with disk_errors("read a study pack"), self._open(name) as descriptor:
-            return _pread(descriptor, offset, length)
+        with self.opened(name) as read:
+            return read(offset, length)
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[Callable[[int, int], bytes]]:
+        """See `BlobStore.opened`."""
+        with self._open(name) as descriptor:
+
+            def read(offset: int, length: int) -> bytes:
+                with disk_errors("read a study pack"):
+                    return _pread(descriptor, offset, length)
+
+            yield read
 
     def size(self, name: str) -> int:
         """See `BlobStore.size`."""
-        with disk_errors("look at a study pack"), self._open(name) as descriptor:
-            return os.fstat(descriptor).st_size
+        path = self._path(name)
+        with disk_errors("look at a study pack"):
+            try:
+                return path.stat(follow_symlinks=False).st_size
+            except FileNotFoundError as error:
+                raise _not_found(name) from error
 
     def delete(self, name: str) -> None:
         """See `BlobStore.delete`. On flash and on copying file systems only destroying the key is final."""
@@ -210,10 +229,12 @@ class FileBlobs:
 
     @contextmanager
     def _open(self, name: str) -> Iterator[int]:
-        try:
-            descriptor = os.open(self._path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise _not_found(name) from error
+        path = self._path(name)
+        with disk_errors("open a study pack"):
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError as error:
+                raise _not_found(name) from error
         try:
             yield descriptor
         finally:

@@ -158,7 +158,7 @@ class KeyRing:
     async def rotate(self, grade: Grade) -> int:
         """Make a new active KEK for `grade`; return its version. Study keys follow by `rewrap`."""
         async with self._database.write() as tx:
-            newest = await self._active(tx, grade)
+            newest = await self._newest(tx, grade) or 0
             await tx.execute(
                 update(vault_kek)
                 .where(vault_kek.c.grade == grade, vault_kek.c.state == ACTIVE)
@@ -267,12 +267,16 @@ class KeyRing:
             self._studies.popitem(last=False)
 
     async def _active(self, tx: Tx, grade: Grade) -> int:
+        return await self._newest(tx, grade) or await self._new_kek(tx, grade, 1)
+
+    async def _newest(self, tx: Tx, grade: Grade) -> int | None:
+        """The version of the active KEK; None before the first."""
         row = (
             await tx.execute(
                 select(vault_kek.c.version).where(vault_kek.c.grade == grade, vault_kek.c.state == ACTIVE)
             )
         ).first()
-        return await self._new_kek(tx, grade, 1) if row is None else int(row.version)
+        return None if row is None else int(row.version)
 
     async def _new_kek(self, tx: Tx, grade: Grade, version: int) -> int:
         key = secrets.token_bytes(KEY_BYTES)
@@ -305,7 +309,9 @@ class KeyRing:
 
     async def _rewrap_grade(self, tx: Tx, grade: Grade, limit: int) -> int:
         keys = vault_study_key.c
-        active = await self._active(tx, grade)
+        active = await self._newest(tx, grade)
+        if active is None:
+            return 0
         rows = (
             await tx.execute(
                 select(vault_study_key).where(keys.grade == grade, keys.kek_version != active).limit(limit)

@@ -241,7 +241,7 @@ class PackWriter:
             self._uncut = (base, self._blob.size())
 
 
-def check_bodies(read: Read, study: str, objects: Sequence[StoredObject]) -> list[str]:
+def check_bodies(read: Read, objects: Sequence[StoredObject]) -> list[str]:
     """Read every body and compare its BLAKE3; return the ids of the objects that differ. Needs no key."""
     faults = []
     for stored in objects:

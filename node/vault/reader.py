@@ -23,7 +23,7 @@ from consent.vocabulary import Grade
 from node.vault.blobs import BlobStore
 from node.vault.manifest import Manifest, ManifestEntry
 from node.vault.pack import StoredObject, Survey, check_bodies, corrupt_pack, pack_name, survey
-from node.vault.seal import open_digest, open_range, open_sealed
+from node.vault.seal import keep_freed_memory, open_digest, open_range, open_sealed
 
 __all__ = ["Fault", "Reader", "StoredObject"]
 
@@ -44,6 +44,7 @@ class Reader:
     """Reads the packs in one `BlobStore`: the archive's, or the copies held of one other node."""
 
     def __init__(self, blobs: BlobStore) -> None:
+        keep_freed_memory()
         self._blobs = blobs
 
     async def read(self, study: str, stored: StoredObject, key: bytes) -> bytes:
@@ -122,17 +123,21 @@ class Reader:
         return open_sealed(body, key, stored.header(study))
 
     def _open_range(self, study: str, stored: StoredObject, key: bytes, offset: int, length: int) -> bytes:
-        name = pack_name(study)
-
-        def read(start: int, count: int) -> bytes:
-            return self._blobs.read(name, stored.offset + start, count)
-
-        return open_range(read, stored.length, key, stored.header(study), offset, length)
+        with self._blobs.opened(pack_name(study)) as read:
+            return open_range(
+                lambda start, count: read(stored.offset + start, count),
+                stored.length,
+                key,
+                stored.header(study),
+                offset,
+                length,
+            )
 
     def _survey(self, study: str) -> Survey:
         name = pack_name(study)
         size = self._blobs.size(name)
-        return survey(lambda offset, length: self._blobs.read(name, offset, length), size, study)
+        with self._blobs.opened(name) as read:
+            return survey(read, size, study)
 
     def _verify(self, study: str, expected: Manifest | Sequence[StoredObject] | None) -> list[Fault]:
         try:
@@ -144,10 +149,8 @@ class Reader:
             for damage in found.damages
             if not damage.torn or damage.settled
         ]
-        name = pack_name(study)
-        broken = check_bodies(
-            lambda offset, length: self._blobs.read(name, offset, length), study, found.objects
-        )
+        with self._blobs.opened(pack_name(study)) as read:
+            broken = check_bodies(read, found.objects)
         places = {stored.object_id: stored.offset for stored in found.objects}
         faults += [Fault(study, name, places[name], "the bytes of the object changed") for name in broken]
         return faults + _missing(study, found.objects, expected)

@@ -88,6 +88,15 @@ class ObjectHeader:
         return sha256(self.to_bytes()).digest()
 
 
+def keep_freed_memory() -> None:
+    """Teach the C library to keep freed buffers of up to 31 MiB instead of giving them back each time.
+
+    glibc raises its threshold for that when a buffer of such a size is freed once. Without it every object pays for fresh
+    pages: opening 525 kB took 0.7 ms instead of 0.14 ms. Harmless elsewhere; costs no memory by itself.
+    """
+    bytearray(31 * 1024 * 1024)
+
+
 def check_study_id(study: str) -> str:
     """Return `study` when it is a study pseudonym; raise Invalid: such ids become file names."""
     if _STUDY_ID.fullmatch(study) is None:
@@ -140,17 +149,16 @@ def seal(payload: Payload, key: bytes, header: ObjectHeader) -> bytearray:
 def open_sealed(body: Buffer, key: bytes, header: ObjectHeader) -> bytes:
     """Decrypt and prove the whole body; raises Corrupt when anything is not as it was sealed."""
     view = memoryview(body).cast("B")
-    plain_length(view.nbytes)
+    plain = memoryview(bytearray(plain_length(view.nbytes)))
     decryptor = Cobblestone256Decryptor(key, header.context)
+    at = 0
     try:
-        opened = [
-            decryptor.update(view[start : start + PIECE_BYTES])
-            for start in range(0, view.nbytes, PIECE_BYTES)
-        ]
-        opened.append(decryptor.finalize())
+        for start in range(0, view.nbytes, PIECE_BYTES):
+            at += decryptor.update_into(view[start : start + PIECE_BYTES], plain[at:])
+        plain[at:] = decryptor.finalize()
     except InvalidTag as error:
         raise _damaged("its key, its name or its bytes do not match") from error
-    return b"".join(opened)
+    return bytes(plain)
 
 
 def open_range(

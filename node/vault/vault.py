@@ -22,7 +22,16 @@ from node.vault.blobs import BlobStore
 from node.vault.commit import GroupCommit
 from node.vault.keys import KeyRing
 from node.vault.pack import Draft, StoredObject, Survey, corrupt_pack, pack_name, survey
-from node.vault.seal import ObjectHeader, Payload, object_key, open_sealed, pieces, seal, seal_digest
+from node.vault.seal import (
+    ObjectHeader,
+    Payload,
+    keep_freed_memory,
+    object_key,
+    open_sealed,
+    pieces,
+    seal,
+    seal_digest,
+)
 
 __all__ = ["ATTRIBUTES", "INSTANCE", "METADATA", "NewObject", "StoredObject", "Vault"]
 
@@ -45,6 +54,7 @@ class Vault:
     """The writing side of the archive of one node."""
 
     def __init__(self, blobs: BlobStore, keys: KeyRing, clock: Clock) -> None:
+        keep_freed_memory()
         self._blobs = blobs
         self._keys = keys
         self._commit = GroupCommit(blobs, clock)
@@ -118,7 +128,8 @@ class Vault:
         size = self._blobs.size(name)
         if size < start:
             raise corrupt_pack(study, f"it was cut off at byte {size}")
-        found = survey(lambda offset, length: self._blobs.read(name, offset, length), size, study, start)
+        with self._blobs.opened(name) as read:
+            found = survey(read, size, study, start)
         found.require_sound(study)
         return found
 

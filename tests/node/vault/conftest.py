@@ -1,0 +1,53 @@
+"""A real vault in a folder of its own: keystore, database, key ring, packs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from node.database import Database
+from node.vault.blobs import FileBlobs
+from node.vault.custody.keystore import Effort, Keystore
+from node.vault.keys import KeyRing
+from node.vault.reader import Reader
+from node.vault.vault import Vault
+from tests.support.clock import FakeClock
+
+CREDENTIAL = b"correct horse battery staple"
+QUICK = Effort(passes=1, memory_bytes=8192)
+STUDY = "st_" + "a" * 26
+
+
+@dataclass
+class Rig:
+    folder: Path
+    database: Database
+    clock: FakeClock
+    keys: KeyRing
+    blobs: FileBlobs
+    vault: Vault
+    reader: Reader
+
+    def fresh_ring(self) -> KeyRing:
+        """The same keys as after a restart: nothing cached."""
+        return KeyRing(Keystore.open(self.folder / "keystore", CREDENTIAL), self.database, self.clock)
+
+    def pack(self, study: str = STUDY) -> Path:
+        return self.blobs.root / study[-2:] / f"{study}.pack"
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'node.db'}")
+    await database.create_tables()
+    clock = FakeClock()
+    keystore = Keystore.create(tmp_path / "keystore", CREDENTIAL, effort=QUICK)
+    keys = KeyRing(keystore, database, clock)
+    blobs = FileBlobs(tmp_path / "packs")
+    vault = Vault(blobs, keys, clock)
+    yield Rig(tmp_path, database, clock, keys, blobs, vault, Reader(blobs))
+    await vault.close()
+    await database.close()

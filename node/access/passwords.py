@@ -66,7 +66,7 @@ class Passwords:
             self._waiting -= 1
 
     def _hash(self, password: str) -> str:
-        secret = password.encode()
+        secret = _bytes(password)
         return argon2id.str(secret, opslimit=self._passes, memlimit=self._memory_bytes).decode("ascii")
 
     def _matches(self, stored: str | None, password: str) -> bool:
@@ -75,7 +75,7 @@ class Passwords:
             self._decoy = self._decoy or self._hash("no such account")
         known = stored or self._decoy or ""
         try:
-            return argon2id.verify(known.encode("ascii"), password.encode()) and stored is not None
+            return argon2id.verify(known.encode("ascii"), _bytes(password)) and stored is not None
         except InvalidkeyError:
             return False
 
@@ -88,7 +88,7 @@ def check_password(password: str, login: str) -> None:
             mend="Take a few words that only you would put together.",
             code="weak-password",
         )
-    if len(password.encode()) > MAX_PASSWORD_BYTES:
+    if len(_bytes(password)) > MAX_PASSWORD_BYTES:
         raise Invalid(f"The password is longer than {MAX_PASSWORD_BYTES} bytes.", code="weak-password")
     if login.casefold() in password.casefold() or len(set(password)) < 4:
         raise Invalid(
@@ -96,6 +96,11 @@ def check_password(password: str, login: str) -> None:
             mend="Take a few words that only you would put together.",
             code="weak-password",
         )
+
+
+def _bytes(password: str) -> bytes:
+    # A JSON body can smuggle in lone surrogates; they are a wrong password, not a crash.
+    return password.encode("utf-8", "surrogatepass")
 
 
 class Pace:

@@ -156,7 +156,7 @@ class Sessions:
 
     async def _proved(self, login: str, password: str) -> tuple[Person | None, bool]:
         """The active person whom the pair proves, and whether by the one-time secret, which is now spent."""
-        if not LOGIN.fullmatch(login) or len(password.encode(errors="replace")) > MAX_PASSWORD_BYTES:
+        if not LOGIN.fullmatch(login) or len(password) > MAX_PASSWORD_BYTES:
             return None, False
         async with self._database.read() as tx:
             query = select(person_table).where(person_table.c.login == login)

@@ -57,7 +57,7 @@ def new_secret() -> str:
 
 def secret_hash(secret: str) -> str:
     """What is kept of a secret with 256 bits: SHA-256, hex. Nothing slower is needed at this length."""
-    return sha256(secret.encode()).hexdigest()
+    return sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def check_scopes(scopes: Iterable[str]) -> frozenset[str]:

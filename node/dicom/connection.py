@@ -1,0 +1,416 @@
+"""One DICOM connection: bytes in, PDUs parsed where they lie, messages handled in order, answers out.
+
+The kernel (or TLS) writes into one receive buffer per connection and nothing is copied but data set fragments, once.
+A connection has one task: it admits the device, then serves its messages one after another while the next ones
+arrive. Reading pauses while too many messages wait or the node's memory for data sets is full.
+Leaves states to `association`, fragments to `messages`, work to `services`, bounds and counters to `gate`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
+
+import structlog
+
+from consent.errors import AccordError, Denied
+from consent.principals import Principal
+from consent.vocabulary import EventKind
+from node.audit.event import Event as Deed
+from node.ingest import Source
+
+from .association import Artim, Association, Event, Say, State, Step, event_of, negotiate
+from .gate import AssociationView, Gate
+from .messages import Assembler, Context, Message, framed
+from .pdu import (
+    APPLICATION_CONTEXT,
+    HEAD_BYTES,
+    MAX_ASSOCIATE_BYTES,
+    PROTOCOL_VERSION,
+    AssociateAc,
+    AssociateRj,
+    AssociateRq,
+    Kind,
+    Pdu,
+    PduFault,
+    Result,
+    check_head,
+    decode,
+    pdvs,
+)
+from .services import SUCCESS, EventLog
+
+RECEIVE_BYTES = 1024 * 1024
+_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
+
+# PS3.8 Table 9-21: result, source, reason.
+CALLED_AE_NOT_RECOGNIZED = AssociateRj(1, 1, 7)
+CALLING_AE_NOT_RECOGNIZED = AssociateRj(1, 1, 3)
+APPLICATION_CONTEXT_NOT_SUPPORTED = AssociateRj(1, 1, 2)
+PROTOCOL_VERSION_NOT_SUPPORTED = AssociateRj(1, 2, 2)
+TEMPORARY_CONGESTION = AssociateRj(2, 3, 1)
+LOCAL_LIMIT_EXCEEDED = AssociateRj(2, 3, 2)
+
+Spawn = Callable[[Coroutine[Any, Any, None]], None]
+_logger = structlog.get_logger()
+
+
+class Connection(asyncio.BufferedProtocol):
+    """The acceptor's side of one association over one transport."""
+
+    def __init__(self, gate: Gate, log: EventLog, spawn: Spawn, address: str, *, tls: bool) -> None:
+        self._gate, self._log, self._spawn = gate, log, spawn
+        self._address, self._tls = address, tls
+        self._loop = asyncio.get_running_loop()
+        self._association = Association(requestor=False)
+        self._buffer = bytearray(RECEIVE_BYTES)
+        self._view = memoryview(self._buffer)
+        self._read_to = self._written_to = 0
+        self._assembler: Assembler | None = None
+        self._messages: asyncio.Queue[tuple[Message, int] | None] = asyncio.Queue()
+        self._unserved = 0
+        self._reserved = 0
+        self._paused = self._deaf = self._ended = False
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._artim: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._heard = self._loop.time()
+        self._max_length = 0
+        self.closed = asyncio.Event()
+
+    # The transport calls these.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._socket = transport.get_extra_info("socket")
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._carry_out(self._association.step(Event.EVT5_TRANSPORT_INDICATED))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._read_to == self._written_to:
+            self._read_to = self._written_to = 0
+        elif RECEIVE_BYTES - self._read_to < HEAD_BYTES + MAX_ASSOCIATE_BYTES:
+            left = self._written_to - self._read_to
+            self._view[:left] = bytes(self._view[self._read_to : self._written_to])
+            self._read_to, self._written_to = 0, left
+        return self._view[self._written_to :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._written_to += nbytes
+        self._heard = self._loop.time()
+        self._parse()
+        if _QUICKACK is not None and not self._transport.is_closing():
+            # A sender with Nagle on holds its last piece back until this acknowledgement, else 40 ms late.
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._association.state is not State.STA1_IDLE:
+            self._carry_out(self._association.step(Event.EVT17_TRANSPORT_CLOSED))
+        self._stop_timer("_artim")
+        self._stop_timer("_idle")
+        self._end_of_messages()
+        self._gate.memory.leave(self)
+        self._drained.set()
+        self.closed.set()
+
+    def pause_writing(self) -> None:
+        self._drained.clear()
+
+    def resume_writing(self) -> None:
+        self._drained.set()
+
+    # The listener calls this.
+
+    def finish(self) -> None:
+        """Serve what has arrived whole, then end the association; without one, close at once."""
+        if self._assembler is None or self._association.state is not State.STA6_ESTABLISHED:
+            self._transport.abort()
+        else:
+            self._deaf = True
+            self._end_of_messages()
+
+    # From bytes to events.
+
+    def _parse(self) -> None:
+        """Take every whole PDU that lies in the buffer, until reading has to pause."""
+        try:
+            while not (self._paused or self._deaf) and self._written_to - self._read_to >= HEAD_BYTES:
+                start = self._read_to
+                kind = self._buffer[start]
+                length = int.from_bytes(self._view[start + 2 : start + HEAD_BYTES], "big")
+                check_head(kind, length)
+                end = start + HEAD_BYTES + length
+                if end > self._written_to:
+                    return
+                if kind != Kind.DATA:
+                    self._read_to = end
+                    self._take(decode(kind, bytes(self._view[start + HEAD_BYTES : end])))
+                elif self._take_data(start + HEAD_BYTES, end):
+                    self._read_to = end
+        except PduFault as fault:
+            self._refused("bad-pdu", fault.message, kind=EventKind.INPUT_REFUSED)
+            self._carry_out(self._association.step(Event.EVT19_INVALID_PDU, fault=fault.reason))
+            self._deaf = True
+        if self._deaf:
+            self._read_to = self._written_to
+
+    def _take(self, pdu: Pdu) -> None:
+        if isinstance(pdu, AssociateRq) and self._association.state is State.STA2_AWAITING_ASSOCIATE_RQ:
+            self._take_request(pdu)
+        else:
+            self._carry_out(self._association.step(event_of(pdu)))
+
+    def _take_request(self, request: AssociateRq) -> None:
+        unacceptable: AssociateRj | None = None
+        if not request.protocol_version & PROTOCOL_VERSION:
+            unacceptable = PROTOCOL_VERSION_NOT_SUPPORTED
+        elif request.application_context != APPLICATION_CONTEXT:
+            unacceptable = APPLICATION_CONTEXT_NOT_SUPPORTED
+        self._carry_out(self._association.step(Event.EVT6_ASSOCIATE_RQ, unacceptable=unacceptable))
+        if unacceptable is None:
+            self._spawn(self._run(request))
+        else:
+            self._refused("not-dicom-3", "It asked for another protocol than DICOM 3.0.", request=request)
+
+    def _take_data(self, start: int, end: int) -> bool:
+        """Take a P-DATA-TF; False when it must wait in the buffer until there is room."""
+        if self._association.state is State.STA6_ESTABLISHED and not self._has_room(end - start):
+            return False
+        step = self._association.step(Event.EVT10_DATA)
+        if step.say is not Say.DATA or self._assembler is None:
+            self._carry_out(step)
+            return True
+        for pdv in pdvs(self._buffer, start, end):
+            message = self._assembler.take(pdv, self._view)
+            if message is not None:
+                self._unserved += 1
+                self._messages.put_nowait((message, self._reserved))
+                self._reserved = 0
+        if self._assembler.dropping:
+            self._free_reserved()
+        return True
+
+    def _has_room(self, size: int) -> bool:
+        """Whether `size` more bytes may be taken; when not, pause, or drop the data set if waiting is in vain."""
+        assert self._assembler is not None
+        if self._unserved >= self._gate.limits.queued_messages:
+            self._pause()
+            return False
+        memory = self._gate.memory
+        if self._assembler.dropping:
+            return True
+        if memory.reserve(self, size):
+            self._reserved += size
+            return True
+        if memory.wait(self, self._resume, busy=self._unserved > 0):
+            self._pause()
+            return False
+        self._assembler.drop("The node is out of memory for instances.")
+        return True
+
+    def _pause(self) -> None:
+        self._paused = True
+        self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        self._loop.call_soon(self._continue)
+
+    def _continue(self) -> None:
+        if not self._paused or self.closed.is_set():
+            return
+        self._paused = False
+        self._heard = self._loop.time()
+        self._parse()
+        if not self._paused:
+            self._transport.resume_reading()
+
+    def _free_reserved(self) -> None:
+        size, self._reserved = self._reserved, 0
+        if size:
+            self._gate.memory.release(self, size)
+
+    # From steps to deeds.
+
+    def _carry_out(self, step: Step) -> None:
+        if step.send and not self._transport.is_closing():
+            self._transport.write(step.send)
+        if step.artim is not None:
+            self._stop_timer("_artim")
+        if step.artim is Artim.START:
+            self._artim = self._loop.call_later(self._gate.limits.artim_seconds, self._artim_expired)
+        if step.say in (Say.RELEASE_INDICATION, Say.ABORTED):
+            self._end_of_messages()
+        if step.close:
+            self._transport.close()
+
+    def _end_of_messages(self) -> None:
+        """No further message will come: what arrived of one is not kept."""
+        if self._ended:
+            return
+        self._ended = True
+        if self._assembler is not None and not self._assembler.between_messages:
+            self._refused(
+                "cut-short",
+                "The association ended in the middle of an instance; it was not kept.",
+                kind=EventKind.INPUT_REFUSED,
+            )
+            self._assembler.drop("The association ended.")
+        self._free_reserved()
+        self._messages.put_nowait(None)
+
+    def _artim_expired(self) -> None:
+        if self._association.state is State.STA2_AWAITING_ASSOCIATE_RQ:
+            self._refused("no-request", "It connected and asked for no association.")
+        self._carry_out(self._association.step(Event.EVT18_ARTIM_EXPIRED))
+        self._transport.abort()
+
+    def _watch_idleness(self) -> None:
+        limit = self._gate.limits.idle_seconds
+        if self._unserved or self._paused:
+            self._heard = self._loop.time()
+        silent = self._loop.time() - self._heard
+        if silent < limit:
+            self._idle = self._loop.call_later(limit - silent, self._watch_idleness)
+        elif self._association.state is State.STA6_ESTABLISHED:
+            self._refused("idle", "It was silent for too long.", kind=EventKind.INPUT_REFUSED)
+            self._carry_out(self._association.step(Event.EVT15_ABORT_REQUEST))
+            self._end_of_messages()
+
+    def _stop_timer(self, name: str) -> None:
+        timer = getattr(self, name)
+        if timer is not None:
+            timer.cancel()
+            setattr(self, name, None)
+
+    def _refused(
+        self,
+        code: str,
+        words: str,
+        *,
+        kind: EventKind = EventKind.ASSOCIATION_REFUSED,
+        request: AssociateRq | None = None,
+    ) -> None:
+        titles = {"calling": request.calling, "called": request.called} if request else {}
+        event = self._gate.refusal(code, words, self._address, kind=kind, tls=self._tls, **titles)
+        if event is not None:
+            self._spawn(self._record(event))
+
+    async def _record(self, event: Deed) -> None:
+        await self._log.record(event)
+
+    # The task of the association.
+
+    async def _run(self, request: AssociateRq) -> None:
+        try:
+            with self._gate.associated(self._address, request.calling, self._tls) as view:
+                principal = await self._admit(request)
+                if principal is not None and self._association.state is State.STA3_AWAITING_LOCAL_ANSWER:
+                    await self._accept(request, principal, view)
+                    await self._serve(Source(principal, "dimse", self._address), view)
+        except Exception:
+            _logger.exception("dicom_association_failed", address=self._address)
+            self._transport.abort()
+        finally:
+            self._forget_unserved()
+
+    async def _admit(self, request: AssociateRq) -> Principal | None:
+        """Ask the device gate; on a no, reject in the standard's words and write it down."""
+        code = self._gate.association_refusal(self._address)
+        if code:
+            self._refused(code, "Too many associations are open.", request=request)
+            self._reject(LOCAL_LIMIT_EXCEEDED)
+            return None
+        try:
+            return await self._gate.devices.admit_device(
+                request.calling, request.called, self._address, self._certificate(), self._tls
+            )
+        except Denied as error:
+            self._refused(error.code, error.message, request=request)
+            wrong_called = request.called != self._gate.ae_title
+            self._reject(CALLED_AE_NOT_RECOGNIZED if wrong_called else CALLING_AE_NOT_RECOGNIZED)
+        except AccordError as error:
+            self._refused(error.code, error.message, request=request)
+            self._reject(TEMPORARY_CONGESTION)
+        return None
+
+    def _reject(self, answer: AssociateRj) -> None:
+        if self._association.state is State.STA3_AWAITING_LOCAL_ANSWER:
+            self._carry_out(self._association.step(Event.EVT8_REJECT, answer))
+
+    def _certificate(self) -> bytes | None:
+        tls = self._transport.get_extra_info("ssl_object")
+        return tls.getpeercert(binary_form=True) if tls is not None else None
+
+    async def _accept(self, request: AssociateRq, principal: Principal, view: AssociationView) -> None:
+        answers = negotiate(request.contexts)
+        accepted = {
+            proposal.id: Context(proposal.id, proposal.abstract_syntax, answer.transfer_syntax)
+            for proposal, answer in zip(request.contexts, answers, strict=True)
+            if answer.result == Result.ACCEPTANCE
+        }
+        await self._log.record(
+            Deed(
+                EventKind.ASSOCIATION_ACCEPTED,
+                principal.actor,
+                address=self._address,
+                detail={"tls": self._tls, "contexts": len(accepted)},
+            )
+        )
+        if self._association.state is not State.STA3_AWAITING_LOCAL_ANSWER:
+            return
+        view.admitted = True
+        self._gate.metrics.accepted.inc()
+        self._max_length = request.max_length
+        self._assembler = Assembler(accepted, self._gate.limits.instance_bytes)
+        answer = AssociateAc(request.called, request.calling, answers)
+        self._carry_out(self._association.step(Event.EVT7_ACCEPT, answer))
+        self._watch_idleness()
+
+    async def _serve(self, source: Source, view: AssociationView) -> None:
+        """Serve messages in the order in which they came, until no more will come."""
+        while (arrived := await self._messages.get()) is not None:
+            message, reserved = arrived
+            if self._association.state is not State.STA1_IDLE:
+                await self._answer(message, source, view)
+            self._served(reserved)
+        if self._association.state is State.STA8_AWAITING_LOCAL_RELEASE:
+            self._carry_out(self._association.step(Event.EVT14_RELEASE_RESPONSE))
+        elif self._association.state is State.STA6_ESTABLISHED:
+            self._carry_out(self._association.step(Event.EVT15_ABORT_REQUEST))
+
+    async def _answer(self, message: Message, source: Source, view: AssociationView) -> None:
+        response, status = await self._gate.services.serve(message, source)
+        view.last_seen = self._gate.clock.now()
+        if status == SUCCESS:
+            view.stored += bool(message.data)
+            self._gate.metrics.received_bytes.inc(len(message.data))
+        else:
+            view.refused += 1
+        self._gate.metrics.answers.labels(f"{status:04X}").inc()
+        if response and self._association.state in (
+            State.STA6_ESTABLISHED,
+            State.STA8_AWAITING_LOCAL_RELEASE,
+        ):
+            self._association.step(Event.EVT9_DATA_REQUEST)
+            parts = framed(message.context.id, response, command=True, max_length=self._max_length)
+            self._transport.write(b"".join(parts))
+            await self._drained.wait()
+
+    def _served(self, reserved: int) -> None:
+        self._unserved -= 1
+        if reserved:
+            self._gate.memory.release(self, reserved)
+        if self._paused:
+            self._gate.memory.leave(self)
+            self._resume()
+
+    def _forget_unserved(self) -> None:
+        while not self._messages.empty():
+            arrived = self._messages.get_nowait()
+            if arrived is not None:
+                self._served(arrived[1])

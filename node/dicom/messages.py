@@ -1,0 +1,264 @@
+"""DIMSE messages: command sets, and the gathering of fragments into messages (PS3.7 §6 and §9.3, PS3.8 Annex E).
+
+Pure. A command set is Implicit VR Little Endian, group 0000. `Assembler` takes presentation data values as they come,
+hashes data sets while they arrive and never holds more than one message. Bounds are beside what they bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from hashlib import sha256
+from struct import pack, unpack_from
+
+from consent.errors import Invalid
+from node.imaging.part10 import valid_uid
+
+from .pdu import AbortReason, Buffer, PduFault, Pdv, data_head
+
+MAX_COMMAND_BYTES = 16 * 1024
+MAX_COMMAND_ELEMENTS = 64
+MAX_COMMENT_CHARACTERS = 64
+NO_DATA_SET = 0x0101
+
+_COMMAND_GROUP_LENGTH = 0x0000
+_AFFECTED_SOP_CLASS_UID = 0x0002
+_COMMAND_FIELD = 0x0100
+_MESSAGE_ID = 0x0110
+_MESSAGE_ID_RESPONDED = 0x0120
+_PRIORITY = 0x0700
+_DATA_SET_TYPE = 0x0800
+_STATUS = 0x0900
+_ERROR_COMMENT = 0x0902
+_AFFECTED_SOP_INSTANCE_UID = 0x1000
+
+
+class Verb(IntEnum):
+    """Command Field values that are spoken here (PS3.7 §E.1)."""
+
+    C_STORE_RQ = 0x0001
+    C_STORE_RSP = 0x8001
+    C_ECHO_RQ = 0x0030
+    C_ECHO_RSP = 0x8030
+    C_CANCEL_RQ = 0x0FFF
+
+
+RESPONSE = 0x8000
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command set as it matters here; `status` and `comment` are those of a response."""
+
+    verb: int
+    message_id: int
+    sop_class_uid: str = ""
+    sop_instance_uid: str = ""
+    has_data: bool = False
+    status: int = 0
+    comment: str = ""
+
+
+@dataclass(frozen=True)
+class Context:
+    """An accepted presentation context."""
+
+    id: int
+    abstract_syntax: str
+    transfer_syntax: str
+
+
+@dataclass(frozen=True)
+class Message:
+    """A command with its data set. `dropped` says why the data set was not kept, when it was not."""
+
+    command: Command
+    context: Context
+    data: bytearray = field(default_factory=bytearray, repr=False)
+    sha256: bytes = b""
+    dropped: str = ""
+
+
+def parse_command(data: Buffer) -> Command:
+    """Read a command set. Raises Invalid when it is not one, or says the same thing twice."""
+    found: dict[int, bytes] = {}
+    position = 0
+    while position < len(data):
+        if len(data) - position < 8 or len(found) >= MAX_COMMAND_ELEMENTS:
+            raise _bad("it is cut short or too long")
+        group, element, length = unpack_from("<HHI", data, position)
+        position += 8
+        if group != 0 or length > len(data) - position or element in found:
+            raise _bad("an element is not a command's, too long, or there twice")
+        found[element] = bytes(data[position : position + length])
+        position += length
+    verb = _word(found, _COMMAND_FIELD)
+    return Command(
+        verb,
+        _word(found, _MESSAGE_ID_RESPONDED if verb & RESPONSE else _MESSAGE_ID),
+        _uid(found, _AFFECTED_SOP_CLASS_UID),
+        _uid(found, _AFFECTED_SOP_INSTANCE_UID),
+        _word(found, _DATA_SET_TYPE) != NO_DATA_SET,
+        _word(found, _STATUS) if verb & RESPONSE else 0,
+        found.get(_ERROR_COMMENT, b"")[:MAX_COMMENT_CHARACTERS]
+        .decode("ascii", errors="replace")
+        .strip(" \0"),
+    )
+
+
+def encode_request(command: Command) -> bytes:
+    """A C-STORE-RQ or C-ECHO-RQ command set."""
+    elements = {
+        _AFFECTED_SOP_CLASS_UID: _padded(command.sop_class_uid, b"\0"),
+        _COMMAND_FIELD: pack("<H", command.verb),
+        _MESSAGE_ID: pack("<H", command.message_id),
+        _DATA_SET_TYPE: pack("<H", 0 if command.has_data else NO_DATA_SET),
+    }
+    if command.has_data:
+        elements[_PRIORITY] = pack("<H", 0)
+        elements[_AFFECTED_SOP_INSTANCE_UID] = _padded(command.sop_instance_uid, b"\0")
+    return _encode(elements)
+
+
+def encode_response(request: Command, status: int, comment: str = "") -> bytes:
+    """The response's command set to `request`; `comment` is cut to what (0000,0902) holds."""
+    elements = {
+        _COMMAND_FIELD: pack("<H", request.verb | RESPONSE),
+        _MESSAGE_ID_RESPONDED: pack("<H", request.message_id),
+        _DATA_SET_TYPE: pack("<H", NO_DATA_SET),
+        _STATUS: pack("<H", status),
+    }
+    if request.sop_class_uid:
+        elements[_AFFECTED_SOP_CLASS_UID] = _padded(request.sop_class_uid, b"\0")
+    if request.sop_instance_uid:
+        elements[_AFFECTED_SOP_INSTANCE_UID] = _padded(request.sop_instance_uid, b"\0")
+    if comment:
+        elements[_ERROR_COMMENT] = _padded(_comment(comment), b" ")
+    return _encode(elements)
+
+
+def framed(context_id: int, data: Buffer, *, command: bool, max_length: int) -> Iterator[Buffer]:
+    """P-DATA-TF heads and slices of `data`, in order, none longer than the peer takes (0: no limit)."""
+    piece = (max_length or len(data) + 6) - 6
+    view = memoryview(data)
+    for start in range(0, max(len(view), 1), piece):
+        part = view[start : start + piece]
+        last = start + piece >= len(view)
+        yield data_head(context_id, len(part), command=command, last=last)
+        yield part
+
+
+class Assembler:
+    """Gathers fragments into messages over the accepted contexts of one association.
+
+    `max_data_bytes` bounds a data set: what is longer is read and dropped, and the message says so.
+    """
+
+    def __init__(self, contexts: Mapping[int, Context], max_data_bytes: int) -> None:
+        self._contexts = contexts
+        self._max_data_bytes = max_data_bytes
+        self._fragments = bytearray()
+        self._context: Context | None = None
+        self._command: Command | None = None
+        self._data = bytearray()
+        self._digest = sha256()
+        self._dropped = ""
+
+    @property
+    def dropping(self) -> bool:
+        """Whether the data set that arrives is read past."""
+        return bool(self._dropped)
+
+    @property
+    def between_messages(self) -> bool:
+        """Whether nothing of a message has come yet."""
+        return self._command is None and not self._fragments
+
+    def drop(self, why: str) -> None:
+        """Give up the data set that is arriving; its rest is read past."""
+        self._dropped = why
+        self._data = bytearray()
+
+    def take(self, pdv: Pdv, buffer: memoryview) -> Message | None:
+        """Take one value out of `buffer`; return the message that it completes. Raises PduFault."""
+        context = self._contexts.get(pdv.context_id)
+        if context is None:
+            raise PduFault(
+                "a data value names a context that was not accepted", AbortReason.INVALID_PARAMETER
+            )
+        if self._context not in (None, context):
+            raise PduFault("a message changes its presentation context")
+        self._context = context
+        fragment = buffer[pdv.start : pdv.end]
+        if pdv.command:
+            return self._take_command(fragment, pdv.last, context)
+        return self._take_data(fragment, pdv.last, context)
+
+    def _take_command(self, fragment: memoryview, last: bool, context: Context) -> Message | None:
+        if self._command is not None:
+            raise PduFault("a command comes where data should", AbortReason.UNEXPECTED_PARAMETER)
+        if len(self._fragments) + len(fragment) > MAX_COMMAND_BYTES:
+            raise PduFault("a command set is too long")
+        self._fragments += fragment
+        if not last:
+            return None
+        try:
+            command = parse_command(self._fragments)
+        except Invalid as error:
+            raise PduFault("a command set is not one") from error
+        self._fragments = bytearray()
+        if command.has_data:
+            self._command = command
+            return None
+        self._context = None
+        return Message(command, context)
+
+    def _take_data(self, fragment: memoryview, last: bool, context: Context) -> Message | None:
+        command = self._command
+        if command is None:
+            raise PduFault("data comes before its command", AbortReason.UNEXPECTED_PARAMETER)
+        if not self._dropped:
+            if len(self._data) + len(fragment) > self._max_data_bytes:
+                self.drop(f"The instance is larger than {self._max_data_bytes >> 20} MiB")
+            else:
+                self._data += fragment
+                self._digest.update(fragment)
+        if not last:
+            return None
+        message = Message(command, context, self._data, self._digest.digest(), self._dropped)
+        self._command, self._context, self._dropped = None, None, ""
+        self._data, self._digest = bytearray(), sha256()
+        return message
+
+
+def _encode(elements: Mapping[int, bytes]) -> bytes:
+    body = b"".join(pack("<HHI", 0, tag, len(value)) + value for tag, value in sorted(elements.items()))
+    return pack("<HHII", 0, _COMMAND_GROUP_LENGTH, 4, len(body)) + body
+
+
+def _padded(text: str, pad: bytes) -> bytes:
+    raw = text.encode("ascii", errors="replace")
+    return raw + pad if len(raw) % 2 else raw
+
+
+def _comment(text: str) -> str:
+    """LO: 64 characters, no backslash or control characters (PS3.5 §6.2)."""
+    plain = "".join(c if c.isascii() and c.isprintable() and c != "\\" else " " for c in text).strip()
+    return plain if len(plain) <= MAX_COMMENT_CHARACTERS else plain[: MAX_COMMENT_CHARACTERS - 3] + "..."
+
+
+def _word(found: Mapping[int, bytes], element: int) -> int:
+    value = found.get(element)
+    if value is None or len(value) != 2:
+        raise _bad(f"element (0000,{element:04X}) is missing or not a number")
+    return int.from_bytes(value, "little")
+
+
+def _uid(found: Mapping[int, bytes], element: int) -> str:
+    value = found.get(element)
+    return valid_uid(value, f"Element (0000,{element:04X})") if value else ""
+
+
+def _bad(why: str) -> Invalid:
+    return Invalid(f"Not a DIMSE command set: {why}.", code="bad-command")

@@ -106,6 +106,8 @@ class Approvals:
         try:
             async with self._database.write() as tx:
                 standing = await self.standing(proposal_id, tx=tx)
+                if standing.state is not State.OPEN:
+                    advance(standing.state, Turn.APPROVAL)
                 now = self._clock.now()
                 body = approve(standing.proposal, standing.answers, approver, voice, now, comment=comment)
                 Approval.from_json(body.to_json())

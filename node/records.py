@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
@@ -161,13 +162,14 @@ class Records:
         key = (row.digest, body_type)
         found = self._parsed.get(key)
         if found is None:
-            found = read(row.token, body_type, keys_of=self._keys_of) if self._keys_of else None
-            found = found or _parse(row, body_type)
-            if found.id != row.id or found.issuer != row.issuer or found.expires != row.expires:
-                raise Corrupt(f"A kept {row.kind} was altered.", code="record-altered")
+            keys_of = self._keys_of
+            found = read(row.token, body_type, keys_of=keys_of) if keys_of else _parse(row.token, body_type)
             self._parsed[key] = found
             if len(self._parsed) > MAX_CACHED:
                 self._parsed.popitem(last=False)
+        said = (found.id, found.issuer, found.issued, found.expires)
+        if said != (row.id, row.issuer, row.issued, row.expires):
+            raise Corrupt(f"A kept {row.kind} was altered.", code="record-altered")
         return found
 
     async def _status(self, tx: Tx, record_id: str) -> str:
@@ -208,9 +210,15 @@ def _only(kept: tuple[Kept, ...], body_type: type[Body]) -> Kept:
     return kept[0]
 
 
-def _parse(row: Any, body_type: type[T]) -> Signed[T]:
-    _, _, claims = peek(row.token)
+def _parse(token: str, body_type: type[T]) -> Signed[T]:
+    """Read a token whose signature was checked before it was kept."""
+    _, _, claims = peek(token)
     known = {"kind", "version", "id", "iss", "iat", "exp", "body"}
-    body = body_type.from_json(claims["body"])
+    issued, expires = (
+        datetime.fromtimestamp(claims[name], UTC) if claims[name] is not None else None
+        for name in ("iat", "exp")
+    )
+    assert issued is not None
     unknown = {name: value for name, value in claims.items() if name not in known}
-    return Signed(claims["id"], claims["iss"], row.issued, row.expires, body, row.token, unknown)
+    body = body_type.from_json(claims["body"])
+    return Signed(claims["id"], claims["iss"], issued, expires, body, token, unknown)

@@ -1,0 +1,167 @@
+"""Signed records kept: found by what they are about, never changed, noticed when they were."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from consent.approvals import Approval, Proposal, Voice
+from consent.errors import Conflict, Corrupt, NotFound
+from consent.signed import Signed, sign
+from consent.vocabulary import Role
+from node.database import Database
+from node.records import Records, subjects_of
+from tests.support.consents import ABROAD, HOME, NOW, key_of
+
+
+def proposal(record_id: str = "p-1", *, issuer: str = HOME, **changes: Any) -> Signed[Proposal]:
+    body = Proposal("destruction", "st_1", "li", "retention", 2, frozenset({Role.SECURITY_OFFICER}), {})
+    return sign(
+        replace(body, **changes),
+        record_id=record_id,
+        issuer=issuer,
+        key=key_of(issuer),
+        issued=NOW,
+        expires=NOW + timedelta(days=7),
+    )
+
+
+def keys_of(issuer: str) -> tuple[Ed25519PublicKey, ...]:
+    return (key_of(HOME).public_key(),) if issuer == HOME else ()
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/accord.db")
+    await database.create_tables()
+    yield database
+    await database.close()
+
+
+async def _keep(database: Database, *records: Signed[Any], **options: Any) -> None:
+    async with database.write() as tx:
+        for one in records:
+            await Records(database).keep(tx, one, **options)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+async def test_a_record_comes_back_as_it_was_signed(database: Database, checked: bool) -> None:
+    """By id and by digest, body, times and token."""
+    signed = proposal()
+    await _keep(database, signed)
+    records = Records(database, keys_of if checked else None)
+    for _ in range(2):
+        found = await records.get("p-1", Proposal)
+        assert found == signed
+        assert (found.body, found.expires, found.digest) == (signed.body, signed.expires, signed.digest)
+    assert await records.by_digest(signed.digest, Proposal) == signed
+    assert await records.status("p-1") == "active"
+
+
+async def test_records_are_found_by_kind_subject_status_and_issuer(database: Database) -> None:
+    """Oldest first; every condition that is given must hold."""
+    one, two, far = proposal("p-1"), proposal("p-2"), proposal("p-3", issuer=ABROAD)
+    await _keep(database, one, subjects=["st_1", "pt_9", "st_1"])
+    await _keep(database, two, far, status="open", subjects=["st_1"])
+    records = Records(database)
+    assert await records.find(Proposal) == (one, two, far)
+    assert await records.find(Proposal, subject="pt_9") == (one,)
+    assert await records.find(Proposal, subject="st_1", status="open") == (two, far)
+    assert await records.find(Proposal, issuer=ABROAD) == (far,)
+    assert await records.find(Approval) == ()
+    assert [kept.status for kept in await records.find_kept(Proposal)] == ["active", "open", "open"]
+
+
+async def test_a_write_sees_its_own_records_before_it_ends(database: Database) -> None:
+    """Given the transaction, reading and writing belong together; without it they do not."""
+    records = Records(database)
+    async with database.write() as tx:
+        await records.keep(tx, proposal())
+        assert (await records.get("p-1", Proposal, tx=tx)).id == "p-1"
+        with pytest.raises(NotFound):
+            await records.get("p-1", Proposal)
+
+
+async def test_keeping_twice_changes_nothing_and_another_under_the_id_is_refused(database: Database) -> None:
+    """A token once kept stands."""
+    await _keep(database, proposal())
+    await _keep(database, proposal())
+    with pytest.raises(Conflict, match="id"):
+        await _keep(database, proposal(reason="something else"))
+    assert (await Records(database).get("p-1", Proposal)).body.reason == "retention"
+
+
+async def test_a_status_changes_only_from_what_was_expected(database: Database) -> None:
+    """Two who act on one record at once do not both succeed."""
+    await _keep(database, proposal())
+    records = Records(database)
+    async with database.write() as tx:
+        await records.mark(tx, "p-1", "revoked", expected="active")
+        with pytest.raises(Conflict, match="revoked now, not active"):
+            await records.mark(tx, "p-1", "revoked", expected="active")
+        await records.mark(tx, "p-1", "archived")
+        with pytest.raises(NotFound):
+            await records.mark(tx, "p-9", "revoked")
+    assert await records.status("p-1") == "archived"
+
+
+async def test_what_is_not_there_is_not_found(database: Database) -> None:
+    """Nor is a record of another kind under the same id."""
+    await _keep(database, proposal())
+    records = Records(database)
+    for wanted in (
+        records.get("p-2", Proposal),
+        records.get("p-1", Approval),
+        records.by_digest("0", Proposal),
+    ):
+        with pytest.raises(NotFound):
+            await wanted
+    with pytest.raises(NotFound):
+        await records.status("p-2")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE record SET token = replace(token, 'a', 'b')",
+        "UPDATE record SET issuer = 'b-central'",
+        "UPDATE record SET expires = expires + 86400000000",
+        "UPDATE record SET digest = 'ff'",
+    ],
+)
+async def test_a_record_altered_in_the_database_is_noticed(
+    database: Database, tmp_path: Path, statement: str
+) -> None:
+    """The token is the statement; columns beside it must agree with it."""
+    await _keep(database, proposal())
+    with sqlite3.connect(tmp_path / "accord.db") as connection:
+        connection.execute(statement)
+    connection.close()
+    with pytest.raises(Corrupt, match="altered"):
+        await Records(database).get("p-1", Proposal)
+
+
+async def test_with_keys_a_record_of_no_known_issuer_does_not_come_back(database: Database) -> None:
+    """Whoever writes a forged token and its digest into the table still lacks the issuer's key."""
+    await _keep(database, proposal(issuer=ABROAD))
+    with pytest.raises(Corrupt, match="No key"):
+        await Records(database, keys_of).get("p-1", Proposal)
+
+
+def test_a_record_is_about_its_named_fields_unless_it_says_otherwise() -> None:
+    """Subjects come from the body when the keeper gives none."""
+    assert subjects_of(proposal().body) == ()
+    assert subjects_of(Approval("digest-1", "li", Role.SECURITY_OFFICER, Voice.APPROVE)) == ("digest-1",)
+
+    class Own(Proposal):
+        def subjects(self) -> tuple[str, ...]:
+            return ("one", "two")
+
+    assert subjects_of(Own("d", "s", "p", "", 1, frozenset({Role.CLINICIAN}), {})) == ("one", "two")

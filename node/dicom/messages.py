@@ -20,6 +20,8 @@ from .pdu import AbortReason, Buffer, PduFault, Pdv, data_head
 MAX_COMMAND_BYTES = 16 * 1024
 MAX_COMMAND_ELEMENTS = 64
 MAX_COMMENT_CHARACTERS = 64
+MAX_SENT_BYTES = 1024 * 1024
+"""The longest P-DATA-TF sent to a peer that sets no limit."""
 NO_DATA_SET = 0x0101
 
 _COMMAND_GROUP_LENGTH = 0x0000
@@ -139,8 +141,11 @@ def encode_response(request: Command, status: int, comment: str = "") -> bytes:
 
 
 def framed(context_id: int, data: Buffer, *, command: bool, max_length: int) -> Iterator[Buffer]:
-    """P-DATA-TF heads and slices of `data`, in order, none longer than the peer takes (0: no limit)."""
-    piece = (max_length or len(data) + 6) - 6
+    """P-DATA-TF heads and slices of `data`, in order, none longer than the peer takes (0: no limit of its own).
+
+    Pieces are of even length but for the last (PS3.8 Annex E).
+    """
+    piece = min(max_length or MAX_SENT_BYTES, MAX_SENT_BYTES) - 6 & ~1
     view = memoryview(data)
     for start in range(0, max(len(view), 1), piece):
         part = view[start : start + piece]

@@ -23,8 +23,8 @@ MAX_CONTEXTS = 128
 MAX_TRANSFER_SYNTAXES = 64
 MAX_USER_ITEMS = 512
 MAX_PDVS = 256
-MIN_DATA_BYTES = 1024
-"""The shortest P-DATA-TF that a peer may ask for; less would cost more in heads than in data."""
+MIN_DATA_BYTES = 64
+"""The shortest P-DATA-TF that a peer may ask for; less would be heads without data."""
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 PROTOCOL_VERSION = 1
@@ -247,6 +247,8 @@ def _associate(kind: int, body: bytes) -> AssociateRq | AssociateAc:
     if len(contexts) > MAX_CONTEXTS:
         raise PduFault(f"more than {MAX_CONTEXTS} presentation contexts")
     length = int.from_bytes(user.get(0x51, bytes(4)), "big")
+    if 0 < length < MIN_DATA_BYTES:
+        raise PduFault(f"a maximum length of less than {MIN_DATA_BYTES} bytes")
     implementation = user.get(0x52, b"")[:64].decode("ascii", errors="replace").rstrip("\0 ")
     version_name = user.get(0x55, b"")[:16].decode("ascii", errors="replace").rstrip("\0 ")
     if kind == Kind.ASSOCIATE_AC:

@@ -1,0 +1,137 @@
+"""What every blob store promises. One suite over all implementations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from consent.errors import Conflict, Invalid, NotFound
+from node.vault.blobs import BlobStore, FileBlobs
+
+NAME, OTHER = "st_" + "a" * 26 + ".pack", "st_" + "b" * 26 + ".pack"
+STORES: dict[str, Callable[[Path], BlobStore]] = {"files": FileBlobs}
+
+
+@pytest.fixture(params=sorted(STORES))
+def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], BlobStore]:
+    """Opens the same store anew, as after a restart."""
+    return lambda: STORES[request.param](tmp_path / "store")
+
+
+def test_what_was_put_is_there_after_a_restart(reopen: Callable[[], BlobStore]) -> None:
+    """A blob put in pieces reads back whole, in ranges, and short at its end."""
+    reopen().put(NAME, [b"hello ", bytearray(b"wor"), memoryview(b"ld")])
+    store = reopen()
+    assert store.size(NAME) == 11
+    assert store.read(NAME, 0, 11) == b"hello world"
+    assert store.read(NAME, 6, 3) == b"wor"
+    assert store.read(NAME, 6, 2**40) == b"world"
+    assert store.read(NAME, 50, 10) == b""
+    with store.opened(NAME) as read:
+        assert (read(0, 5), read(6, 5)) == (b"hello", b"world")
+
+
+def test_put_never_replaces(reopen: Callable[[], BlobStore]) -> None:
+    """The second put of a name is a conflict and changes nothing."""
+    store = reopen()
+    store.put(NAME, [b"first"])
+    with pytest.raises(Conflict):
+        store.put(NAME, [b"second"])
+    assert store.read(NAME, 0, 100) == b"first"
+    assert list(store.names()) == [(NAME, 5)]
+
+
+def test_append_makes_extends_and_cuts(reopen: Callable[[], BlobStore]) -> None:
+    """An appendable starts empty, grows by gathered writes, and can be cut back."""
+    blob = reopen().append(NAME)
+    assert blob.size() == 0
+    blob.write([b"one", b"", b"two"], 0)
+    blob.sync()
+    blob.close()
+    blob = reopen().append(NAME)
+    assert (blob.size(), blob.read(0, 100)) == (6, b"onetwo")
+    blob.write([b"three"], 6)
+    blob.truncate(8)
+    blob.sync()
+    blob.close()
+    assert reopen().read(NAME, 0, 100) == b"onetwoth"
+
+
+def test_a_write_of_very_many_parts_arrives_in_order(reopen: Callable[[], BlobStore]) -> None:
+    """More parts than one system call takes are still one run of bytes."""
+    parts = [os.urandom(number % 7) for number in range(3000)]
+    blob = reopen().append(NAME)
+    blob.write(parts, 0)
+    blob.close()
+    assert reopen().read(NAME, 0, 2**20) == b"".join(parts)
+
+
+def test_writers_take_turns(reopen: Callable[[], BlobStore]) -> None:
+    """Two appendables of one blob see each other's bytes under the lock."""
+    one, two = reopen().append(NAME), reopen().append(NAME)
+    one.lock()
+    one.write([b"one"], one.size())
+    one.unlock()
+    two.lock()
+    two.write([b"two"], two.size())
+    two.unlock()
+    assert one.read(0, 10) == b"onetwo"
+    one.close()
+    two.close()
+
+
+def test_deleted_blob_is_gone_and_its_writer_knows(reopen: Callable[[], BlobStore]) -> None:
+    """After delete the name is free; who had it open is told, so that nothing is written into the void."""
+    store = reopen()
+    blob = store.append(NAME)
+    blob.write([b"secret"], 0)
+    assert not blob.gone
+    store.delete(NAME)
+    store.delete(NAME)
+    assert blob.gone
+    assert blob.read(0, 100) != b"secret"
+    blob.close()
+    assert list(store.names()) == []
+    for verb in (lambda: store.size(NAME), lambda: store.read(NAME, 0, 1)):
+        with pytest.raises(NotFound):
+            verb()
+    with pytest.raises(NotFound), store.opened(NAME):
+        pass
+    store.put(NAME, [b"new"])
+
+
+def test_names_lists_every_blob_with_its_size(reopen: Callable[[], BlobStore]) -> None:
+    """The list is what a restart begins with; an empty store lists nothing."""
+    assert list(reopen().names()) == []
+    reopen().put(NAME, [b"12345"])
+    reopen().put(OTHER, [])
+    assert sorted(reopen().names()) == [(NAME, 5), (OTHER, 0)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "../../etc/passwd",
+        "st_aaaa/../../x.pack",
+        "/etc/passwd",
+        "st_aaaa",
+        "st_aaaa.pack\n",
+        ".st_a.pack",
+    ],
+)
+def test_names_that_could_be_paths_are_refused(reopen: Callable[[], BlobStore], name: str) -> None:
+    """Every verb checks its name: they come from ids that came from outside."""
+    store = reopen()
+    for verb in (
+        lambda: store.put(name, [b"x"]),
+        lambda: store.append(name),
+        lambda: store.read(name, 0, 1),
+        lambda: store.size(name),
+        lambda: store.delete(name),
+    ):
+        with pytest.raises(Invalid):
+            verb()

@@ -16,7 +16,7 @@ NODE_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,30}[a-z0-9]")
 RECORD_ID = re.compile(r"[0-9a-f]{32}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 STUDY_ID = re.compile(r"st_[a-z2-7]{26}")
-OBJECT_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
+OBJECT_ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,127}")
 
 
 class PeerFields(Fields):

@@ -123,6 +123,16 @@ class Members:
             return False
         return True
 
+    def is_suspended(self, member_id: str) -> bool:
+        """Whether the latest roster, even an expired one, suspends this member or lists it no more.
+
+        Not the opposite of `is_active`: a hub that is away for two weeks suspends nobody.
+        """
+        if self._accepted is None:
+            return False
+        member = self._accepted.roster.by_id.get(member_id)
+        return member is None or member.status is not Standing.ACTIVE
+
     def others(self) -> tuple[Member, ...]:
         """Every other active member, the hub included; empty when no roster is in force."""
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from hashlib import sha256
 from typing import Any, ClassVar, Self
 
@@ -38,6 +39,17 @@ MESSAGE_SECONDS = 300
 REQUEST_DAYS = 7
 
 Json = dict[str, Any]
+
+
+class RequestState(StrEnum):
+    """How a request stands. UNSENT is the asker's only; UNMATCHED is the home's, shown outside as WAITING."""
+
+    UNSENT = "unsent"
+    WAITING = "waiting"
+    UNMATCHED = "unmatched"
+    GRANTED = "granted"
+    DECLINED = "declined"
+    EXPIRED = "expired"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,493 @@
+"""Grants at the home hospital: issuing, revoking, knowing when one ends, and telling the holder.
+
+A grant is judged by `consent.grants.alive` at every use, so consent withdrawn, time run out and revocation end
+it at once, in the transaction that recorded them. What follows is news: `sweep` reads the log from its own cursor,
+marks what has ended, and tells holders until they have heard. Opening under a grant is `leases`, the holder's
+side is `holdings`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Boolean, Column, String, Table, Text, insert, select, update
+
+from consent.decision import Deny, Facts, Request, Resource, Verdict, decide
+from consent.directives import Directive, current
+from consent.errors import AccordError, Conflict, Denied, NotFound, Unavailable
+from consent.grants import Grant, GrantRequest, alive, issue_grant
+from consent.principals import Principal
+from consent.signed import Signed, sign, verify
+from consent.vocabulary import Action, EventKind, Outcome, Purpose, ResourceKind, Right, Role
+from federation.archive import Archive, FoundStudy
+from federation.client import PeerClient
+from federation.incoming import Incoming, IncomingRequest
+from federation.members import Members
+from federation.protocol import MESSAGE_SECONDS, PREFIX, GrantEnded, Json, RequestState, ShredReceipt
+from federation.roster import Member
+from node.audit.event import Event
+from node.audit.log import Log
+from node.clock import Clock
+from node.database import Database, Tx, UtcDateTime, metadata
+from node.identity import Identity
+from node.policies import Policies
+from node.records import Records
+
+ENTRIES_AT_ONCE = 500
+MAX_LISTED = 500
+CURSOR = "grants"
+REVOKED = "revoked"
+
+
+class GrantState(StrEnum):
+    """How a grant stands at its home."""
+
+    ALIVE = "alive"
+    ENDED = "ended"
+    SHREDDED = "shredded"
+
+
+issued_grant = Table(
+    "issued_grant",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("holder", String(32), nullable=False, index=True),
+    Column("study", String(40), nullable=False),
+    Column("patient", String(40), nullable=False, index=True),
+    Column("state", String(16), nullable=False, index=True),
+    Column("request", String(32), nullable=False),
+    Column("issued_by", String(120), nullable=False),
+    Column("ends", UtcDateTime, nullable=False),
+    Column("words", Text, nullable=False, default=""),
+    Column("delivered", Boolean, nullable=False, default=False),
+    Column("notified", Boolean, nullable=False, default=False),
+)
+
+
+@dataclass(frozen=True)
+class IssuedGrant:
+    """A grant as the home hospital's people see it."""
+
+    id: str
+    study: str
+    patient: str
+    holder: str
+    person: str
+    purpose: Purpose
+    rights: frozenset[Right]
+    issued: datetime
+    ends: datetime
+    state: GrantState
+    words: str
+    delivered: bool
+
+
+class Grants:
+    """The grants that this node has issued."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        log: Log,
+        clock: Clock,
+        identity: Identity,
+        members: Members,
+        client: PeerClient,
+        archive: Archive,
+        records: Records,
+        incoming: Incoming,
+        policies: Policies,
+    ) -> None:
+        self._database = database
+        self._log = log
+        self._clock = clock
+        self._identity = identity
+        self._members = members
+        self._client = client
+        self._archive = archive
+        self._records = records
+        self._incoming = incoming
+        self._policies = policies
+
+    async def issue(
+        self,
+        who: Principal,
+        request_id: str,
+        *,
+        rights: frozenset[Right] | None = None,
+        lasts: timedelta | None = None,
+        address: str | None = None,
+    ) -> Signed[Grant]:
+        """Grant what a request asks for, or less: fewer rights, a shorter time.
+
+        Raises Denied (no treatment relationship, no consent that covers it), NotFound, Conflict (not open).
+        """
+        asked = await self._incoming.one(request_id)
+        now = self._clock.now()
+        if asked.state is not RequestState.WAITING or asked.expires <= now:
+            raise Conflict("This request is not open any more.", code="request-closed")
+        member = self._members.member(asked.asker)
+        found = await self._archive.study(asked.study)
+        if found is None:
+            raise NotFound("The study is not here any more.", code="study")
+        await self._check(who, Action.GRANT, request_id, found.patient, address)
+        manifest = await self._archive.packs.manifest(found.study)
+        wish = GrantRequest(
+            study=found.study,
+            patient=found.patient,
+            home=self._identity.node_id,
+            recipient=member.id,
+            person=asked.person,
+            purpose=asked.purpose,
+            rights=asked.rights if rights is None else asked.rights & rights,
+            grade=found.grade,
+            manifest=manifest.digest,
+            holder_key=member.hpke_thumbprint,
+            lasts=min(lasts or timedelta(hours=asked.hours), timedelta(hours=asked.hours)),
+        )
+        grant = await self._covered(wish, now)
+        verdict = alive(grant, await self._directives(found.patient), frozenset(), now).or_raise()
+        async with self._database.write() as tx:
+            await self._records.keep(tx, manifest, subjects=[found.study])
+            await self._records.keep(tx, grant, subjects=[found.study, found.patient])
+            await tx.execute(
+                insert(issued_grant).values(
+                    id=grant.id,
+                    holder=member.id,
+                    study=found.study,
+                    patient=found.patient,
+                    state=GrantState.ALIVE,
+                    request=request_id,
+                    issued_by=who.actor,
+                    ends=verdict.expires or grant.expires,
+                    words="",
+                    delivered=False,
+                    notified=False,
+                )
+            )
+            await self._incoming.granted(tx, request_id, grant.id)
+            await self._log.append(tx, _issued(who, grant, asked, address))
+        await self._try_deliver(grant.id)
+        return grant
+
+    async def revoke(self, who: Principal, grant_id: str, words: str, *, address: str | None = None) -> None:
+        """End a grant now, everywhere. Raises Denied, NotFound or Conflict (has ended already)."""
+        row = await self._row(grant_id)
+        await self._check(who, Action.REVOKE, grant_id, row.patient, address)
+        async with self._database.write() as tx:
+            if not await self._end(tx, row, words or "The home hospital took the grant back.", who.actor):
+                raise Conflict("This grant has ended already.", code="grant-ended")
+            await self._records.mark(tx, grant_id, REVOKED)
+        await self._try_notify(grant_id)
+
+    async def issued(self, who: Principal) -> tuple[IssuedGrant, ...]:
+        """The grants that this clinician may revoke, newest first, those that ended lately included."""
+        async with self._database.read() as tx:
+            rows = (
+                await tx.execute(select(issued_grant).order_by(issued_grant.c.ends.desc()).limit(MAX_LISTED))
+            ).all()
+        mine = [row for row in rows if await self._may(who, Action.REVOKE, row.id, row.patient)]
+        return tuple([await self._read(row) for row in mine])
+
+    async def facts(self, grant: Signed[Grant]) -> Facts:
+        """What `decide` must know about one grant of ours, as of now."""
+        revoked = await self._records.status(grant.id) == REVOKED
+        return Facts(
+            grants=(grant,),
+            directives=await self._directives(grant.body.patient),
+            revoked=frozenset({grant.id}) if revoked else frozenset(),
+            member_active=self._members.is_active(grant.body.recipient),
+        )
+
+    async def held_by(self, member: Member, grant_id: str) -> Signed[Grant]:
+        """A grant of ours that names this member as its holder. Raises Denied for any other."""
+        try:
+            grant = await self._records.get(grant_id, Grant)
+        except NotFound:
+            grant = None
+        if grant is None or grant.issuer != self._identity.node_id or grant.body.recipient != member.id:
+            raise Denied("This hospital has no such grant for you.", code="no-grant")
+        return grant
+
+    async def states(self, member: Member, grant_ids: Sequence[str]) -> Json:
+        """How these grants stand, for the member that holds them: {id: {"alive": bool, "words": str}}."""
+        answer: Json = {}
+        for grant_id in grant_ids:
+            try:
+                verdict = await self.verdict(await self.held_by(member, grant_id))
+            except Denied as unknown:
+                answer[grant_id] = {"alive": False, "words": unknown.message}
+                continue
+            words = "" if verdict.permitted else " ".join(verdict.reasons)[:500]
+            answer[grant_id] = {"alive": verdict.permitted, "words": words}
+        return answer
+
+    async def verdict(self, grant: Signed[Grant]) -> Verdict:
+        """Whether the grant lives now, with its reasons."""
+        facts = await self.facts(grant)
+        if not facts.member_active:
+            return Deny(("This hospital is not an active member of the region.",))
+        return alive(grant, facts.directives, facts.revoked, self._clock.now())
+
+    async def receipt(self, member: Member, token: str, address: str | None) -> None:
+        """Take a holder's word that its copy is gone; it stays on record. Repeating it changes nothing."""
+        now = self._clock.now()
+        signed = verify(token, ShredReceipt, keys_of=self._members.keys_of, now=now)
+        grant = await self.held_by(member, signed.body.grant)
+        if signed.issuer != member.id or signed.body.study != grant.body.study:
+            raise Denied("This receipt is not for a copy of yours.", code="wrong-party")
+        async with self._database.write() as tx:
+            row = (await tx.execute(select(issued_grant).where(issued_grant.c.id == grant.id))).one()
+            if row.state == GrantState.SHREDDED:
+                return
+            await self._end(tx, row, signed.body.reason, f"member:{member.id}")
+            await self._records.keep(tx, signed, subjects=[grant.id, grant.body.study])
+            await tx.execute(
+                update(issued_grant)
+                .where(issued_grant.c.id == grant.id)
+                .values(state=GrantState.SHREDDED, notified=True)
+            )
+            await self._log.append(tx, _receipt_event(member, grant, signed, address))
+
+    async def sweep(self) -> None:
+        """A job: mark what has ended, then tell holders what they have not heard. Away holders delay nobody."""
+        await self._mark_ended()
+        async with self._database.read() as tx:
+            waiting = (
+                await tx.execute(
+                    select(issued_grant.c.id, issued_grant.c.holder, issued_grant.c.state).where(
+                        (issued_grant.c.delivered.is_(False) & (issued_grant.c.state == GrantState.ALIVE))
+                        | (issued_grant.c.notified.is_(False) & (issued_grant.c.state == GrantState.ENDED))
+                    )
+                )
+            ).all()
+        away: set[str] = set()
+        for row in waiting:
+            if row.holder in away:
+                continue
+            tell = self._try_deliver if row.state == GrantState.ALIVE else self._try_notify
+            if not await tell(row.id):
+                away.add(row.holder)
+
+    async def _mark_ended(self) -> None:
+        now = self._clock.now()
+        after = await self._log.cursor(CURSOR)
+        while True:
+            entries = await self._log.entries(after, ENTRIES_AT_ONCE)
+            told = {EventKind.CONSENT_WITHDRAWN, EventKind.CONSENT_RECORDED}
+            patients = {entry.event.patient for entry in entries if entry.event.kind in told}
+            async with self._database.write() as tx:
+                over = (issued_grant.c.ends <= now) | issued_grant.c.patient.in_(patients - {None})
+                query = select(issued_grant).where(issued_grant.c.state == GrantState.ALIVE, over)
+                for row in (await tx.execute(query)).all():
+                    grant = await self._records.get(row.id, Grant, tx=tx)
+                    known = await self._directives(row.patient, tx)
+                    verdict = alive(grant, known, frozenset(), now)
+                    if isinstance(verdict, Deny):
+                        await self._end(tx, row, " ".join(verdict.reasons), "job:sweep")
+                if entries:
+                    after = entries[-1].index
+                    await self._log.advance(tx, CURSOR, after)
+            if len(entries) < ENTRIES_AT_ONCE:
+                return
+
+    async def _end(self, tx: Tx, row: Any, words: str, actor: str) -> bool:
+        """Mark one grant ended, on record; whether it was alive before."""
+        changed = await tx.execute(
+            update(issued_grant)
+            .where(issued_grant.c.id == row.id, issued_grant.c.state == GrantState.ALIVE)
+            .values(state=GrantState.ENDED, words=words[:500])
+        )
+        if not changed.rowcount:
+            return False
+        run_out = row.ends <= self._clock.now()
+        await self._log.append(
+            tx,
+            Event(
+                EventKind.GRANT_ENDED if run_out else EventKind.GRANT_REVOKED,
+                actor,
+                patient=row.patient,
+                study=row.study,
+                reason=words,
+                detail={"grant": row.id, "holder": row.holder},
+            ),
+        )
+        return True
+
+    async def _try_deliver(self, grant_id: str) -> bool:
+        """Give the holder its grant; whether it has it now."""
+        grant = await self._records.get(grant_id, Grant)
+        consent = await self._records.by_digest(grant.body.consent, Directive)
+        row = await self._row(grant_id)
+        body = {"request": row.request, "grant": grant.token, "consent": consent.token}
+        return await self._tell(row.holder, f"{PREFIX}/grants", body, grant_id, "delivered")
+
+    async def _try_notify(self, grant_id: str) -> bool:
+        """Tell the holder that its grant has ended; whether it has heard."""
+        row = await self._row(grant_id)
+        now = self._clock.now()
+        notice = sign(
+            GrantEnded(grant_id, row.holder, row.words or "The grant has ended."),
+            record_id=secrets.token_hex(16),
+            issuer=self._identity.node_id,
+            key=self._identity.signing,
+            issued=now,
+            expires=now + timedelta(seconds=MESSAGE_SECONDS),
+        )
+        return await self._tell(
+            row.holder, f"{PREFIX}/grants/ended", {"token": notice.token}, grant_id, "notified"
+        )
+
+    async def _tell(self, holder: str, path: str, body: Json, grant_id: str, mark: str) -> bool:
+        try:
+            await self._client.post(holder, path, body)
+        except Unavailable:
+            return False
+        except AccordError:
+            pass  # it heard and refused: asking again would change nothing, and the lease is refused anyway
+        async with self._database.write() as tx:
+            await tx.execute(update(issued_grant).where(issued_grant.c.id == grant_id).values({mark: True}))
+        return True
+
+    async def _covered(self, wish: GrantRequest, now: datetime) -> Signed[Grant]:
+        """The grant under the first consent of the patient that covers the wish."""
+        refusal: Denied | None = None
+        for directive in current(await self._directives(wish.patient)):
+            try:
+                body, expires = issue_grant(wish, directive, self._policies.policy, now)
+            except Denied as error:
+                refusal = refusal or error
+                continue
+            return sign(
+                body,
+                record_id=secrets.token_hex(16),
+                issuer=self._identity.node_id,
+                key=self._identity.signing,
+                issued=now,
+                expires=expires,
+            )
+        raise refusal or Denied(
+            "The patient's consent to sharing is not on record.",
+            mend="Record the consent first, then grant.",
+            code="no-consent",
+        )
+
+    async def _directives(self, patient: str, tx: Tx | None = None) -> tuple[Signed[Directive], ...]:
+        return await self._records.find(Directive, subject=patient, issuer=self._identity.node_id, tx=tx)
+
+    async def _check(
+        self, who: Principal, action: Action, subject: str, patient: str, address: str | None
+    ) -> None:
+        verdict = await self._judge(who, action, subject, patient)
+        if isinstance(verdict, Deny):
+            await self._log.record(
+                Event(
+                    EventKind.ACCESS_REFUSED,
+                    who.actor,
+                    outcome=Outcome.REFUSED,
+                    patient=patient,
+                    address=address,
+                    reason=" ".join(verdict.reasons),
+                    detail={"action": str(action), "about": subject},
+                )
+            )
+            verdict.or_raise()
+
+    async def _may(self, who: Principal, action: Action, subject: str, patient: str) -> bool:
+        return (await self._judge(who, action, subject, patient)).permitted
+
+    async def _judge(self, who: Principal, action: Action, subject: str, patient: str) -> Verdict:
+        resource = Resource(ResourceKind.GRANT, subject, patient, self._identity.node_id)
+        request = Request(who, action, resource, Purpose.TREATMENT, self._clock.now())
+        facts = Facts(relationship=await self._archive.related(who.id, patient))
+        return decide(self._policies.current, request, facts)
+
+    async def _row(self, grant_id: str) -> Any:
+        async with self._database.read() as tx:
+            row = (await tx.execute(select(issued_grant).where(issued_grant.c.id == grant_id))).first()
+        if row is None:
+            raise NotFound("There is no such grant.", code="grant")
+        return row
+
+    async def _read(self, row: Any) -> IssuedGrant:
+        grant = await self._records.get(row.id, Grant)
+        body = grant.body
+        state = GrantState(row.state)
+        words = row.words
+        if state is GrantState.ALIVE:
+            verdict = await self.verdict(grant)
+            if isinstance(verdict, Deny):
+                state, words = GrantState.ENDED, " ".join(verdict.reasons)
+        return IssuedGrant(
+            row.id,
+            body.study,
+            body.patient,
+            body.recipient,
+            body.person,
+            body.purpose,
+            body.rights,
+            grant.issued,
+            row.ends,
+            state,
+            words,
+            bool(row.delivered),
+        )
+
+
+def fetcher(member: Member) -> Principal:
+    """A member as the rules see it when its node calls."""
+    return Principal(member.id, Role.MEMBER, member.name, member.id)
+
+
+def granted_study(found: FoundStudy, home: str) -> Resource:
+    """A study of this node as the rules see it when another hospital asks."""
+    return Resource(ResourceKind.STUDY, found.study, found.patient, home, found.grade, found.department)
+
+
+def _issued(who: Principal, grant: Signed[Grant], asked: IncomingRequest, address: str | None) -> Event:
+    body = grant.body
+    return Event(
+        EventKind.GRANT_ISSUED,
+        who.actor,
+        patient=body.patient,
+        study=body.study,
+        purpose=body.purpose,
+        address=address,
+        reason=asked.particulars.reason,
+        detail={
+            "grant": grant.id,
+            "digest": grant.digest,
+            "holder": body.recipient,
+            "person": body.person,
+            "rights": sorted(body.rights),
+            "consent": body.consent,
+            "expires": grant.expires.isoformat() if grant.expires else "",
+            "request": asked.id,
+        },
+    )
+
+
+def _receipt_event(
+    member: Member, grant: Signed[Grant], signed: Signed[ShredReceipt], address: str | None
+) -> Event:
+    return Event(
+        EventKind.SHRED_RECEIPT_RECEIVED,
+        f"member:{member.id}",
+        patient=grant.body.patient,
+        study=grant.body.study,
+        address=address,
+        reason=signed.body.reason,
+        detail={
+            "grant": grant.id,
+            "receipt": signed.digest,
+            "method": signed.body.method,
+            "size_bytes": signed.body.size_bytes,
+            "shredded": signed.body.shredded.isoformat(),
+        },
+    )

@@ -1,0 +1,15 @@
+"""Every table of this floor, gathered for the migrations; each is defined beside the code that owns it."""
+
+from __future__ import annotations
+
+import federation.asking
+import federation.authority
+import federation.grants
+import federation.holdings
+import federation.incoming
+import federation.leases
+import federation.members
+import federation.reporting  # noqa: F401
+from node.database import metadata
+
+__all__ = ["metadata"]

@@ -302,6 +302,7 @@ def test_a_clinician_asks_other_hospitals_only() -> None:
     own = answer(person(), Action.REQUEST, facts=Facts(relationship=True))
 
     assert answer(person(node=ABROAD), Action.REQUEST).permitted
+    assert answer(MEMBER, Action.REQUEST).permitted
     assert own.reasons == ("This study is at your own hospital; open it there.",)
 
 
@@ -314,6 +315,17 @@ def test_only_a_registered_device_sends_and_only_to_its_own_node() -> None:
     assert answer(DEVICE, Action.INGEST, facts=registered).permitted
     assert answer(DEVICE, Action.INGEST).reasons == ("This device is not registered at this node.",)
     assert not answer(foreign, Action.INGEST, facts=registered).permitted
+
+
+@pytest.mark.requirement("C1")
+@pytest.mark.parametrize("role", [Role.JOB, Role.ADMINISTRATOR, Role.CLINICIAN, Role.CHIEF_PHYSICIAN])
+def test_the_hospital_brings_in_its_own_studies(role: Role) -> None:
+    """Import and staff add to their own node's archive only; researchers and officers add nothing."""
+    assert answer(person(role), Action.INGEST).permitted
+    assert answer(person(role, node=ABROAD), Action.INGEST).reasons == (
+        "Studies are stored at the hospital where they are made.",
+    )
+    assert not answer(person(Role.RESEARCHER), Action.INGEST).permitted
 
 
 @pytest.mark.requirement("R2", "U6")

@@ -29,6 +29,7 @@ SOURCES = (
     "strategy.py",
     "tasks.py",
     "trainer.py",
+    "wording.py",
 )
 """The modules whose text decides what a run computes, asks and lets out."""
 
@@ -42,7 +43,7 @@ name = "accord-learning"
 version = "1.0.0"
 description = "Federated training by declarative plans"
 license = {{ file = "LICENSE" }}
-dependencies = ["flwr=={FLOWER_VERSION}"]
+dependencies = ["flwr>={FLOWER_VERSION},<1.42"]
 
 [tool.flwr.app]
 publisher = "accord"

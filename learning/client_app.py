@@ -17,8 +17,8 @@ from flwr.clientapp import ClientApp
 from consent.errors import Invalid
 from learning.networks import Vector
 from learning.plans import MAX_ROUNDS
+from learning.wording import EVALUATE, TRAIN
 
-TRAIN, EVALUATE = "train", "evaluate"
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 WEIGHT = "num-examples"
 """Flower's key for the weight of a reply."""

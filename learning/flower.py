@@ -203,7 +203,7 @@ class SiteRuntime:
 
     def __init__(self, address: str, secret: bytes) -> None:
         self._address = address
-        self._acquire = _runtime_client(address, None, SuperExecAuthHttpInterceptor(secret, _ACQUIRE))
+        self._acquire = _runtime_client(address, None, _executor(secret))
 
     def acquire(self) -> SiteTask | None:
         """Claim the oldest waiting message, if any. Raises Unavailable when the supernode does not answer."""
@@ -252,9 +252,7 @@ class HubRuntime:
 
     def __init__(self, address: str, root_certificate: bytes, secret: bytes) -> None:
         self._address, self._root = address, root_certificate
-        self._acquire = _runtime_client(
-            address, root_certificate, SuperExecAuthHttpInterceptor(secret, _ACQUIRE)
-        )
+        self._acquire = _runtime_client(address, root_certificate, _executor(secret))
 
     def acquire(self) -> HubTask | None:
         """Claim the oldest waiting server task, if any. Raises Unavailable when the superlink is not there."""
@@ -301,6 +299,10 @@ def _runtime_client(address: str, root: bytes | None, interceptor: object) -> Ru
         root_certificates=root,
         interceptors=[RuntimeVersionHttpInterceptor(component_name="flower-superexec"), interceptor],
     )
+
+
+def _executor(secret: bytes) -> SuperExecAuthHttpInterceptor:
+    return SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_ACQUIRE)
 
 
 def _claim(client: RuntimeHttpClient, kind: str) -> str | None:

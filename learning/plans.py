@@ -249,7 +249,7 @@ class TrainingPlan:
     def from_json(cls, data: dict[str, Any]) -> Self:
         """Raises Invalid when a field is missing, of the wrong type or out of its bounds."""
         fields = Fields(data, "training plan")
-        privacy = Fields(fields.object("privacy"), "plan's privacy")
+        privacy = Fields(fields.mapping("privacy"), "plan's privacy")
         if privacy.flag("differential_privacy") or privacy.flag("secure_aggregation"):
             raise Invalid(
                 "This plan asks for a privacy measure that this version cannot carry out.",
@@ -262,13 +262,13 @@ class TrainingPlan:
             fields.text("title", limit=MAX_TITLE_CHARACTERS),
             fields.text("purpose", limit=MAX_PURPOSE_CHARACTERS),
             fields.text("researcher", limit=128),
-            Model.from_json(fields.object("model")),
-            Labels.from_json(fields.object("labels")),
-            Cohort.from_json(fields.object("cohort")),
-            Image.from_json(fields.object("image")),
-            HoldOut.from_json(fields.object("holdout")),
-            Training.from_json(fields.object("training")),
-            Schedule.from_json(fields.object("schedule")),
+            Model.from_json(fields.mapping("model")),
+            Labels.from_json(fields.mapping("labels")),
+            Cohort.from_json(fields.mapping("cohort")),
+            Image.from_json(fields.mapping("image")),
+            HoldOut.from_json(fields.mapping("holdout")),
+            Training.from_json(fields.mapping("training")),
+            Schedule.from_json(fields.mapping("schedule")),
             fields.flag("baseline"),
             app,
         )

@@ -1,7 +1,7 @@
 """Starting Flower's processes and ours beside a daemon, and ending them with it.
 
 A `Child` runs with a bare environment (no telemetry, no update checks, no proxies, no run-time installs), gets
-SIGTERM from the kernel when its owner dies, and writes its output to one log file that starts over at each start.
+SIGTERM from the kernel when its owner dies, and writes its output to one log file per start (the one before is kept).
 A `Crew` is the children of one start, with the descriptors they were given; it ends as a whole. Needs no flwr.
 """
 
@@ -38,6 +38,8 @@ class Crew:
         """Start one process under the death signal. Its log is `<folder>/<name>.log`."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = self._folder / f"{name}.log"
+        if log.exists():
+            log.replace(log.with_suffix(".log.before"))
         guarded = [sys.executable, "-m", "learning.confinement", str(os.getpid()), *argv]
         with log.open("wb") as output:
             self._children[name] = await asyncio.create_subprocess_exec(

@@ -22,13 +22,14 @@ import numpy as np
 from consent.errors import AccordError, Invalid, Unavailable
 from learning import client_app
 from learning.channel import Channel, Closed, Message, pair
-from learning.client_app import EVALUATE, Order, Report
+from learning.client_app import Order, Report
 from learning.confinement import die_with_parent
 from learning.egress import filtered_metrics, filtered_update, rounded_count
 from learning.flower import SiteRuntime, SiteTask
 from learning.networks import Vector, parameter_count
 from learning.plans import Refusal, TrainingPlan
 from learning.sealed import map_sealed, read_sealed, reserve, seal_bytes
+from learning.wording import EVALUATE
 
 IDLE_SECONDS = 0.5
 BUSY_SECONDS = 0.05

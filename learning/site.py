@@ -104,7 +104,7 @@ class TrainingSite:
         self._cohorts, self._link, self._learning_key = cohorts, link, learning_key
         self._log, self._clock, self._folder = log, clock, folder
         self._sync_seconds = sync_seconds
-        self._wanted = asyncio.Event()
+        self._wanted, self._unwanted = asyncio.Event(), asyncio.Event()
         self._runner: AsyncChannel | None = None
 
     async def run(self) -> None:
@@ -125,8 +125,10 @@ class TrainingSite:
         self.status.registered = offer.registered
         if offer.registered and await self.book.plans():
             self._wanted.set()
+            self._unwanted.clear()
         else:
             self._wanted.clear()
+            self._unwanted.set()
         await self.warm()
 
     async def warm(self) -> None:
@@ -249,7 +251,7 @@ class TrainingSite:
     async def _serve_until_exit(self, crew: Crew, channel: AsyncChannel) -> None:
         serving = asyncio.create_task(self._serve(channel))
         exiting = asyncio.create_task(crew.first_exit())
-        idle = asyncio.create_task(self._unwanted())
+        idle = asyncio.create_task(self._unwanted.wait())
         tasks = {serving, exiting, idle}
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -257,10 +259,6 @@ class TrainingSite:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _unwanted(self) -> None:
-        while self._wanted.is_set() or self.status.hub_error:
-            await asyncio.sleep(self._sync_seconds)
 
     async def _serve(self, channel: AsyncChannel) -> None:
         with contextlib.suppress(Closed):

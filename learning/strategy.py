@@ -19,11 +19,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from consent.errors import AccordError, Invalid, Unavailable
-from learning.client_app import EVALUATE, METRICS, TRAIN, WEIGHT, Order, order_content, vector_in
+from learning.client_app import METRICS, WEIGHT, Order, order_content, vector_in
 from learning.egress import METRICS as ALLOWED_METRICS
 from learning.flower import REFUSED_CODE
 from learning.networks import Vector, initial_vector, parameter_count
 from learning.plans import MAX_EXAMPLES_PER_SITE, Refusal, TrainingPlan
+from learning.wording import EVALUATE, TRAIN, VOID
 
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 3.0
@@ -86,11 +87,11 @@ class Rounds:
         self._wait_for_sites()
         for number in range(1, self._plan.schedule.rounds + 1):
             replies, results = self._exchange(TRAIN, number, vector)
-            self._require(results, "trained")
+            self._require(number, results, "trained")
             vector = self._averaged(number, replies)
             self._store.round_done(number, TRAIN, results, vector)
         _, results = self._exchange(EVALUATE, self._plan.schedule.rounds, vector)
-        self._require(results, "measured")
+        self._require(self._plan.schedule.rounds, results, "measured")
         self._store.round_done(self._plan.schedule.rounds, EVALUATE, results, vector)
 
     def _wait_for_sites(self) -> None:
@@ -182,10 +183,10 @@ class Rounds:
             raise Invalid("The averaged model is not finite.")
         return vector
 
-    def _require(self, results: Mapping[str, SiteResult], state: str) -> None:
+    def _require(self, number: int, results: Mapping[str, SiteResult], state: str) -> None:
         useful = sum(result.state == state for result in results.values())
         if useful < self._minimum:
-            self._store.round_done(0, "void", results, np.zeros(0, np.float32))
+            self._store.round_done(number, VOID, results, np.zeros(0, np.float32))
             raise TooFewSites(f"Only {useful} sites took part; the plan needs {self._minimum}.")
 
     def _check_deadline(self) -> None:

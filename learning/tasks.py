@@ -77,7 +77,7 @@ def train(
             loss = nn.functional.cross_entropy(network(images[batch]), labels[batch])
             loss.backward()
             optimiser.step()
-            total += float(loss) * len(batch)
+            total += loss.item() * len(batch)
     return vector_of(network, plan), total / max(1, len(labels))
 
 

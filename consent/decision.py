@@ -113,7 +113,9 @@ def compile_policy(policy: Policy) -> CompiledPolicy:
     only known obligations.
     """
     parsed = parse_rules(policy.cedar)
-    rules = {cedar_id: _rule(body.get("annotations", {})) for cedar_id, body in parsed.items()}
+    rules = {
+        cedar_id: _rule(body["effect"], body.get("annotations", {})) for cedar_id, body in parsed.items()
+    }
     names = [rule.id for rule in rules.values()]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise Invalid(f"The rules {', '.join(twice)} occur twice.", code="policy-rule")
@@ -283,7 +285,7 @@ def _reasons(rules: Iterable[Rule]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(rule.reason for rule in rules))
 
 
-def _rule(annotations: Mapping[str, str | None]) -> Rule:
+def _rule(effect: str, annotations: Mapping[str, str | None]) -> Rule:
     name = annotations.get("id") or ""
     reason = annotations.get("reason") or ""
     if not name or not reason:
@@ -292,6 +294,8 @@ def _rule(annotations: Mapping[str, str | None]) -> Rule:
             mend="Give every rule both: refusals are explained with them.",
             code="policy-rule",
         )
+    if effect != "permit" and "obligation" in annotations:
+        raise Invalid(f"Rule {name} forbids; only a permit owes something.", code="policy-rule")
     try:
         duties = parse_duties(annotations.get("obligation") or "")
     except Invalid as error:

@@ -10,13 +10,14 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
 from nacl.exceptions import InvalidkeyError
 from nacl.pwhash import argon2id
 
-from consent.errors import Denied, Invalid, Unavailable
+from consent.errors import Invalid, Unavailable
 
 # RFC 9106 §4 and OWASP: above 19 MiB with two passes; one lane, because libsodium has no more.
 ARGON2_PASSES = 3
@@ -103,6 +104,13 @@ def _bytes(password: str) -> bytes:
     return password.encode("utf-8", "surrogatepass")
 
 
+@dataclass
+class _Failures:
+    count: int
+    last: datetime
+    told: bool = False
+
+
 class Pace:
     """How long an account must wait at an address after wrong passwords: 1 s, 2 s, 4 s … up to a minute.
 
@@ -110,24 +118,28 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._failures: OrderedDict[tuple[str, str], tuple[int, datetime]] = OrderedDict()
+        self._failures: OrderedDict[tuple[str, str], _Failures] = OrderedDict()
 
-    def check(self, login: str, address: str, now: datetime) -> None:
-        """Raise Denied while the pause lasts."""
-        count, last = self._failures.get((login, address), (0, now))
-        left = (last + self._pause(count) - now).total_seconds()
-        if left > 0:
-            raise Denied(
-                "Too many wrong passwords from here.",
-                mend=f"Wait {max(1, round(left))} seconds and try again.",
-                code="sign-in-paced",
-            )
+    def wait_seconds(self, login: str, address: str, now: datetime) -> float:
+        """How long to wait still; 0 when the next attempt may be made."""
+        known = self._failures.get((login, address))
+        if known is None:
+            return 0.0
+        return max(0.0, (known.last + _pause(known.count) - now).total_seconds())
+
+    def first_refusal(self, login: str, address: str) -> bool:
+        """Whether this is the first attempt refused in this pause: only that one needs an entry in the log."""
+        known = self._failures.get((login, address))
+        first = known is not None and not known.told
+        if known is not None:
+            known.told = True
+        return first
 
     def failed(self, login: str, address: str, now: datetime) -> None:
         """Remember a wrong password."""
-        count, last = self._failures.pop((login, address), (0, now))
-        count = 0 if now - last > FORGET_AFTER else count
-        self._failures[login, address] = (count + 1, now)
+        known = self._failures.pop((login, address), None)
+        before = known.count if known is not None and now - known.last <= FORGET_AFTER else 0
+        self._failures[login, address] = _Failures(before + 1, now)
         while len(self._failures) > MAX_REMEMBERED:
             self._failures.popitem(last=False)
 
@@ -135,7 +147,8 @@ class Pace:
         """Forget the wrong ones."""
         self._failures.pop((login, address), None)
 
-    def _pause(self, count: int) -> timedelta:
-        if count < FREE_ATTEMPTS:
-            return timedelta()
-        return timedelta(seconds=min(MAX_PAUSE_SECONDS, 2.0 ** min(count - FREE_ATTEMPTS, 16)))
+
+def _pause(count: int) -> timedelta:
+    if count < FREE_ATTEMPTS:
+        return timedelta()
+    return timedelta(seconds=min(MAX_PAUSE_SECONDS, 2.0 ** min(count - FREE_ATTEMPTS, 16)))

@@ -102,20 +102,18 @@ class Sessions:
         if code:
             raise Invalid("This account has no second factor.", mend="Leave the code empty.", code="code")
         login = login.strip().casefold()
+        # What was typed as the login may be a password, or very long: only what could be a login is kept.
+        account = login if LOGIN.fullmatch(login) else "?"
         now = self._clock.now()
-        try:
-            self._pace.check(login, address, now)
-        except Denied as refusal:
-            await self._refused(login, address, refusal.message)
-            raise
+        await self._check_pace(account, address, now)
         person, once = await self._proved(login, password)
         if person is None:
-            self._pace.failed(login, address, now)
-            await self._refused(login, address, "wrong login or password")
+            self._pace.failed(account, address, now)
+            await self._refused(account, address, "wrong login or password")
             raise Denied(
                 "The login or the password is wrong.", mend="Check both and try again.", code="sign-in"
             )
-        self._pace.succeeded(login, address)
+        self._pace.succeeded(account, address)
         return await self._begin(person, address, once)
 
     async def session(self, cookie: str) -> Session | None:
@@ -204,12 +202,24 @@ class Sessions:
             await self._log.append(tx, Event(EventKind.SIGNED_IN, actor, address=address))
         return self._session(person, cookie, now + self._absolute, must_change, False)
 
-    async def _refused(self, login: str, address: str, reason: str) -> None:
-        # What was typed into the login field may be a password; only what could be a login is recorded.
-        actor = f"person:{login}@{self._node}" if LOGIN.fullmatch(login) else "person:?"
-        await self._log.record(
-            Event(EventKind.SIGN_IN_REFUSED, actor, outcome=Outcome.REFUSED, address=address, reason=reason)
+    async def _check_pace(self, account: str, address: str, now: datetime) -> None:
+        seconds = self._pace.wait_seconds(account, address, now)
+        if seconds == 0.0:
+            return
+        if self._pace.first_refusal(account, address):
+            await self._refused(account, address, "too many wrong passwords from here")
+        raise Denied(
+            "Too many wrong passwords from here.",
+            mend=f"Wait {max(1, round(seconds))} seconds and try again.",
+            code="sign-in-paced",
         )
+
+    async def _refused(self, account: str, address: str, reason: str) -> None:
+        actor = "person:?" if account == "?" else f"person:{account}@{self._node}"
+        refusal = Event(
+            EventKind.SIGN_IN_REFUSED, actor, outcome=Outcome.REFUSED, address=address, reason=reason
+        )
+        await self._log.record(refusal)
 
     def _living(self, cookie: str, now: datetime) -> Any:
         return (

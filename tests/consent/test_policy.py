@@ -119,6 +119,10 @@ def test_a_hospital_may_not_loosen(cedar: str, change: dict[str, Any], words: st
             '@id("a") @reason("r") @obligation("notify:boss") permit (principal, action, resource);',
             "notify:boss",
         ),
+        (
+            '@id("a") @reason("r") @obligation("watermark") forbid (principal, action, resource);',
+            "only a permit",
+        ),
         ('@id("a") @reason("r") permit (principal == ?principal, action, resource);', "template"),
     ],
 )

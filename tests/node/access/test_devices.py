@@ -16,6 +16,9 @@ from cryptography.x509.oid import NameOID
 from consent.errors import Denied, Invalid, NotFound
 from consent.vocabulary import EventKind, Role
 from node.access.devices import DeviceState
+from node.access.registry import Registry
+from node.audit.log import Log
+from node.database import Database
 from tests.node.access.conftest import NODE, Desk
 
 
@@ -151,6 +154,22 @@ async def test_registering_again_replaces_the_certificate(desk: Desk) -> None:
         await knock(desk)
     assert len(await desk.registry.devices()) == 1
     assert len(await desk.events(EventKind.DEVICE_REGISTERED)) == 2
+
+
+@pytest.mark.requirement("C1")
+async def test_a_device_registered_by_another_process_is_known_at_once(desk: Desk) -> None:
+    """The command line writes the same database; the gate asks it at every association."""
+    with pytest.raises(Denied):
+        await knock(desk)
+    other = Database(desk.database.url)
+    log = Log(other, key=bytes(32), origin=NODE, signer=desk.log.signer, clock=desk.clock)
+    command = Registry(
+        other, log, desk.clock, node=NODE, ae_title="A_GENERAL", passwords=desk.registry.passwords
+    )
+    await command.add_device("CT1", "10.1.2.3", pem())
+    await other.close()
+
+    assert (await knock(desk)).id == "CT1"
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,11 @@ async def test_wrong_passwords_make_an_account_wait_at_that_address_only(desk: D
     await refused(desk)
     paced = await refused(desk, password=GOOD)
 
+    entries = len(await desk.events(EventKind.SIGN_IN_REFUSED))
+    await refused(desk)
+
     assert paced.code == "sign-in-paced"
+    assert len(await desk.events(EventKind.SIGN_IN_REFUSED)) == entries
     assert "Wait" in paced.mend
     assert await desk.sessions.sign_in("li", GOOD, THERE)
     desk.clock.tick(seconds=61)

@@ -5,6 +5,7 @@ Holds names only. `ops.compose` fills them; a floor above keeps its own keys in 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from node.audit.log import Log
     from node.clock import Clock
     from node.config import Settings
+    from node.consents import Consents
     from node.database import Database
     from node.gateway import Gateway
     from node.identity import Identity
@@ -35,6 +37,7 @@ LOG: web.AppKey[Log] = web.AppKey("log")
 REGISTRY: web.AppKey[Registry] = web.AppKey("registry")
 SESSIONS: web.AppKey[Sessions] = web.AppKey("sessions")
 CARE: web.AppKey[Care] = web.AppKey("care")
+CONSENTS: web.AppKey[Consents] = web.AppKey("consents")
 RECORDS: web.AppKey[Records] = web.AppKey("records")
 APPROVALS: web.AppKey[Approvals] = web.AppKey("approvals")
 POLICIES: web.AppKey[Policies] = web.AppKey("policies")
@@ -42,5 +45,7 @@ CLOCK: web.AppKey[Clock] = web.AppKey("clock")
 IDENTITY: web.AppKey[Identity] = web.AppKey("identity")
 SETTINGS: web.AppKey[Settings] = web.AppKey("settings")
 DATABASE: web.AppKey[Database] = web.AppKey("database")
+MEMBERS: web.AppKey[Callable[[], Mapping[str, str]]] = web.AppKey("members")
+"""The other hospitals of the region, name by node id; absent at a node that has not joined one."""
 METRICS: web.AppKey[HttpMetrics] = web.AppKey("metrics")
 OPENINGS: web.AppKey[Openings] = web.AppKey("openings")

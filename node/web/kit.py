@@ -21,7 +21,7 @@ from aiohttp.typedefs import Handler
 from consent.errors import AccordError, Invalid
 from consent.signed import Json, parse_json
 from node.web.events import CLOSING, Feed, StreamEvent, event_stream, last_event_id
-from node.web.keys import METRICS
+from node.web.keys import METRICS, OPENINGS
 from node.web.limits import (
     BODY_DEADLINE_SECONDS,
     DEFAULT_BODY_BYTES,
@@ -34,7 +34,17 @@ from node.web.limits import (
 )
 from node.web.listener import Listener, serve
 from node.web.metrics import HttpMetrics
-from node.web.pages import NavItem, install, language_middleware, local_path, render, render_problem
+from node.web.openings import Openings
+from node.web.pages import (
+    Box,
+    NavItem,
+    Part,
+    install,
+    language_middleware,
+    local_path,
+    render,
+    render_problem,
+)
 from node.web.people import (
     address_of,
     current_person,
@@ -51,11 +61,13 @@ from node.web.trace import TRACE, Trace, request_id
 __all__ = [
     "DEFAULT_BODY_BYTES",
     "N_",
+    "Box",
     "Feed",
     "HttpMetrics",
     "Limits",
     "Listener",
     "NavItem",
+    "Part",
     "StreamEvent",
     "_",
     "address_of",
@@ -90,12 +102,15 @@ def make_app(
     routes: Iterable[web.AbstractRouteDef],
     services: Mapping[web.AppKey[Any], Any],
     nav: Sequence[NavItem] = (),
+    boxes: Mapping[str, Sequence[Box]] | None = None,
     name: str = "Accord",
     packages: Sequence[str] = PORTAL_PACKAGES,
     metrics: HttpMetrics | None = None,
     people: bool = True,
 ) -> web.Application:
     """An application with the whole frame. `services` are put on it under their typed keys.
+
+    `boxes` are parts that floors add to the pages of others, by slot: "home" (start page), "study" (study page).
 
     With `people=False` (peers, metrics) every route is open to whoever the listener's TLS lets in, errors are
     always problem+json, and there are no pages: the caller adds its own identification of the peer.
@@ -107,12 +122,13 @@ def make_app(
         app[key] = service
     app[METRICS] = metrics or HttpMetrics()
     app[CLOSING] = asyncio.Event()
+    app[OPENINGS] = Openings()
     app[_PEOPLE] = people
     app.on_response_prepare.append(_mark_answered)
     app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(_close_streams)
     if people:
-        install(app, name=name, nav=nav, packages=packages)
+        install(app, name=name, nav=nav, packages=packages, boxes=boxes)
     app.add_routes(routes)
     return app
 

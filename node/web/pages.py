@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import mimetypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -48,10 +48,25 @@ class NavItem:
     roles: tuple[Role, ...] = ()
     icon: str = "dot"
     group: str = ""
+    lead: str = ""
+    """What one does there, for the start page's tiles."""
 
     def shown_to(self, principal: Principal) -> bool:
         """Whether this person's role has the page."""
         return not self.roles or principal.role in self.roles
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a page that another floor adds: a template and what it needs."""
+
+    template: str
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+
+Box = Callable[[web.Request, Any], Awaitable[Part | None]]
+"""Makes a floor's part of somebody else's page: given the request and what the page is about (an Opening on the
+study page, the Principal on the start page); None when it has nothing to show."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,7 @@ class Site:
 
     name: str
     nav: tuple[NavItem, ...] = ()
+    boxes: Mapping[str, tuple[Box, ...]] = field(default_factory=dict)
     static: Mapping[str, StaticFile] = field(default_factory=dict)
 
     def url(self, name: str) -> str:
@@ -76,9 +92,17 @@ class Site:
         return f"/static/{name}?v={self.static[name].digest}"
 
 
-def install(app: web.Application, *, name: str, nav: Sequence[NavItem], packages: Sequence[str]) -> None:
+def install(
+    app: web.Application,
+    *,
+    name: str,
+    nav: Sequence[NavItem],
+    packages: Sequence[str],
+    boxes: Mapping[str, Sequence[Box]] | None = None,
+) -> None:
     """Give `app` templates and static files of `packages` (those that have them) and its navigation."""
-    site = Site(name, tuple(nav), _read_static(packages))
+    slots = {slot: tuple(makers) for slot, makers in (boxes or {}).items()}
+    site = Site(name, tuple(nav), slots, _read_static(packages))
     app[SITE] = site
     environment = aiohttp_jinja2.setup(
         app,
@@ -100,6 +124,10 @@ def install(app: web.Application, *, name: str, nav: Sequence[NavItem], packages
         delta=text.format_delta,
         number=text.format_number,
         word=words.word,
+        gettext=text.gettext_now,
+        member=lambda node, names: names.get(node, node),
+        person_name=text.format_person_name,
+        bytes=text.format_bytes,
         tone=words.tone,
     )
     environment.globals.update(static=site.url, languages=LANGUAGES)
@@ -129,6 +157,12 @@ def render(
     }
     response: web.Response = aiohttp_jinja2.render_template(template, request, page, status=status)
     return response
+
+
+async def parts(request: web.Request, slot: str, subject: Any) -> list[Part]:
+    """What the floors above add to the slot `study` or `home` of a page."""
+    made = [await box(request, subject) for box in request.app[SITE].boxes.get(slot, ())]
+    return [part for part in made if part is not None]
 
 
 def render_problem(request: web.Request, problem: Problem) -> web.Response:

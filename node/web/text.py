@@ -116,6 +116,32 @@ def format_delta(seconds: float) -> str:
     return str(dates.format_timedelta(seconds, locale=_locale(), threshold=1.2))
 
 
+def format_person_name(value: object) -> str:
+    """A DICOM person name (PS3.5 §6.2.1.1) for reading: in Chinese the ideographic form first, else the Latin one."""
+    groups = [_name_group(group) for group in str(value or "").split("=")[:2]]
+    groups = [group for group in (reversed(groups) if language.get() == "zh-CN" else groups) if group]
+    return (
+        groups[0] + (f" ({groups[1]})" if len(groups) > 1 and groups[1] != groups[0] else "")
+        if groups
+        else ""
+    )
+
+
+def _name_group(group: str) -> str:
+    family, given, *rest = [*group.split("^"), "", ""]
+    whole = f"{family}{given}" if not group.isascii() else ", ".join(part for part in (family, given) if part)
+    return " ".join(part for part in (whole, rest[0]) if part).strip()
+
+
+def format_bytes(size: float) -> str:
+    """A size in the usual units of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
 def format_number(value: float) -> str:
     """A number with the language's grouping."""
     return str(numbers.format_decimal(value, locale=_locale()))

@@ -1,0 +1,81 @@
+"""The portal's pages as one table of contents, and its navigation."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import web
+
+from consent.emergency import REVIEWERS
+from consent.principals import CLINICAL
+from consent.vocabulary import Role
+from node.web.pages import NavItem
+from node.web.portal import account, care, consents, emergency, home, log, sign_in, staff, studies, viewer
+from node.web.text import N_
+
+CLINICIANS: Final = tuple(sorted(CLINICAL))
+
+NAV: Final[tuple[NavItem, ...]] = (
+    NavItem("/", N_("Start"), icon="home"),
+    NavItem(
+        "/studies",
+        N_("Studies"),
+        CLINICIANS,
+        "image",
+        N_("Care"),
+        N_("Find a study by patient, date or accession number and open it."),
+    ),
+    NavItem(
+        "/care",
+        N_("Treatment relationships"),
+        (Role.ADMINISTRATOR, Role.CHIEF_PHYSICIAN),
+        "care",
+        N_("Care"),
+        N_("Record who treats which patient."),
+    ),
+    NavItem(
+        "/people",
+        N_("People"),
+        (Role.ADMINISTRATOR,),
+        "people",
+        N_("Administration"),
+        N_("Accounts and roles; one-time sign-ins."),
+    ),
+    NavItem(
+        "/devices",
+        N_("Devices"),
+        (Role.ADMINISTRATOR,),
+        "device",
+        N_("Administration"),
+        N_("Which modalities may send images here."),
+    ),
+    NavItem(
+        "/log",
+        N_("Log"),
+        (Role.SECURITY_OFFICER,),
+        "log",
+        N_("Oversight"),
+        N_("Every deed on record; search, verify, prove."),
+    ),
+    NavItem(
+        "/emergencies",
+        N_("Emergency reviews"),
+        tuple(sorted(REVIEWERS)),
+        "alert",
+        N_("Oversight"),
+        N_("Judge emergency access after the fact."),
+    ),
+)
+
+ROUTES: Final[list[web.RouteDef]] = [
+    *sign_in.ROUTES,
+    *home.ROUTES,
+    *studies.ROUTES,
+    *viewer.ROUTES,
+    *emergency.ROUTES,
+    *consents.ROUTES,
+    *care.ROUTES,
+    *staff.ROUTES,
+    *log.ROUTES,
+    *account.ROUTES,
+]

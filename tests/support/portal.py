@@ -1,0 +1,124 @@
+"""The portal of a small node on a real TLS socket, and clients that have signed in to it.
+
+`async with portal(node) as site:` serves the node's pages and API; `site.client("li")` signs in and returns an HTTP
+client whose requests carry the session's cookie and CSRF token.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from consent.vocabulary import Role
+from node.access.sessions import Sessions
+from node.config import DicomSection, NodeSection, Settings
+from node.consents import Consents
+from node.tls import client_context, server_context
+from node.web import keys
+from node.web.api import NAV, ROUTES
+from node.web.kit import Box, HttpMetrics, Limits, Listener, make_app
+from node.web.people import COOKIE
+from tests.support.node import PASSWORD, NodeFixture
+
+
+@dataclass
+class Site:
+    """A running portal."""
+
+    node: NodeFixture
+    sessions: Sessions
+    listener: Listener
+    context: ssl.SSLContext
+    metrics: HttpMetrics
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.listener.port}"
+
+    async def person(
+        self, login: str, role: Role = Role.CLINICIAN, *, treats: Sequence[str] = (), name: str = ""
+    ) -> None:
+        """Make an account that can sign in with PASSWORD."""
+        await self.node.registry.add_person(login, name or login.title(), role, "Radiology", PASSWORD)
+        for patient in treats:
+            await self.node.care.record(login, patient)
+
+    @asynccontextmanager
+    async def stranger(self, **headers: str) -> AsyncIterator[aiohttp.ClientSession]:
+        """A client that has not signed in; redirects are left to the test."""
+        connector = aiohttp.TCPConnector(ssl=self.context)
+        jar = aiohttp.CookieJar(unsafe=True)
+        async with aiohttp.ClientSession(
+            self.url, connector=connector, cookie_jar=jar, headers=headers
+        ) as one:
+            yield one
+
+    @asynccontextmanager
+    async def client(self, login: str, **headers: str) -> AsyncIterator[aiohttp.ClientSession]:
+        """A client with a session of this person."""
+        session = await self.sessions.sign_in(login, PASSWORD, "127.0.0.1")
+        async with self.stranger(**{"X-CSRF-Token": session.csrf, **headers}) as one:
+            one.cookie_jar.update_cookies({COOKIE: session.cookie}, URL(self.url))
+            yield one
+
+
+@asynccontextmanager
+async def portal(
+    node: NodeFixture,
+    *,
+    limits: Limits | None = None,
+    routes: Sequence[web.RouteDef] = (),
+    services: Mapping[web.AppKey[Any], Any] | None = None,
+    boxes: Mapping[str, Sequence[Box]] | None = None,
+) -> AsyncIterator[Site]:
+    """Serve the node's portal on loopback with a certificate of its own authority."""
+    sessions = Sessions(
+        node.database, node.log, node.clock, node=node.node_id, passwords=node.registry.passwords
+    )
+    consents = Consents(
+        node.database, node.records, node.log, node.policies, node.care, node.identity, node.clock
+    )
+    settings = Settings(
+        node=NodeSection(id=node.node_id, name="General Hospital", ae_title="ACCORD"),
+        dicom=DicomSection(),
+        folder=node.path,
+    )
+    metrics = HttpMetrics()
+    app = make_app(
+        routes=[*ROUTES, *routes],
+        nav=NAV,
+        name="General Hospital",
+        metrics=metrics,
+        boxes=boxes,
+        services={
+            keys.GATEWAY: node.gateway,
+            keys.INGEST: node.ingest,
+            keys.INDEX: node.index,
+            keys.PSEUDONYMS: node.index.pseudonyms,
+            keys.LOG: node.log,
+            keys.REGISTRY: node.registry,
+            keys.SESSIONS: sessions,
+            keys.CARE: node.care,
+            keys.RECORDS: node.records,
+            keys.CONSENTS: consents,
+            keys.POLICIES: node.policies,
+            keys.CLOCK: node.clock,
+            keys.IDENTITY: node.identity,
+            keys.DATABASE: node.database,
+            keys.SETTINGS: settings,
+            **(services or {}),
+        },
+    )
+    leaf = node.identity.leaf(["127.0.0.1", "localhost"], node.clock.now())
+    trusting = client_context([node.identity.authority_pem])
+    # The node's clock stands at a moment of the test; the certificate's days are not what is tested here.
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    async with Listener(app, "127.0.0.1", 0, server_context(leaf), limits, metrics) as listener:
+        yield Site(node, sessions, listener, trusting, metrics)

@@ -307,6 +307,11 @@ class Connection(asyncio.BufferedProtocol):
 
     async def _run(self, request: AssociateRq) -> None:
         try:
+            code = self._gate.association_refusal(self._address)
+            if code:
+                self._refused(code, "Too many associations are open.", request=request)
+                self._reject(LOCAL_LIMIT_EXCEEDED)
+                return
             with self._gate.associated(self._address, request.calling, self._tls) as view:
                 principal = await self._admit(request)
                 if principal is not None and self._association.state is State.STA3_AWAITING_LOCAL_ANSWER:
@@ -320,11 +325,6 @@ class Connection(asyncio.BufferedProtocol):
 
     async def _admit(self, request: AssociateRq) -> Principal | None:
         """Ask the device gate; on a no, reject in the standard's words and write it down."""
-        code = self._gate.association_refusal(self._address)
-        if code:
-            self._refused(code, "Too many associations are open.", request=request)
-            self._reject(LOCAL_LIMIT_EXCEEDED)
-            return None
         try:
             return await self._gate.devices.admit_device(
                 request.calling, request.called, self._address, self._certificate(), self._tls
@@ -382,6 +382,7 @@ class Connection(asyncio.BufferedProtocol):
             self._carry_out(self._association.step(Event.EVT14_RELEASE_RESPONSE))
         elif self._association.state is State.STA6_ESTABLISHED:
             self._carry_out(self._association.step(Event.EVT15_ABORT_REQUEST))
+            self._transport.close()  # the node is stopping: it does not wait for the peer to close
 
     async def _answer(self, message: Message, source: Source, view: AssociationView) -> None:
         response, status = await self._gate.services.serve(message, source)

@@ -91,7 +91,7 @@ def issue_certificate(
     async def run() -> tuple[str, str, str]:
         async with opened(folder) as node:
             pair = node.identity.issue_device_certificate(ae_title, node.clock.now())
-            return pair.certificate, pair.key, node.identity.authority_pem
+            return pair.certificate.decode(), pair.key.decode(), node.identity.authority_pem
 
     certificate, key, authority = asyncio.run(run())
     stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in ae_title)

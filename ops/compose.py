@@ -1,0 +1,515 @@
+"""The composition root: builds a hospital's node bottom-up with plain calls, and runs it.
+
+Nothing else constructs a service. `build_node` makes the parts, `running` starts listeners and duties in order and
+stops them in the opposite one. `ops.hub` composes the hub from the same parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from federation import api as federation_api
+from federation import keys as peers
+from federation.archive import Archive
+from federation.asking import Asking
+from federation.channel import Channel
+from federation.client import PeerClient
+from federation.discovery import Discovery
+from federation.doorway import Doorway
+from federation.fetching import Fetching
+from federation.following import Following
+from federation.grants import Grants
+from federation.holdings import Holdings
+from federation.incoming import Incoming
+from federation.leased_keys import LeasedKeys
+from federation.leases import Leases
+from federation.members import Members
+from federation.notices import Notices
+from federation.releases import Releases
+from federation.reporting import Reporter
+from federation.service import PEER_ROUTES, make_peer_app, peer_listener
+from federation.witnessing import Witnessing
+from node.approvals import Approvals
+from node.audit.witness import Witness
+from node.consents import Consents
+from node.dicom.gate import DicomMetrics, Gate
+from node.dicom.gate import Limits as DicomLimits
+from node.dicom.listener import Listener as DicomListener
+from node.dicom.services import Services
+from node.gateway import Gateway
+from node.imaging.rendering import Renderer
+from node.index import Index
+from node.ingest import Ingest
+from node.jobs import Job, Jobs
+from node.vault.blobs import FileBlobs
+from node.vault.vault import Vault
+from node.web import api as node_api
+from node.web import keys as people
+from node.web.kit import Listener, make_app
+from node.web.metrics import HttpMetrics
+from node.web.openings import Openings
+from ops import health
+from ops.doors import Doors
+from ops.foundation import Foundation
+
+SESSION_SWEEP_SECONDS = 60.0
+OPENING_SWEEP_SECONDS = 5.0
+KEY_SECONDS = 3600.0
+DEVICE_REFRESH_SECONDS = 2.0
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class LocalArchive:
+    """Vault, index and the one way in: what `accord import` needs of a node."""
+
+    blobs: FileBlobs
+    vault: Vault
+    index: Index
+    ingest: Ingest
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[LocalArchive]:
+        """Recover what a crash left unindexed, then take instances until the block ends."""
+        await self.index.load()
+        await self.ingest.recover()
+        try:
+            async with self.ingest:
+                yield self
+        finally:
+            self.index.close()
+            await self.vault.close()
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What a node does with other members."""
+
+    members: Members
+    channel: Channel
+    client: PeerClient
+    doorway: Doorway
+    following: Following
+    asking: Asking
+    incoming: Incoming
+    grants: Grants
+    notices: Notices
+    releases: Releases
+    leases: Leases
+    holdings: Holdings
+    fetching: Fetching
+    leased_keys: LeasedKeys
+    witnessing: Witnessing
+    reporter: Reporter
+    discovery: Discovery | None
+
+    def services(self) -> dict[web.AppKey[Any], Any]:
+        """For the applications, under their keys."""
+        return {
+            peers.MEMBERS: self.members,
+            peers.DOORWAY: self.doorway,
+            peers.ASKING: self.asking,
+            peers.INCOMING: self.incoming,
+            peers.GRANTS: self.grants,
+            peers.NOTICES: self.notices,
+            peers.RELEASES: self.releases,
+            peers.LEASES: self.leases,
+            peers.HOLDINGS: self.holdings,
+            peers.FETCHING: self.fetching,
+            peers.WITNESSING: self.witnessing,
+        }
+
+
+@dataclass(frozen=True)
+class Node:
+    """One hospital's node, built and not yet running."""
+
+    foundation: Foundation
+    archive: LocalArchive
+    renderer: Renderer
+    gateway: Gateway
+    exchange: Exchange
+    gate: Gate
+    doors: Doors
+    jobs: Jobs
+    people_app: web.Application
+    peer_app: web.Application
+    health_app: web.Application
+    metrics: HttpMetrics
+
+
+async def build_archive(foundation: Foundation) -> LocalArchive:
+    """Build vault, index and ingest."""
+    base = foundation
+    blobs = FileBlobs(base.settings.path(base.settings.storage.packs))
+    vault = Vault(blobs, base.keys, base.clock)
+    index = Index(base.database, await base.keys.secret("index"))
+    ingest = Ingest(
+        node_id=base.identity.node_id,
+        policies=base.policies,
+        vault=vault,
+        index=index,
+        log=base.log,
+        database=base.database,
+        clock=base.clock,
+    )
+    return LocalArchive(blobs, vault, index, ingest)
+
+
+async def build_node(foundation: Foundation) -> Node:
+    """Build every part of a hospital's node, bottom-up."""
+    base = foundation
+    archive = await build_archive(base)
+    renderer = Renderer()
+    gateway = Gateway(
+        identity=base.identity,
+        policies=base.policies,
+        blobs=archive.blobs,
+        keys=base.keys,
+        index=archive.index,
+        log=base.log,
+        care=base.care,
+        records=base.records,
+        renderer=renderer,
+        descriptions=archive.ingest.descriptions,
+        clock=base.clock,
+    )
+    exchange = build_exchange(base, archive.index, gateway)
+    gateway.hold(exchange.holdings, exchange.leased_keys)
+    registry = CollectorRegistry()
+    metrics = HttpMetrics(registry)
+    gate = Gate(
+        devices=base.registry,
+        services=Services(archive.ingest, base.log),
+        clock=base.clock,
+        ae_title=base.settings.node.ae_title,
+        limits=DicomLimits(associations=base.settings.dicom.max_associations),
+        metrics=DicomMetrics(registry),
+    )
+    doors = Doors(
+        identity=base.identity,
+        registry=base.registry,
+        clock=base.clock,
+        names=(*base.settings.http.names, *LOOPBACK_NAMES),
+    )
+    jobs = Jobs(_duties(base, gateway, exchange, doors), base.clock)
+    services = {
+        **people_services(base),
+        people.GATEWAY: gateway,
+        people.INGEST: archive.ingest,
+        people.INDEX: archive.index,
+        people.PSEUDONYMS: archive.index.pseudonyms,
+        people.CONSENTS: Consents(
+            base.database, base.records, base.log, base.policies, base.care, base.identity, base.clock
+        ),
+        people.MEMBERS: lambda: {member.id: member.name for member in exchange.members.others()},
+        **exchange.services(),
+    }
+    return Node(
+        foundation=base,
+        archive=archive,
+        renderer=renderer,
+        gateway=gateway,
+        exchange=exchange,
+        gate=gate,
+        doors=doors,
+        jobs=jobs,
+        people_app=make_app(
+            routes=[
+                *node_api.ROUTES,
+                *federation_api.ROUTES,
+            ],
+            services=services,
+            nav=(*node_api.NAV, *federation_api.NAV),
+            name=base.settings.node.name,
+            metrics=metrics,
+        ),
+        peer_app=make_peer_app(routes=PEER_ROUTES, services=exchange.services(), metrics=metrics),
+        health_app=build_health(base, jobs, registry),
+        metrics=metrics,
+    )
+
+
+def people_services(base: Foundation) -> dict[web.AppKey[Any], Any]:
+    """What the people's application of a node and of the hub both have."""
+    return {
+        people.LOG: base.log,
+        people.REGISTRY: base.registry,
+        people.SESSIONS: base.sessions,
+        people.CARE: base.care,
+        people.RECORDS: base.records,
+        people.APPROVALS: Approvals(
+            base.database,
+            base.records,
+            base.log,
+            base.clock,
+            node_id=base.identity.node_id,
+            key=base.identity.signing,
+        ),
+        people.POLICIES: base.policies,
+        people.CLOCK: base.clock,
+        people.IDENTITY: base.identity,
+        people.SETTINGS: base.settings,
+        people.DATABASE: base.database,
+        people.OPENINGS: Openings(),
+    }
+
+
+def build_health(base: Foundation, jobs: Jobs, registry: CollectorRegistry) -> web.Application:
+    """The application of the metrics listener."""
+    looked_at = health.Health(base.database, base.clock, jobs, base.settings.folder, registry)
+    return make_app(routes=health.ROUTES, services={health.HEALTH: looked_at}, people=False)
+
+
+def build_exchange(base: Foundation, index: Index, gateway: Gateway) -> Exchange:
+    """Build what a node does with other members."""
+    database, log, clock, identity, records = base.database, base.log, base.clock, base.identity, base.records
+    members = build_members(base)
+    channel = build_channel(base, members)
+    discovery = _discovery(base)
+    client = PeerClient(
+        members=members,
+        channel=channel,
+        log=log,
+        **({"hints": discovery.addresses} if discovery else {}),
+    )
+    archive = Archive(index=index, pseudonyms=index.pseudonyms, care=base.care, clock=clock, packs=gateway)
+    asking = Asking(
+        database=database,
+        log=log,
+        clock=clock,
+        identity=identity,
+        members=members,
+        client=client,
+        policies=base.policies,
+    )
+    incoming = Incoming(
+        database=database,
+        log=log,
+        clock=clock,
+        identity=identity,
+        members=members,
+        archive=archive,
+        policies=base.policies,
+    )
+    notices = Notices(
+        database=database,
+        log=log,
+        clock=clock,
+        identity=identity,
+        members=members,
+        client=client,
+        records=records,
+    )
+    grants = Grants(
+        database=database,
+        log=log,
+        clock=clock,
+        identity=identity,
+        members=members,
+        client=client,
+        archive=archive,
+        records=records,
+        incoming=incoming,
+        policies=base.policies,
+    )
+    holdings = Holdings(
+        root=base.settings.folder / "held",
+        database=database,
+        log=log,
+        clock=clock,
+        identity=identity,
+        members=members,
+        client=client,
+        records=records,
+        asking=asking,
+    )
+    return Exchange(
+        members=members,
+        channel=channel,
+        client=client,
+        doorway=Doorway(members=members, log=log, clock=clock),
+        following=Following(identity=identity, members=members, client=client, clock=clock),
+        asking=asking,
+        incoming=incoming,
+        grants=grants,
+        notices=notices,
+        releases=Releases(
+            log=log,
+            clock=clock,
+            identity=identity,
+            archive=archive,
+            records=records,
+            grants=grants,
+            policies=base.policies,
+        ),
+        leases=Leases(
+            database=database,
+            log=log,
+            clock=clock,
+            identity=identity,
+            members=members,
+            archive=archive,
+            records=records,
+            grants=grants,
+            policies=base.policies,
+        ),
+        holdings=holdings,
+        fetching=Fetching(log=log, clock=clock, members=members, client=client, holdings=holdings),
+        leased_keys=LeasedKeys(
+            clock=clock, identity=identity, members=members, client=client, holdings=holdings
+        ),
+        witnessing=build_witnessing(base, members, client),
+        reporter=Reporter(
+            database=database, log=log, clock=clock, identity=identity, members=members, client=client
+        ),
+        discovery=discovery,
+    )
+
+
+def build_members(base: Foundation) -> Members:
+    """The roster as this node knows it."""
+    return Members(
+        database=base.database,
+        log=base.log,
+        clock=base.clock,
+        node_id=base.identity.node_id,
+        own_key=base.identity.signing.public_key(),
+    )
+
+
+def build_channel(base: Foundation, members: Members) -> Channel:
+    """TLS between members. The certificate carries the member's id, which callers check."""
+    hosts = (base.identity.node_id, base.settings.peer.host, *LOOPBACK_NAMES)
+    return Channel(identity=base.identity, members=members, hosts=hosts, clock=base.clock)
+
+
+def build_witnessing(base: Foundation, members: Members, client: PeerClient) -> Witnessing:
+    """Cosigning others' checkpoints, and having our own cosigned."""
+    return Witnessing(
+        log=base.log,
+        witness=Witness(base.database, signer=base.identity.cosigner, clock=base.clock),
+        members=members,
+        client=client,
+        raise_floor=base.clock.raise_floor,
+    )
+
+
+@asynccontextmanager
+async def running(node: Node) -> AsyncIterator[Mapping[str, str]]:
+    """Start everything in order; yield the addresses; stop in the opposite order."""
+    base, exchange, settings = node.foundation, node.exchange, node.foundation.settings
+    addresses: dict[str, str] = {}
+    async with AsyncExitStack() as stack:
+        await exchange.members.load()
+        await stack.enter_async_context(node.archive.running())
+        stack.push_async_callback(node.renderer.close)
+        await node.renderer.warm()
+        stack.push_async_callback(node.gateway.close)
+        stack.push_async_callback(exchange.client.close)
+        if exchange.discovery is not None:
+            await stack.enter_async_context(exchange.discovery)
+        if settings.peer.port:
+            door = peer_listener(
+                node.peer_app,
+                settings.peer.host,
+                settings.peer.port,
+                channel=exchange.channel,
+                metrics=node.metrics,
+            )
+            await stack.enter_async_context(door)
+            addresses["peers"] = f"https://{settings.peer.host}:{door.port}"
+        await stack.enter_async_context(node.jobs.running())
+        await _open_dicom(node, stack, addresses)
+        if settings.http.port:
+            portal = Listener(
+                node.people_app,
+                settings.http.host,
+                settings.http.port,
+                node.doors.people,
+                metrics=node.metrics,
+            )
+            await stack.enter_async_context(portal)
+            addresses["portal"] = f"https://{settings.http.host}:{portal.port}"
+        if settings.metrics.port:
+            watched = Listener(node.health_app, settings.metrics.host, settings.metrics.port)
+            await stack.enter_async_context(watched)
+            addresses["metrics"] = f"http://{settings.metrics.host}:{watched.port}"
+        addresses["node"] = base.identity.node_id
+        yield addresses
+
+
+async def _open_dicom(node: Node, stack: AsyncExitStack, addresses: dict[str, str]) -> None:
+    settings, log = node.foundation.settings.dicom, node.foundation.log
+    if settings.port:
+        tls = await node.doors.dicom()
+        secure = DicomListener(node.gate, log, settings.host, settings.port, tls=tls)
+        await stack.enter_async_context(secure)
+        addresses["dicom-tls"] = f"{settings.host}:{secure.port}"
+    if settings.plain_port:
+        plain = DicomListener(node.gate, log, settings.host, settings.plain_port)
+        await stack.enter_async_context(plain)
+        addresses["dicom"] = f"{settings.host}:{plain.port}"
+
+
+def _duties(base: Foundation, gateway: Gateway, exchange: Exchange, doors: Doors) -> list[Job]:
+    every = base.settings.intervals
+
+    async def keys() -> None:
+        from datetime import timedelta
+
+        await base.keys.rotate_due(timedelta(days=base.policies.parameters.kek_max_age_days))
+        while await base.keys.rewrap():
+            pass
+
+    async def sweep() -> None:
+        await exchange.notices.sweep()
+        await exchange.asking.deliver()
+        await exchange.holdings.sweep()
+        await exchange.fetching.fetch_waiting()
+
+    async def sessions() -> None:
+        await base.sessions.sweep()
+
+    member = exchange.members
+    return [
+        Job("roster", every.roster_seconds, _when_member(member, exchange.following.refresh)),
+        Job("checkpoint", every.checkpoint_seconds, _when_member(member, exchange.witnessing.submit)),
+        Job("exchange", every.sweep_seconds, _when_member(member, sweep)),
+        Job("report", every.report_seconds, _when_member(member, exchange.reporter.send)),
+        Job("openings", OPENING_SWEEP_SECONDS, gateway.sweep),
+        Job("sessions", SESSION_SWEEP_SECONDS, sessions),
+        Job("devices", DEVICE_REFRESH_SECONDS, doors.refresh),
+        Job("keys", KEY_SECONDS, keys, delay_seconds=KEY_SECONDS / 60),
+    ]
+
+
+def _when_member(members: Members, duty: Any) -> Any:
+    """A duty among members, left out while this node has joined no region."""
+
+    async def run() -> None:
+        await members.load()
+        if members.anchor is not None:
+            await duty()
+
+    return run
+
+
+def _discovery(base: Foundation) -> Discovery | None:
+    settings = base.settings
+    if not settings.discovery.enabled:
+        return None
+    fingerprint = base.identity.authority.fingerprint(_sha256()).hex()
+    return Discovery(interface=settings.discovery.interface, fingerprint=fingerprint, port=settings.peer.port)
+
+
+def _sha256() -> Any:
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    return SHA256()

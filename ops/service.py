@@ -1,0 +1,108 @@
+"""A served node or hub as a process: one at a time per folder, logs set up, ended by a signal in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
+from pathlib import Path
+
+import structlog
+
+from consent.errors import Conflict
+from consent.vocabulary import EventKind
+from node.audit.log import Event, Log
+from ops.foundation import opened
+
+LOCK_NAME = "lock"
+
+
+@contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process. Raises Conflict when another serves or imports there."""
+    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(
+                f"Another process runs in {folder}.", mend="Stop it first (SIGTERM).", code="already-running"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def set_up_logs() -> None:
+    """One JSON line per event on standard output; libraries' loggers only from WARNING on."""
+    logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.WARNING)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(ensure_ascii=False),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=True,
+    )
+
+
+async def serve_node(folder: Path, *, as_json: bool = False) -> None:
+    """Serve the hospital's node in `folder` until SIGTERM or SIGINT."""
+    from ops.compose import build_node, running
+
+    set_up_logs()
+    with sole_user(_existing(folder)):
+        async with opened(folder) as foundation:
+            node = await build_node(foundation)
+            await until_signalled(running(node), foundation.log, as_json=as_json)
+
+
+async def serve_hub(folder: Path, *, as_json: bool = False) -> None:
+    """Serve the region's hub in `folder` until SIGTERM or SIGINT."""
+    from ops.hub import build_hub, running
+
+    set_up_logs()
+    with sole_user(_existing(folder)):
+        async with opened(folder) as foundation:
+            hub = await build_hub(foundation)
+            await until_signalled(running(hub), foundation.log, as_json=as_json)
+
+
+async def until_signalled(
+    service: AbstractAsyncContextManager[Mapping[str, str]], log: Log, *, as_json: bool
+) -> None:
+    """Run `service`, say `ready` with its addresses, and end it in good order at the first signal."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    async with service as addresses:
+        await log.record(Event(EventKind.NODE_STARTED, "system"))
+        _say_ready(addresses, as_json=as_json)
+        await stopped.wait()
+        await log.record(Event(EventKind.NODE_STOPPED, "system"))
+    await log.close()
+
+
+def _say_ready(addresses: Mapping[str, str], *, as_json: bool) -> None:
+    if as_json:
+        line = json.dumps({"ready": dict(addresses)})
+    else:
+        line = "ready " + " ".join(f"{name}={address}" for name, address in addresses.items())
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _existing(folder: Path) -> Path:
+    from node.config import load_settings
+
+    return load_settings(folder).folder

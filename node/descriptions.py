@@ -31,6 +31,9 @@ POLL_SECONDS = 0.25
 MAX_HEAD_BYTES = 512 * 1024
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 
+# Inside a JSON string a quotation mark is escaped, so these bytes are always a member and never a value.
+_BULK = b'"BulkDataURI":"'
+
 logger = structlog.get_logger()
 
 
@@ -40,6 +43,7 @@ class _Head:
 
     number: int
     uid: str
+    path: str = field(repr=False)
     transfer_syntax: str
     data: bytes = field(repr=False)
 
@@ -91,6 +95,9 @@ class Descriptions:
         series.heads[entry.instance] = _Head(
             _number(attributes),
             attributes.sop_instance_uid,
+            bulk_path(
+                attributes.study_instance_uid, attributes.series_instance_uid, attributes.sop_instance_uid
+            ),
             attributes.transfer_syntax_uid,
             bytes(memoryview(data)[:size]),
         )
@@ -134,7 +141,7 @@ class Descriptions:
             for instance, head in sorted(
                 series.heads.items(), key=lambda item: (item[1].number, item[1].uid)
             ):
-                lines[instance] = model_line(head.data, head.transfer_syntax)
+                lines[instance] = model_line(head.data, head.transfer_syntax, head.path)
                 await asyncio.sleep(0)  # others come first: nobody waits for this
             rows = await self._index.series(key[0])
             counts = {row.series: row.instance_count for row in rows}
@@ -149,13 +156,27 @@ class Descriptions:
         return series
 
 
-def model_line(data: Buffer, transfer_syntax: str) -> bytes:
-    """The DICOM JSON of one data set as one line; an empty object when it cannot be made."""
+def bulk_path(study_uid: str, series_uid: str, sop_uid: str) -> str:
+    """Where an instance's bulk data is found, relative to the door's `studies/`."""
+    return f"{study_uid}/series/{series_uid}/instances/{sop_uid}/"
+
+
+def model_line(data: Buffer, transfer_syntax: str, path: str) -> bytes:
+    """The DICOM JSON of one data set as one line; an empty object when it cannot be made.
+
+    Each BulkDataURI begins with `path`; the door puts its own address before it (`at_address`).
+    """
     try:
         model = json_model(data, transfer_syntax)
     except Invalid:
         model = {}
-    return json.dumps(model, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    line = json.dumps(model, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return line.replace(_BULK, _BULK + path.encode())
+
+
+def at_address(payload: bytes, studies: str) -> bytes:
+    """Metadata with every BulkDataURI below `studies`, the address of the door's studies with a slash at its end."""
+    return payload.replace(_BULK, _BULK + studies.encode())
 
 
 def joined(lines: Iterable[bytes]) -> bytes:

@@ -1,0 +1,52 @@
+"""What a person may find, as a condition of the search itself: decisions turned into `Visible`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from consent.decision import CompiledPolicy, Facts, Request, Resource, decide
+from consent.principals import Principal
+from consent.verdict import Deny, Verdict
+from consent.vocabulary import Action, Grade, Purpose, ResourceKind
+from node.index import Match, Visible
+
+ANY_STUDY = "*"
+
+
+class Sight:
+    """One person's view for one search. Every combination of grade, relationship and department is decided once."""
+
+    def __init__(
+        self, policy: CompiledPolicy, who: Principal, purpose: Purpose, now: datetime, node_id: str
+    ) -> None:
+        self._policy = policy
+        self._who = who
+        self._purpose = purpose
+        self._now = now
+        self._node_id = node_id
+        self._verdicts: dict[tuple[Grade, bool, str | None], Verdict] = {}
+
+    def refusal(self) -> Deny | None:
+        """The refusal when this person can find nothing at all, even of patients in their care."""
+        verdicts = [self._decide(grade, True, None) for grade in Grade]
+        refused = [verdict for verdict in verdicts if isinstance(verdict, Deny)]
+        return refused[0] if len(refused) == len(verdicts) else None
+
+    def visible(self, patients: frozenset[str]) -> Visible:
+        """The condition: `patients` are those in this person's care."""
+        return Visible(self._grades(related=False), patients, self._grades(related=True))
+
+    def shows(self, match: Match, related: bool) -> bool:
+        """Whether one answer may be shown, with its department too."""
+        return self._decide(match.grade, related, match.department).permitted
+
+    def _grades(self, *, related: bool) -> frozenset[Grade]:
+        return frozenset(grade for grade in Grade if self._decide(grade, related, None).permitted)
+
+    def _decide(self, grade: Grade, related: bool, department: str | None) -> Verdict:
+        key = (grade, related, department)
+        if key not in self._verdicts:
+            thing = Resource(ResourceKind.STUDY, ANY_STUDY, None, self._node_id, grade, department)
+            request = Request(self._who, Action.SEARCH, thing, self._purpose, self._now)
+            self._verdicts[key] = decide(self._policy, request, Facts(relationship=related))
+        return self._verdicts[key]

@@ -7,6 +7,7 @@ checks TLS as always; so the worst that a false announcement does is a failed co
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import OrderedDict
 from types import TracebackType
@@ -35,6 +36,7 @@ class Discovery:
         self._hints: OrderedDict[str, str] = OrderedDict()
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
+        self._resolving: set[asyncio.Task[None]] = set()
 
     def addresses(self, member: Member) -> tuple[str, ...]:
         """Where a member may answer on this network, besides the roster's URL."""
@@ -61,6 +63,9 @@ class Discovery:
         if self._browser is not None:
             await self._browser.async_cancel()
             self._browser = None
+        for task in self._resolving:
+            task.cancel()
+        await asyncio.gather(*self._resolving, return_exceptions=True)
         if self._zeroconf is not None:
             await self._zeroconf.async_unregister_all_services()
             await self._zeroconf.async_close()
@@ -79,9 +84,11 @@ class Discovery:
     ) -> None:
         if state_change is ServiceStateChange.Removed or self._zeroconf is None:
             return
-        task = self._zeroconf.zeroconf.loop
-        if task is not None:
-            task.create_task(self._resolve(zeroconf, service_type, name))
+        if len(self._resolving) >= MAX_HINTS:
+            return
+        task = asyncio.get_running_loop().create_task(self._resolve(zeroconf, service_type, name))
+        self._resolving.add(task)
+        task.add_done_callback(self._resolving.discard)
 
     async def _resolve(self, zeroconf: Zeroconf, service_type: str, name: str) -> None:
         info = AsyncServiceInfo(service_type, name)

@@ -27,7 +27,7 @@ from node.audit.event import Event
 from node.audit.log import Log
 from node.clock import Clock
 
-PEER = "peer"
+PEER: web.RequestKey[Member] = web.RequestKey("peer", Member)
 JOIN_PATH = f"{PREFIX}/join"
 REPEAT_SECONDS = 60
 MAX_ADDRESSES = 1024
@@ -115,7 +115,7 @@ class Doorway:
 
 @web.middleware
 async def peers_only(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let members in, as `request["peer"]`; strangers only to the door of joining."""
+    """Let members in, as `request[PEER]`; strangers only to the door of joining."""
     doorway = request.app[DOORWAY]
     if request.path != JOIN_PATH:
         try:
@@ -128,6 +128,4 @@ async def peers_only(request: web.Request, handler: Handler) -> web.StreamRespon
 
 def peer_of(request: web.Request) -> Member:
     """The member that was identified."""
-    member = request[PEER]
-    assert isinstance(member, Member)
-    return member
+    return request[PEER]

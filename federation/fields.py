@@ -22,6 +22,10 @@ OBJECT_ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,127}")
 class PeerFields(Fields):
     """One JSON object from a peer."""
 
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not null."""
+        return self._data.get(name) is not None
+
     def matching(self, name: str, pattern: re.Pattern[str]) -> str:
         """A string that `pattern` matches from end to end."""
         value = self._data.get(name)

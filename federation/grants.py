@@ -1,9 +1,8 @@
-"""Grants at the home hospital: issuing, revoking, knowing when one ends, and telling the holder.
+"""Grants at the home hospital: issued on a request, within the patient's consent, and taken back.
 
 A grant is judged by `consent.grants.alive` at every use, so consent withdrawn, time run out and revocation end
-it at once, in the transaction that recorded them. What follows is news: `sweep` reads the log from its own cursor,
-marks what has ended, and tells holders until they have heard. Opening under a grant is `leases`, the holder's
-side is `holdings`.
+it at once, with the transaction that recorded them. Telling the holder is `notices`, opening under a grant is
+`leases`, the holder's side is `holdings`.
 """
 
 from __future__ import annotations
@@ -12,61 +11,34 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Boolean, Column, String, Table, Text, insert, select, update
+from sqlalchemy import insert, select, update
 
-from consent.decision import Deny, Facts, Request, Resource, Verdict, decide
-from consent.directives import Directive, current
-from consent.errors import AccordError, Conflict, Denied, NotFound, Unavailable
+from consent.decision import Deny, Facts, Permit, Request, Resource, Verdict, decide
+from consent.directives import current
+from consent.errors import Conflict, Denied, NotFound
 from consent.grants import Grant, GrantRequest, alive, issue_grant
+from consent.obligations import ExpireAt
 from consent.principals import Principal
 from consent.signed import Signed, sign, verify
-from consent.vocabulary import Action, EventKind, Outcome, Purpose, ResourceKind, Right, Role
-from federation.archive import Archive, FoundStudy
-from federation.client import PeerClient
+from consent.vocabulary import Action, EventKind, Grade, Outcome, Purpose, ResourceKind, Right
+from federation.archive import Archive
 from federation.incoming import Incoming, IncomingRequest
 from federation.members import Members
-from federation.protocol import MESSAGE_SECONDS, PREFIX, GrantEnded, Json, RequestState, ShredReceipt
+from federation.notices import GrantState, Notices, issued_grant
+from federation.protocol import Json, RequestState, ShredReceipt
 from federation.roster import Member
 from node.audit.event import Event
 from node.audit.log import Log
 from node.clock import Clock
-from node.database import Database, Tx, UtcDateTime, metadata
+from node.database import Database
 from node.identity import Identity
 from node.policies import Policies
 from node.records import Records
 
-ENTRIES_AT_ONCE = 500
 MAX_LISTED = 500
-CURSOR = "grants"
 REVOKED = "revoked"
-
-
-class GrantState(StrEnum):
-    """How a grant stands at its home."""
-
-    ALIVE = "alive"
-    ENDED = "ended"
-    SHREDDED = "shredded"
-
-
-issued_grant = Table(
-    "issued_grant",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("holder", String(32), nullable=False, index=True),
-    Column("study", String(40), nullable=False),
-    Column("patient", String(40), nullable=False, index=True),
-    Column("state", String(16), nullable=False, index=True),
-    Column("request", String(32), nullable=False),
-    Column("issued_by", String(120), nullable=False),
-    Column("ends", UtcDateTime, nullable=False),
-    Column("words", Text, nullable=False, default=""),
-    Column("delivered", Boolean, nullable=False, default=False),
-    Column("notified", Boolean, nullable=False, default=False),
-)
 
 
 @dataclass(frozen=True)
@@ -98,10 +70,10 @@ class Grants:
         clock: Clock,
         identity: Identity,
         members: Members,
-        client: PeerClient,
         archive: Archive,
         records: Records,
         incoming: Incoming,
+        notices: Notices,
         policies: Policies,
     ) -> None:
         self._database = database
@@ -109,10 +81,10 @@ class Grants:
         self._clock = clock
         self._identity = identity
         self._members = members
-        self._client = client
         self._archive = archive
         self._records = records
         self._incoming = incoming
+        self._notices = notices
         self._policies = policies
 
     async def issue(
@@ -138,21 +110,17 @@ class Grants:
             raise NotFound("The study is not here any more.", code="study")
         await self._check(who, Action.GRANT, request_id, found.patient, address)
         manifest = await self._archive.packs.manifest(found.study)
-        wish = GrantRequest(
-            study=found.study,
-            patient=found.patient,
-            home=self._identity.node_id,
-            recipient=member.id,
-            person=asked.person,
-            purpose=asked.purpose,
-            rights=asked.rights if rights is None else asked.rights & rights,
-            grade=found.grade,
-            manifest=manifest.digest,
-            holder_key=member.hpke_thumbprint,
-            lasts=min(lasts or timedelta(hours=asked.hours), timedelta(hours=asked.hours)),
+        wish = self._wish(asked, member, found.grade, manifest.digest, rights, lasts)
+        body, expires = await self._covered(wish, now)
+        grant = sign(
+            body,
+            record_id=secrets.token_hex(16),
+            issuer=self._identity.node_id,
+            key=self._identity.signing,
+            issued=now,
+            expires=expires,
         )
-        grant = await self._covered(wish, now)
-        verdict = alive(grant, await self._directives(found.patient), frozenset(), now).or_raise()
+        verdict = alive(grant, await self._notices.directives(found.patient), frozenset(), now).or_raise()
         async with self._database.write() as tx:
             await self._records.keep(tx, manifest, subjects=[found.study])
             await self._records.keep(tx, grant, subjects=[found.study, found.patient])
@@ -173,18 +141,31 @@ class Grants:
             )
             await self._incoming.granted(tx, request_id, grant.id)
             await self._log.append(tx, _issued(who, grant, asked, address))
-        await self._try_deliver(grant.id)
+        await self._notices.deliver(grant.id)
         return grant
+
+    async def coverage(self, asked: IncomingRequest) -> Verdict:
+        """Whether a consent on record covers what is asked for, and until when; with the reasons if not."""
+        now = self._clock.now()
+        try:
+            member = self._members.member(asked.asker)
+            wish = self._wish(asked, member, asked.grade, "0" * 64, None, None)
+            body, expires = await self._covered(wish, now)
+        except Denied as error:
+            return Deny(error.reasons or (error.message,))
+        return Permit((ExpireAt(expires),), tuple(sorted(body.rights)))
 
     async def revoke(self, who: Principal, grant_id: str, words: str, *, address: str | None = None) -> None:
         """End a grant now, everywhere. Raises Denied, NotFound or Conflict (has ended already)."""
-        row = await self._row(grant_id)
+        row = await self._notices.row(grant_id)
         await self._check(who, Action.REVOKE, grant_id, row.patient, address)
         async with self._database.write() as tx:
-            if not await self._end(tx, row, words or "The home hospital took the grant back.", who.actor):
+            if not await self._notices.end(
+                tx, row, words or "The home hospital took the grant back.", who.actor
+            ):
                 raise Conflict("This grant has ended already.", code="grant-ended")
             await self._records.mark(tx, grant_id, REVOKED)
-        await self._try_notify(grant_id)
+        await self._notices.notify(grant_id)
 
     async def issued(self, who: Principal) -> tuple[IssuedGrant, ...]:
         """The grants that this clinician may revoke, newest first, those that ended lately included."""
@@ -200,7 +181,7 @@ class Grants:
         revoked = await self._records.status(grant.id) == REVOKED
         return Facts(
             grants=(grant,),
-            directives=await self._directives(grant.body.patient),
+            directives=await self._notices.directives(grant.body.patient),
             revoked=frozenset({grant.id}) if revoked else frozenset(),
             member_active=self._members.is_active(grant.body.recipient),
         )
@@ -246,7 +227,7 @@ class Grants:
             row = (await tx.execute(select(issued_grant).where(issued_grant.c.id == grant.id))).one()
             if row.state == GrantState.SHREDDED:
                 return
-            await self._end(tx, row, signed.body.reason, f"member:{member.id}")
+            await self._notices.end(tx, row, signed.body.reason, f"member:{member.id}")
             await self._records.keep(tx, signed, subjects=[grant.id, grant.body.study])
             await tx.execute(
                 update(issued_grant)
@@ -255,131 +236,45 @@ class Grants:
             )
             await self._log.append(tx, _receipt_event(member, grant, signed, address))
 
-    async def sweep(self) -> None:
-        """A job: mark what has ended, then tell holders what they have not heard. Away holders delay nobody."""
-        await self._mark_ended()
-        async with self._database.read() as tx:
-            waiting = (
-                await tx.execute(
-                    select(issued_grant.c.id, issued_grant.c.holder, issued_grant.c.state).where(
-                        (issued_grant.c.delivered.is_(False) & (issued_grant.c.state == GrantState.ALIVE))
-                        | (issued_grant.c.notified.is_(False) & (issued_grant.c.state == GrantState.ENDED))
-                    )
-                )
-            ).all()
-        away: set[str] = set()
-        for row in waiting:
-            if row.holder in away:
-                continue
-            tell = self._try_deliver if row.state == GrantState.ALIVE else self._try_notify
-            if not await tell(row.id):
-                away.add(row.holder)
-
-    async def _mark_ended(self) -> None:
-        now = self._clock.now()
-        after = await self._log.cursor(CURSOR)
-        while True:
-            entries = await self._log.entries(after, ENTRIES_AT_ONCE)
-            told = {EventKind.CONSENT_WITHDRAWN, EventKind.CONSENT_RECORDED}
-            patients = {entry.event.patient for entry in entries if entry.event.kind in told}
-            async with self._database.write() as tx:
-                over = (issued_grant.c.ends <= now) | issued_grant.c.patient.in_(patients - {None})
-                query = select(issued_grant).where(issued_grant.c.state == GrantState.ALIVE, over)
-                for row in (await tx.execute(query)).all():
-                    grant = await self._records.get(row.id, Grant, tx=tx)
-                    known = await self._directives(row.patient, tx)
-                    verdict = alive(grant, known, frozenset(), now)
-                    if isinstance(verdict, Deny):
-                        await self._end(tx, row, " ".join(verdict.reasons), "job:sweep")
-                if entries:
-                    after = entries[-1].index
-                    await self._log.advance(tx, CURSOR, after)
-            if len(entries) < ENTRIES_AT_ONCE:
-                return
-
-    async def _end(self, tx: Tx, row: Any, words: str, actor: str) -> bool:
-        """Mark one grant ended, on record; whether it was alive before."""
-        changed = await tx.execute(
-            update(issued_grant)
-            .where(issued_grant.c.id == row.id, issued_grant.c.state == GrantState.ALIVE)
-            .values(state=GrantState.ENDED, words=words[:500])
-        )
-        if not changed.rowcount:
-            return False
-        run_out = row.ends <= self._clock.now()
-        await self._log.append(
-            tx,
-            Event(
-                EventKind.GRANT_ENDED if run_out else EventKind.GRANT_REVOKED,
-                actor,
-                patient=row.patient,
-                study=row.study,
-                reason=words,
-                detail={"grant": row.id, "holder": row.holder},
-            ),
-        )
-        return True
-
-    async def _try_deliver(self, grant_id: str) -> bool:
-        """Give the holder its grant; whether it has it now."""
-        grant = await self._records.get(grant_id, Grant)
-        consent = await self._records.by_digest(grant.body.consent, Directive)
-        row = await self._row(grant_id)
-        body = {"request": row.request, "grant": grant.token, "consent": consent.token}
-        return await self._tell(row.holder, f"{PREFIX}/grants", body, grant_id, "delivered")
-
-    async def _try_notify(self, grant_id: str) -> bool:
-        """Tell the holder that its grant has ended; whether it has heard."""
-        row = await self._row(grant_id)
-        now = self._clock.now()
-        notice = sign(
-            GrantEnded(grant_id, row.holder, row.words or "The grant has ended."),
-            record_id=secrets.token_hex(16),
-            issuer=self._identity.node_id,
-            key=self._identity.signing,
-            issued=now,
-            expires=now + timedelta(seconds=MESSAGE_SECONDS),
-        )
-        return await self._tell(
-            row.holder, f"{PREFIX}/grants/ended", {"token": notice.token}, grant_id, "notified"
+    def _wish(
+        self,
+        asked: IncomingRequest,
+        member: Member,
+        grade: Grade,
+        manifest: str,
+        rights: frozenset[Right] | None,
+        lasts: timedelta | None,
+    ) -> GrantRequest:
+        """What would be granted: what was asked for, or less."""
+        longest = timedelta(hours=asked.hours)
+        return GrantRequest(
+            study=asked.study,
+            patient=asked.patient,
+            home=self._identity.node_id,
+            recipient=member.id,
+            person=asked.person,
+            purpose=asked.purpose,
+            rights=asked.rights if rights is None else asked.rights & rights,
+            grade=grade,
+            manifest=manifest,
+            holder_key=member.hpke_thumbprint,
+            lasts=longest if lasts is None else min(lasts, longest),
         )
 
-    async def _tell(self, holder: str, path: str, body: Json, grant_id: str, mark: str) -> bool:
-        try:
-            await self._client.post(holder, path, body)
-        except Unavailable:
-            return False
-        except AccordError:
-            pass  # it heard and refused: asking again would change nothing, and the lease is refused anyway
-        async with self._database.write() as tx:
-            await tx.execute(update(issued_grant).where(issued_grant.c.id == grant_id).values({mark: True}))
-        return True
-
-    async def _covered(self, wish: GrantRequest, now: datetime) -> Signed[Grant]:
-        """The grant under the first consent of the patient that covers the wish."""
+    async def _covered(self, wish: GrantRequest, now: datetime) -> tuple[Grant, datetime]:
+        """The grant and its end under the first consent of the patient that covers the wish."""
         refusal: Denied | None = None
-        for directive in current(await self._directives(wish.patient)):
+        for directive in current(await self._notices.directives(wish.patient)):
             try:
-                body, expires = issue_grant(wish, directive, self._policies.policy, now)
+                return issue_grant(wish, directive, self._policies.policy, now)
             except Denied as error:
                 refusal = refusal or error
-                continue
-            return sign(
-                body,
-                record_id=secrets.token_hex(16),
-                issuer=self._identity.node_id,
-                key=self._identity.signing,
-                issued=now,
-                expires=expires,
-            )
         raise refusal or Denied(
             "The patient's consent to sharing is not on record.",
+            reasons=("The patient's consent to sharing is not on record.",),
             mend="Record the consent first, then grant.",
             code="no-consent",
         )
-
-    async def _directives(self, patient: str, tx: Tx | None = None) -> tuple[Signed[Directive], ...]:
-        return await self._records.find(Directive, subject=patient, issuer=self._identity.node_id, tx=tx)
 
     async def _check(
         self, who: Principal, action: Action, subject: str, patient: str, address: str | None
@@ -408,13 +303,6 @@ class Grants:
         facts = Facts(relationship=await self._archive.related(who.id, patient))
         return decide(self._policies.current, request, facts)
 
-    async def _row(self, grant_id: str) -> Any:
-        async with self._database.read() as tx:
-            row = (await tx.execute(select(issued_grant).where(issued_grant.c.id == grant_id))).first()
-        if row is None:
-            raise NotFound("There is no such grant.", code="grant")
-        return row
-
     async def _read(self, row: Any) -> IssuedGrant:
         grant = await self._records.get(row.id, Grant)
         body = grant.body
@@ -438,16 +326,6 @@ class Grants:
             words,
             bool(row.delivered),
         )
-
-
-def fetcher(member: Member) -> Principal:
-    """A member as the rules see it when its node calls."""
-    return Principal(member.id, Role.MEMBER, member.name, member.id)
-
-
-def granted_study(found: FoundStudy, home: str) -> Resource:
-    """A study of this node as the rules see it when another hospital asks."""
-    return Resource(ResourceKind.STUDY, found.study, found.patient, home, found.grade, found.department)
 
 
 def _issued(who: Principal, grant: Signed[Grant], asked: IncomingRequest, address: str | None) -> Event:

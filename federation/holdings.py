@@ -95,6 +95,11 @@ class HeldStudy:
     size_bytes: int
     words: str
 
+    def require(self, who: Principal) -> None:
+        """Raise NotFound unless it is shared with this person."""
+        if who.id != self.person:
+            raise NotFound("There is no such grant here.", code="grant")
+
 
 class Holdings:
     """What is held here. Packs lie in `root/<home>`, one blob store for each home."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from federation.incoming import Incoming
     from federation.leases import Leases
     from federation.members import Members
+    from federation.notices import Notices
     from federation.releases import Releases
     from federation.reporting import Reports
     from federation.witnessing import Witnessing
@@ -30,6 +31,7 @@ DOORWAY: web.AppKey[Doorway] = web.AppKey("doorway")
 ASKING: web.AppKey[Asking] = web.AppKey("asking")
 INCOMING: web.AppKey[Incoming] = web.AppKey("incoming")
 GRANTS: web.AppKey[Grants] = web.AppKey("grants")
+NOTICES: web.AppKey[Notices] = web.AppKey("notices")
 RELEASES: web.AppKey[Releases] = web.AppKey("releases")
 LEASES: web.AppKey[Leases] = web.AppKey("leases")
 HOLDINGS: web.AppKey[Holdings] = web.AppKey("holdings")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import federation.asking
 import federation.authority
-import federation.grants
 import federation.holdings
 import federation.incoming
 import federation.leases
 import federation.members
+import federation.notices
 import federation.reporting  # noqa: F401
 from node.database import metadata
 

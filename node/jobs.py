@@ -22,6 +22,7 @@ from node.clock import Clock
 
 JITTER = 0.1
 MIN_INTERVAL_SECONDS = 0.01
+MAX_ERROR_CHARACTERS = 500
 
 logger = structlog.get_logger()
 
@@ -149,4 +150,5 @@ class Jobs:
 
 
 def _words(failure: Exception) -> str:
-    return str(failure) if isinstance(failure, AccordError) else f"{type(failure).__name__}: {failure}"
+    words = str(failure) if isinstance(failure, AccordError) else f"{type(failure).__name__}: {failure}"
+    return words[:MAX_ERROR_CHARACTERS]

@@ -127,7 +127,7 @@ class Witness:
         if checkpoint.size == 0 and checkpoint.root != EMPTY_ROOT:
             raise Corrupt("The root of the empty tree is wrong.", code="bad-root")
         async with self._database.write() as tx:
-            known = await _state(tx, checkpoint.origin)
+            known = await _state(tx, checkpoint.origin, lock=True)
             if request.old_size != (0 if known is None else known.size):
                 raise StaleSize(0 if known is None else known.size)
             _check_growth(request, checkpoint, known)
@@ -209,6 +209,6 @@ def _check_growth(request: AddCheckpoint, checkpoint: Checkpoint, known: Any) ->
         raise HistoryRewritten(known.note, request.note, error.message) from error
 
 
-async def _state(tx: Tx, origin: str) -> Any:
-    query = select(witness_state).where(witness_state.c.origin == origin).with_for_update()
-    return (await tx.execute(query)).first()
+async def _state(tx: Tx, origin: str, *, lock: bool = False) -> Any:
+    query = select(witness_state).where(witness_state.c.origin == origin)
+    return (await tx.execute(query.with_for_update() if lock else query)).first()

@@ -7,6 +7,7 @@ import os
 import ssl
 import subprocess
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from consent.errors import Invalid
+from consent.signed import canonical_json
 from node import tls
 from node.identity import (
     Identity,
@@ -55,6 +57,13 @@ async def test_the_authority_made_from_a_fixed_seed_never_changes() -> None:
     assert identity.authority.fingerprint(SHA256()).hex() == (
         "7c85c772fc07d11efc14af00e9f7782f7986ce9cda6b098e62e0bdd187c5149b"
     )
+
+
+async def test_the_keys_grown_from_fixed_seeds_never_change() -> None:
+    """Every derivation is part of the format: another result would make a node a stranger to its own past."""
+    public = (await _identity(salt="frozen")).public()
+    del public["tls_ca"]
+    assert sha256(canonical_json(public)).hexdigest() == ("")
 
 
 @pytest.mark.requirement("T1", "T2")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from consent.errors import Invalid
@@ -72,13 +72,15 @@ class Attributes:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in _FIELDS}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Attributes:
         """Rebuild from `to_json`; fields that this version does not know are left out."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in data.items() if name in known})
+        return cls(**{name: value for name, value in data.items() if name in _FIELDS})
+
+
+_FIELDS = tuple(field.name for field in fields(Attributes))
 
 
 # Tag → field, by how the value reads (PS3.6). Identity texts are refused when too long; others are cut.

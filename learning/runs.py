@@ -292,6 +292,7 @@ class Runs:
         if previous and "checkpoint" in values and previous != values["checkpoint"]:
             await self.store.discard(previous)
         active.feed.publish("round", {"round": number, "kind": kind})
+        active.feed.publish("refresh", {})
 
     async def _register_model(self, run: Run, plan: Signed[TrainingPlan]) -> None:
         """Sign what came out, from what was kept. Raises Invalid when the evaluation is missing."""
@@ -349,12 +350,14 @@ class Runs:
         async with self._database.write() as tx:
             await change_run(tx, run.id, **values)
         active.feed.publish("state", {"state": values.get("state", "")})
+        active.feed.publish("refresh", {})
 
     async def _end(self, run: Run, active: Active, state: RunState, words: str) -> None:
         async with self._database.write() as tx:
             await self._close(tx, replace(run, state=state, words=words))
         self._active.pop(run.id, None)
         active.feed.publish("ended", {"state": state.value, "words": words})
+        active.feed.publish("end", {})
         active.feed.close()
 
     async def _close(self, tx: Any, run: Run) -> None:

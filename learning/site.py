@@ -105,6 +105,7 @@ class TrainingSite:
         self._log, self._clock, self._folder = log, clock, folder
         self._sync_seconds = sync_seconds
         self._wanted, self._unwanted = asyncio.Event(), asyncio.Event()
+        self._hurried = asyncio.Event()
         self._runner: AsyncChannel | None = None
 
     async def run(self) -> None:
@@ -130,6 +131,10 @@ class TrainingSite:
             self._wanted.clear()
             self._unwanted.set()
         await self.warm()
+
+    def hurry(self) -> None:
+        """Have the next look at the hub now: somebody has decided here."""
+        self._hurried.set()
 
     async def warm(self) -> None:
         """Have the trainer loaded when a plan is approved here, before the first round."""
@@ -177,14 +182,20 @@ class TrainingSite:
 
     async def _keep_in_step(self) -> None:
         while True:
+            self._hurried.clear()
             try:
                 await self.sync()
                 self.status.hub_error = ""
             except AccordError as error:
                 self.status.hub_error = error.message
             except Exception as error:  # a bad answer must not end the duty
-                logger.error("training.sync", error=type(error).__name__)
-            await asyncio.sleep(self._sync_seconds)
+                words = f"The hub's answer could not be used ({type(error).__name__})."
+                if words != self.status.hub_error:
+                    logger.error("training.sync", error=type(error).__name__)
+                self.status.hub_error = words
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._sync_seconds):
+                    await self._hurried.wait()
 
     async def _keep_alive(self) -> None:
         backoff = 1.0

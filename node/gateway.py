@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from hashlib import sha256
 from time import monotonic
@@ -412,11 +412,13 @@ class Gateway:
         plan_approved: bool,
         project_key: bytes,
         address: str | None = None,
+        have: Callable[[str, str], bool] | None = None,
     ) -> AsyncIterator[tuple[str, DeidentifiedInstance]]:
         """De-identified instances of patients who consent to research now, each with the patient's pseudonym.
 
         Studies that the rules refuse are passed over; instances that cannot be made safe are left out. `plan` is the
-        digest of the approved plan, for the log.
+        digest of the approved plan, for the log. `have(patient, study)` is asked for each study that may be used
+        now; when the caller holds its images from an earlier round already, it is not read again.
         """
         page = await self._index.search(query)
         for match in page.matches:
@@ -429,6 +431,8 @@ class Gateway:
             request = Request(who, Action.TRAIN, resource, Purpose.RESEARCH, now)
             verdict = decide(self._policies.current, request, facts)
             if isinstance(verdict, Deny) or not verdict.owes(Deidentify):
+                continue
+            if have is not None and have(match.patient, match.study):
                 continue
             opening = Opening(
                 secrets.token_hex(16), match.study, "", who, Purpose.RESEARCH, Action.TRAIN,

@@ -1,0 +1,227 @@
+"""A plan's cohort at this hospital: which images take part *now*, as examples.
+
+For each message of a run the gateway is asked again: which studies match, whose patients consent to research at
+this moment. What it lets through arrives de-identified under a key of this plan alone, and is turned into
+arrays; arrays of studies that were let through before are kept in memory while the run lasts and are dropped as
+soon as the gateway no longer passes their study. Nothing lies in a file. Pixels are decoded in the confined
+rendering workers only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from numpy.typing import NDArray
+from PIL import Image as Pictures
+
+from consent.errors import AccordError, Invalid
+from consent.principals import Principal
+from consent.signed import Signed
+from consent.vocabulary import Role
+from learning.dataset import Examples
+from learning.plans import LABEL_ATTRIBUTES, MAX_EXAMPLES_PER_SITE, Labels, TrainingPlan
+from learning.site import TooFewPatients
+from node.gateway import Gateway
+from node.imaging.deidentify import DeidentifiedInstance
+from node.imaging.dicom_json import json_model
+from node.imaging.rendering import Renderer
+from node.index import Level, Query
+
+PAGE = 5000
+KEPT_SECONDS = 900.0
+"""Arrays of a plan that was not asked for so long are dropped."""
+
+MAX_KEPT_BYTES = 2 * 1024**3
+IN_FLIGHT = 8
+"""How many instances are prepared at once; the rendering workers are the narrow place."""
+
+_SECRET = "learning/projects"
+_CODE_VALUE, _SCHEME, _MODIFIERS = "00080100", "00080102", "00082230"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image as the trainer gets it, and whose it is (the pseudonym of the project)."""
+
+    image: NDArray[np.float32]
+    label: int
+    held_out: bool
+    patient: str
+
+
+@dataclass
+class Kept:
+    """What is in memory for one plan, by study."""
+
+    studies: dict[str, list[Example]] = field(default_factory=dict)
+    used: float = 0.0
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(one.image.nbytes for some in self.studies.values() for one in some)
+
+
+class Cohorts:
+    """`site.Gatherer` over the gateway. `secret` gives the 32 bytes that this node keeps under a name."""
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        gateway: Gateway,
+        renderer: Renderer,
+        secret: Callable[[str], Awaitable[bytes]],
+    ) -> None:
+        self._who = Principal("training", Role.JOB, "training", node_id)
+        self._gateway, self._renderer, self._secret = gateway, renderer, secret
+        self._kept: dict[str, Kept] = {}
+        self._turn = asyncio.Lock()
+
+    async def gather(self, plan: Signed[TrainingPlan]) -> Examples:
+        """The examples of this moment. Raises TooFewPatients, Unavailable."""
+        async with self._turn:
+            self._forget_others(plan.digest)
+            kept = self._kept.setdefault(plan.digest, Kept())
+            allowed = await self._take_in(plan, kept)
+            kept.studies = {study: some for study, some in kept.studies.items() if study in allowed}
+            kept.used = monotonic()
+            examples = [one for study in sorted(kept.studies) for one in kept.studies[study]]
+        if len({one.patient for one in examples}) < plan.body.cohort.minimum_patients:
+            raise TooFewPatients("Fewer patients match than the plan's minimum.")
+        return _stacked(examples)
+
+    def forget(self) -> None:
+        """Drop every array."""
+        self._kept.clear()
+
+    def _forget_others(self, digest: str) -> None:
+        now = monotonic()
+        self._kept = {
+            name: kept
+            for name, kept in self._kept.items()
+            if name == digest or now - kept.used < KEPT_SECONDS
+        }
+
+    async def _take_in(self, plan: Signed[TrainingPlan], kept: Kept) -> set[str]:
+        """Read what is new; return every study that may be used now."""
+        allowed: set[str] = set()
+        reading = ""
+
+        def have(_patient: str, study: str) -> bool:
+            nonlocal reading
+            allowed.add(study)
+            reading = study
+            return study in kept.studies
+
+        project_key = await self._project_key(plan.digest)
+        room = asyncio.Semaphore(IN_FLIGHT)
+        fresh: dict[str, list[Example]] = {}
+        async with asyncio.TaskGroup() as group:
+            for offset in range(0, MAX_EXAMPLES_PER_SITE, PAGE):
+                before = len(allowed)
+                async for _, made in self._gateway.training_instances(
+                    self._who,
+                    _query(plan.body, offset),
+                    plan=plan.digest,
+                    plan_approved=True,
+                    project_key=project_key,
+                    have=have,
+                ):
+                    await room.acquire()
+                    group.create_task(self._prepare(plan.body, made, fresh.setdefault(reading, []), room))
+                if len(allowed) - before < PAGE:
+                    break
+        kept.studies |= {study: fresh.get(study, []) for study in allowed - set(kept.studies)}
+        if kept.size_bytes > MAX_KEPT_BYTES:
+            raise Invalid("The cohort is larger than this node prepares at once.", code="cohort-size")
+        return allowed
+
+    async def _prepare(
+        self, plan: TrainingPlan, made: DeidentifiedInstance, into: list[Example], room: asyncio.Semaphore
+    ) -> None:
+        """Add the instance as an example; one without a usable label or picture is left out."""
+        try:
+            coded = label_of(made, plan.labels)
+            if coded is None:
+                return
+            label, modifiers = coded
+            picture = await self._renderer.render(
+                made.data,
+                made.transfer_syntax,
+                size=max(plan.image.rows, plan.image.columns),
+                media_type="image/png",
+            )
+            image = _grey(picture, plan.image.rows, plan.image.columns)
+            into.append(Example(image, label, _held_out(plan, made.patient_id, modifiers), made.patient_id))
+        except (AccordError, OSError, ValueError):
+            return
+        finally:
+            room.release()
+
+    async def _project_key(self, digest: str) -> bytes:
+        """A key for this plan alone: its pseudonyms and UIDs cannot be linked to another plan's."""
+        master = await self._secret(_SECRET)
+        return HKDF(SHA256(), length=32, salt=None, info=f"accord/project/v1|{digest}".encode()).derive(
+            master
+        )
+
+
+def label_of(made: DeidentifiedInstance, labels: Labels) -> tuple[int, frozenset[str]] | None:
+    """Class number and modifier codes of the instance's label item, or None when it has none of this plan's."""
+    model = json_model(made.data, made.transfer_syntax)
+    for item in _items(model, f"{LABEL_ATTRIBUTES[labels.attribute]:08X}"):
+        code = _text(item, _CODE_VALUE)
+        if _text(item, _SCHEME) == labels.scheme and code in labels.codes:
+            return labels.codes.index(code), frozenset(
+                _text(modifier, _CODE_VALUE) for modifier in _items(item, _MODIFIERS)
+            )
+    return None
+
+
+def _held_out(plan: TrainingPlan, patient: str, modifiers: frozenset[str]) -> bool:
+    if plan.holdout.code is not None:
+        return plan.holdout.code in modifiers
+    drawn = int.from_bytes(sha256(b"accord/hold-out|" + patient.encode()).digest()[:8], "big")
+    return drawn / 2**64 < plan.holdout.fraction
+
+
+def _query(plan: TrainingPlan, offset: int) -> Query:
+    keys = {"Modality": plan.cohort.modality}
+    if plan.cohort.body_part:
+        keys["BodyPartExamined"] = plan.cohort.body_part
+    return Query.of(Level.SERIES, keys, limit=PAGE, offset=offset)
+
+
+def _grey(png: bytes, rows: int, columns: int) -> NDArray[np.float32]:
+    with Pictures.open(io.BytesIO(png), formats=["PNG"]) as opened:
+        grey = opened.convert("L")
+        if grey.size != (columns, rows):
+            grey = grey.resize((columns, rows), Pictures.Resampling.BILINEAR)
+        return np.asarray(grey, np.float32) / 255
+
+
+def _stacked(examples: list[Example]) -> Examples:
+    return Examples(
+        np.stack([one.image for one in examples]),
+        np.array([one.label for one in examples], np.int64),
+        np.array([one.held_out for one in examples], np.bool_),
+    )
+
+
+def _items(model: Any, tag: str) -> list[Any]:
+    value = model.get(tag, {}).get("Value", [])
+    return [item for item in value if isinstance(item, dict)]
+
+
+def _text(item: dict[str, Any], tag: str) -> str:
+    value = item.get(tag, {}).get("Value", [""])
+    return str(value[0]) if value else ""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+
+import structlog
 import typer
 
 from ops.commands.deidentify import deidentify
@@ -39,5 +43,9 @@ app.command("demo")(demo)
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. What the parts log goes to standard error, and only when it matters; `serve` sets its own."""
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+    )
     app()

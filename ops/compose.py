@@ -55,14 +55,14 @@ from node.web.kit import Listener, make_app
 from node.web.metrics import HttpMetrics
 from node.web.openings import Openings
 from ops import health
-from ops.doors import Doors
+from ops.doors import LOOPBACK_NAMES, Doors
 from ops.foundation import Foundation
+from ops.region import build_channel, build_members
 
 SESSION_SWEEP_SECONDS = 60.0
 OPENING_SWEEP_SECONDS = 5.0
 KEY_SECONDS = 3600.0
 DEVICE_REFRESH_SECONDS = 2.0
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -313,10 +313,10 @@ def build_exchange(base: Foundation, index: Index, gateway: Gateway) -> Exchange
         clock=clock,
         identity=identity,
         members=members,
-        client=client,
         archive=archive,
         records=records,
         incoming=incoming,
+        notices=notices,
         policies=base.policies,
     )
     holdings = Holdings(
@@ -371,23 +371,6 @@ def build_exchange(base: Foundation, index: Index, gateway: Gateway) -> Exchange
         ),
         discovery=discovery,
     )
-
-
-def build_members(base: Foundation) -> Members:
-    """The roster as this node knows it."""
-    return Members(
-        database=base.database,
-        log=base.log,
-        clock=base.clock,
-        node_id=base.identity.node_id,
-        own_key=base.identity.signing.public_key(),
-    )
-
-
-def build_channel(base: Foundation, members: Members) -> Channel:
-    """TLS between members. The certificate carries the member's id, which callers check."""
-    hosts = (base.identity.node_id, base.settings.peer.host, *LOOPBACK_NAMES)
-    return Channel(identity=base.identity, members=members, hosts=hosts, clock=base.clock)
 
 
 def build_witnessing(base: Foundation, members: Members, client: PeerClient) -> Witnessing:

@@ -32,7 +32,7 @@ EXIT_CODES: Mapping[type[AccordError], int] = {
 """0 is success, 1 a failed check, 2 wrong usage; the rest are the error families."""
 
 out = Console(highlight=False, soft_wrap=True)
-JSON_OPTION = typer.Option(False, "--json", help="Print one JSON value instead of words.")
+JSON_OPTION = typer.Option("--json", help="Print one JSON value instead of words.")
 
 
 def tell(words: str, value: Any, *, as_json: bool) -> None:

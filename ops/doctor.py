@@ -16,10 +16,10 @@ from pathlib import Path
 from cryptography import x509
 
 from consent.errors import AccordError
-from federation.members import Members
 from node.config import Settings, load_settings
 from node.tls import client_context
 from ops.foundation import Foundation, opened
+from ops.region import build_members
 
 MIN_FREE_BYTES = 2 * 1024**3
 MIN_CERTIFICATE_DAYS = 3
@@ -71,7 +71,7 @@ def _clock(node: Foundation) -> Finding:
 
 
 async def _roster(node: Foundation) -> Finding:
-    members = Members(node.database, node.log, node.clock)
+    members = build_members(node)
     await members.load()
     if members.anchor is None:
         return Finding("roster", True, "not a member of a region yet (accord join DIR INVITATION)")

@@ -15,6 +15,8 @@ from node.clock import Clock
 from node.identity import LEAF_DAYS, Identity
 from node.tls import KeyPair, add_authorities, dicom_server_context, load_pair, server_context
 
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
 
 class Doors:
     """Contexts for the people's and the device's listeners; leaves are renewed at half of their life."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from prometheus_client import CollectorRegistry
 
 from federation import keys as peers
@@ -20,10 +19,8 @@ from federation.authority import Authority
 from federation.channel import Channel
 from federation.client import PeerClient
 from federation.doorway import Doorway
-from federation.following import Following
 from federation.members import Members
 from federation.reporting import Reports
-from federation.roster import HUB, Anchor, Member, own_entry
 from federation.service import HUB_ROUTES, make_peer_app, peer_listener
 from federation.witnessing import Witnessing
 from node.jobs import Job, Jobs
@@ -31,19 +28,11 @@ from node.web.api import session
 from node.web.kit import Listener, make_app
 from node.web.metrics import HttpMetrics
 from ops import api as hub_api
-from ops.compose import (
-    LOOPBACK_NAMES,
-    SESSION_SWEEP_SECONDS,
-    build_channel,
-    build_health,
-    build_members,
-    build_witnessing,
-    people_services,
-)
-from ops.doors import Doors
+from ops.compose import SESSION_SWEEP_SECONDS, build_health, build_witnessing, people_services
+from ops.doors import LOOPBACK_NAMES, Doors
 from ops.foundation import Foundation
+from ops.region import build_authority, build_channel, build_members
 
-REGION_KEY = "region/signing"
 RENEW_SECONDS = 3600.0
 
 
@@ -64,30 +53,6 @@ class Hub:
     metrics: HttpMetrics
 
 
-async def build_authority(base: Foundation, *, region: str = "") -> tuple[Authority, Member]:
-    """The roster's authority and the hub's own entry. `region` is needed at the founding only."""
-    members = build_members(base)
-    await members.load()
-    key = Ed25519PrivateKey.from_private_bytes(await base.keys.secret(REGION_KEY))
-    anchor = members.anchor or Anchor(region, (_text(key),), 1)
-    authority = Authority(
-        database=base.database, log=base.log, clock=base.clock, members=members, anchor=anchor, signers=(key,)
-    )
-    return authority, own_entry(base.identity.public(), base.settings.peer_url, roles=(HUB,))
-
-
-@asynccontextmanager
-async def joining(base: Foundation) -> AsyncIterator[Following]:
-    """What `accord join` needs: a way to the hub before the first roster is known."""
-    members = build_members(base)
-    await members.load()
-    client = PeerClient(members=members, channel=build_channel(base, members), log=base.log)
-    try:
-        yield Following(identity=base.identity, members=members, client=client, clock=base.clock)
-    finally:
-        await client.close()
-
-
 async def build_hub(base: Foundation) -> Hub:
     """Build every part of the hub, bottom-up."""
     members = build_members(base)
@@ -105,7 +70,7 @@ async def build_hub(base: Foundation) -> Hub:
         names=(*base.settings.http.names, *LOOPBACK_NAMES),
     )
     jobs = Jobs(_duties(base, members, authority, witnessing), base.clock)
-    between = {
+    between: dict[web.AppKey[Any], Any] = {
         peers.MEMBERS: members,
         peers.AUTHORITY: authority,
         peers.DOORWAY: Doorway(members=members, log=base.log, clock=base.clock),
@@ -171,9 +136,3 @@ def _duties(base: Foundation, members: Members, authority: Authority, witnessing
         Job("checkpoint", every.checkpoint_seconds, witnessing.submit),
         Job("sessions", SESSION_SWEEP_SECONDS, sessions),
     ]
-
-
-def _text(key: Ed25519PrivateKey) -> str:
-    import base64
-
-    return base64.b64encode(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()

@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import ssl
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from consent.errors import AccordError, Invalid, NotFound
 from consent.principals import Principal
 from consent.vocabulary import Role
-from node.dicom.sender import Peer, files_under, outgoing, send_files
-from node.ingest import Arrival, Source
-from node.tls import KeyPair, dicom_client_context
 from ops.commands.people import Folder, Json, operator
 from ops.console import JSON_OPTION, speaks, tell
 from ops.foundation import opened
 from ops.service import sole_user
+
+if TYPE_CHECKING:
+    from node.dicom.sender import Peer
 
 
 @speaks
@@ -38,6 +38,8 @@ def send(
     Example: accord send 10.1.2.3 2762 study/ --called GENERAL --calling CT1
     --tls-certificate ct1/CT1.crt --tls-key ct1/CT1.key --tls-authority ct1/ca.crt
     """
+    from node.dicom.sender import Peer
+
     peer = Peer(host, port, called, calling, _tls(tls_certificate, tls_key, tls_authority))
     missing = [path for path in paths if not path.exists()]
     if missing:
@@ -56,10 +58,14 @@ def send(
 
 
 async def _send(peer: Peer, paths: list[Path]) -> list[tuple[str, str]]:
+    from node.dicom.sender import send_files
+
     return [(sent.label, "" if sent.ok else sent.reason) async for sent in send_files(peer, paths)]
 
 
 def _tls(certificate: Path | None, key: Path | None, authority: Path | None) -> ssl.SSLContext | None:
+    from node.tls import KeyPair, dicom_client_context
+
     given = (certificate, key, authority)
     if not any(given):
         return None
@@ -100,6 +106,8 @@ def import_files(
 
 
 async def _import(folder: Path, paths: list[Path]) -> tuple[int, list[tuple[str, str]]]:
+    from node.dicom.sender import files_under, outgoing
+    from node.ingest import Arrival, Source
     from ops.compose import build_archive
 
     taken, refused = 0, list[tuple[str, str]]()

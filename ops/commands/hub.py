@@ -10,14 +10,11 @@ import typer
 
 from consent.errors import Conflict, Invalid, NotFound
 from consent.vocabulary import EventKind, Role
-from federation.joining import MAX_INVITATION_BYTES, read_invitation
-from federation.roster import own_entry
 from node.audit.log import Event
 from node.config import DicomSection, HttpSection, NodeSection, PeerSection, Settings
 from ops.commands.people import Folder, Json, operator
 from ops.console import speaks, tell
 from ops.foundation import create_folder, opened
-from ops.hub import build_authority, joining
 from ops.service import serve_hub
 
 OPERATOR = "operator"
@@ -84,6 +81,8 @@ def invite(
     if out.exists():
         raise Conflict(f"{out} is there already.", mend="Give another file name.")
 
+    from ops.region import build_authority
+
     async def run() -> str:
         async with opened(folder) as base:
             authority, own = await build_authority(base)
@@ -108,6 +107,10 @@ def join(
 
     Example: accord join /srv/accord general.accord
     """
+    from federation.joining import MAX_INVITATION_BYTES, read_invitation
+    from federation.roster import own_entry
+    from ops.region import joining
+
     if not invitation.is_file():
         raise NotFound(f"{invitation} is not there.")
     if invitation.stat().st_size > MAX_INVITATION_BYTES:
@@ -139,6 +142,8 @@ def join(
 
 
 async def _found_region(folder: Path, region: str) -> str:
+    from ops.region import build_authority
+
     async with opened(folder) as base:
         await base.log.record(
             Event(EventKind.NODE_INITIALISED, operator(), detail={"node": base.identity.node_id})

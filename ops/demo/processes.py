@@ -139,11 +139,11 @@ def tune(site: Site, **settings: Any) -> None:
     text = file.read_text("utf-8")
     for name, value in settings.items():
         section, key = name.split("__")
-        shown = json.dumps(value)
         pattern = re.compile(rf"(\[{section}\][^\[]*?^{key} = )[^\n]*", re.MULTILINE | re.DOTALL)
-        text, changed = pattern.subn(lambda match, shown=shown: match.group(1) + shown, text, count=1)
-        if not changed:
+        found = pattern.search(text)
+        if found is None:
             raise Unavailable(f"{file} has no {section}.{key}.")
+        text = text[: found.end(1)] + json.dumps(value) + text[found.end() :]
     file.write_text(text, "utf-8")
 
 

@@ -27,9 +27,8 @@ from consent.errors import AccordError, Invalid
 from consent.principals import Principal
 from consent.signed import Signed
 from consent.vocabulary import Role
-from learning.dataset import Examples
-from learning.plans import LABEL_ATTRIBUTES, MAX_EXAMPLES_PER_SITE, Labels, TrainingPlan
-from learning.site import TooFewPatients
+from learning.dataset import Examples, TooFewPatients
+from learning.plans import LABEL_ATTRIBUTES, Labels, TrainingPlan
 from node.gateway import Gateway
 from node.imaging.deidentify import DeidentifiedInstance
 from node.imaging.dicom_json import json_model
@@ -126,20 +125,16 @@ class Cohorts:
         room = asyncio.Semaphore(IN_FLIGHT)
         fresh: dict[str, list[Example]] = {}
         async with asyncio.TaskGroup() as group:
-            for offset in range(0, MAX_EXAMPLES_PER_SITE, PAGE):
-                before = len(allowed)
-                async for _, made in self._gateway.training_instances(
-                    self._who,
-                    _query(plan.body, offset),
-                    plan=plan.digest,
-                    plan_approved=True,
-                    project_key=project_key,
-                    have=have,
-                ):
-                    await room.acquire()
-                    group.create_task(self._prepare(plan.body, made, fresh.setdefault(reading, []), room))
-                if len(allowed) - before < PAGE:
-                    break
+            async for _, made in self._gateway.training_instances(
+                self._who,
+                _query(plan.body),
+                plan=plan.digest,
+                plan_approved=True,
+                project_key=project_key,
+                have=have,
+            ):
+                await room.acquire()
+                group.create_task(self._prepare(plan.body, made, fresh.setdefault(reading, []), room))
         kept.studies |= {study: fresh.get(study, []) for study in allowed - set(kept.studies)}
         if kept.size_bytes > MAX_KEPT_BYTES:
             raise Invalid("The cohort is larger than this node prepares at once.", code="cohort-size")
@@ -194,11 +189,11 @@ def _held_out(plan: TrainingPlan, patient: str, modifiers: frozenset[str]) -> bo
     return drawn / 2**64 < plan.holdout.fraction
 
 
-def _query(plan: TrainingPlan, offset: int) -> Query:
+def _query(plan: TrainingPlan) -> Query:
     keys = {"Modality": plan.cohort.modality}
     if plan.cohort.body_part:
         keys["BodyPartExamined"] = plan.cohort.body_part
-    return Query.of(Level.SERIES, keys, limit=PAGE, offset=offset)
+    return Query.of(Level.SERIES, keys, limit=PAGE)
 
 
 def _grey(png: bytes, rows: int, columns: int) -> NDArray[np.float32]:

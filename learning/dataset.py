@@ -11,11 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from consent.errors import Corrupt
+from consent.errors import AccordError, Corrupt
 from learning.plans import MAX_EXAMPLES_PER_SITE, MAX_SIDE_PIXELS
 from learning.sealed import map_sealed, seal_bytes
 
 ALIGNMENT_BYTES = 64
+
+
+class TooFewPatients(AccordError):
+    """Fewer patients than the plan's minimum match and consent: the number itself stays at the site."""
+
+    code = "too-few-patients"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from consent.signed import Signed
 from consent.vocabulary import EventKind, Outcome, Purpose
 from learning.bundle import bundle_digest
 from learning.channel import AsyncChannel, Closed, Message, pair
-from learning.dataset import Examples, seal_examples
+from learning.dataset import Examples, TooFewPatients, seal_examples
 from learning.door import Tunnel
 from learning.hublink import HubLink
 from learning.loopback import HOST, free_port, throwaway_certificate
@@ -341,9 +341,3 @@ class TrainingSite:
     def describe(self) -> dict[str, Any]:
         """The status as plain JSON."""
         return asdict(self.status) | {"app": bundle_digest()}
-
-
-class TooFewPatients(AccordError):
-    """Fewer patients than the plan's minimum match and consent: the number itself stays here."""
-
-    code = "too-few-patients"

@@ -13,6 +13,7 @@ import asyncio
 import secrets
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from hashlib import sha256
 from time import monotonic
@@ -39,7 +40,7 @@ from node.imaging.deidentify import DeidentifiedInstance
 from node.imaging.frames import encapsulated_frame, native_range
 from node.imaging.rendering import Renderer
 from node.imaging.watermark import WatermarkText
-from node.index import Index, InstanceRow, Level, Page, Query, SeriesRow
+from node.index import Index, InstanceRow, Level, Match, Page, Query, SeriesRow
 from node.index.query import is_wild
 from node.openings import Contents, InstanceBytes, InstanceView, Opening, Rendered, SeriesView, Visit
 from node.policies import Policies
@@ -420,8 +421,7 @@ class Gateway:
         digest of the approved plan, for the log. `have(patient, study)` is asked for each study that may be used
         now; when the caller holds its images from an earlier round already, it is not read again.
         """
-        page = await self._index.search(query)
-        for match in page.matches:
+        async for match in self._every_match(query):
             facts = await self._facts.for_research(match.patient, plan_approved=plan_approved)
             resource = Resource(
                 ResourceKind.STUDY, match.study, match.patient, self._identity.node_id, match.grade,
@@ -449,6 +449,16 @@ class Gateway:
                 made = await self._renderer.deidentify(data, row.transfer_syntax_uid, project_key=project_key)
                 if isinstance(made, DeidentifiedInstance):
                     yield match.patient, made
+
+    async def _every_match(self, query: Query) -> AsyncIterator[Match]:
+        offset = query.offset
+        while True:
+            page = await self._index.search(replace(query, offset=offset))
+            for match in page.matches:
+                yield match
+            offset += query.limit
+            if not page.more:
+                return
 
     # What the above is made of
 

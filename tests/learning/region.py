@@ -19,7 +19,7 @@ from consent.principals import Principal
 from consent.signed import Signed
 from consent.vocabulary import Role
 from learning.bundle import bundle_digest
-from learning.dataset import Examples
+from learning.dataset import Examples, TooFewPatients
 from learning.digits import ATTRIBUTE, BODY_PART, CODES, MODALITY, REFERENCE, SCHEME, digits_as_examples
 from learning.door import DOOR_ROUTES, FLEET_DOOR, FleetDoor
 from learning.hublink import Offer
@@ -27,7 +27,7 @@ from learning.models import ModelStore
 from learning.planbook import PlanBook
 from learning.plans import Cohort, HoldOut, Image, Labels, Model, Schedule, Training, TrainingPlan
 from learning.runs import Runs
-from learning.site import TooFewPatients, TrainingSite
+from learning.site import TrainingSite
 from learning.superlink import Superlink
 from node.audit.log import Log
 from node.clock import TrustedClock

@@ -1,0 +1,220 @@
+"""The peer door: who gets in, what it bounds, and what is on record of those who do not."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from consent.errors import Denied, Invalid, NotFound, Unavailable
+from consent.vocabulary import EventKind
+from federation.protocol import MAX_BODY_BYTES, PREFIX
+from node.identity import Identity, client_context
+from tests.federation.conftest import identity_of
+from tests.support.region import Hospital, Region, region
+
+
+@pytest.fixture
+async def r(tmp_path: Path) -> AsyncIterator[Region]:
+    async with region(tmp_path, nodes=("a-general", "b-central")) as built:
+        yield built
+
+
+def context(target: Hospital, identity: Identity | None, *, device: bool = False) -> ssl.SSLContext:
+    """What a caller with this identity would use to reach `target`."""
+    pair = None
+    if identity is not None:
+        now = datetime.now(UTC)
+        pair = identity.issue_device_certificate("CT1", now) if device else identity.leaf(["127.0.0.1"], now)
+    return client_context([target.node.identity.authority_pem], pair)
+
+
+async def status(target: Hospital, tls: ssl.SSLContext, path: str = f"{PREFIX}/roster") -> int:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(target.entry.url + path, ssl=tls, server_hostname=target.id) as response,
+    ):
+        return response.status
+
+
+async def refusals(target: Hospital) -> list[str]:
+    for _ in range(100):
+        found = await target.log.search(kind=EventKind.PEER_REFUSED)
+        if found:
+            return [entry.event.reason for entry in found]
+        await asyncio.sleep(0.02)
+    return []
+
+
+@pytest.mark.requirement("E1", "T2")
+async def test_unlisted_node_is_refused_and_on_record(r: Region) -> None:
+    """A node with certificates of its own making is refused in the handshake, by every member; the log says so."""
+    stranger = await identity_of("d-unlisted")
+    for target in (r.a, r.b):
+        with pytest.raises(aiohttp.ClientError):
+            await status(target, context(target, stranger))
+        assert any("not under the authority" in words for words in await refusals(target))
+
+
+@pytest.mark.requirement("E1", "T2")
+async def test_caller_without_a_certificate_is_refused(r: Region) -> None:
+    """A hospital's peer door is mutual: without a certificate nothing is answered."""
+    with pytest.raises(aiohttp.ClientError):
+        await status(r.a, context(r.a, None))
+
+
+@pytest.mark.requirement("E1")
+async def test_device_certificate_of_a_member_is_refused(r: Region) -> None:
+    """A modality's certificate, though under B's authority, does not speak for B."""
+    assert await status(r.a, context(r.a, r.b.node.identity, device=True)) == 403
+    assert any("not its node's own" in words for words in await refusals(r.a))
+
+
+@pytest.mark.requirement("E1")
+async def test_open_connection_does_not_outlive_a_suspension(r: Region) -> None:
+    """A connection from before the suspension is refused at its next request."""
+    tls = context(r.a, r.b.node.identity)
+    url = f"{r.a.entry.url}{PREFIX}/roster"
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
+        async with session.get(url, ssl=tls, server_hostname="a-general") as response:
+            assert response.status == 200
+            await response.read()
+        await r.hub.authority.suspend("b-central", by="person:op@hub", reason="incident")
+        await r.a.following.refresh()
+        async with session.get(url, ssl=tls, server_hostname="a-general") as response:
+            assert response.status == 403
+
+
+@pytest.mark.requirement("E1", "T2")
+async def test_caller_refuses_a_server_that_is_not_the_member(r: Region) -> None:
+    """B calls A, and another node answers at A's address: B says so and sends nothing."""
+    r.a.wire.target = r.hub.listener.port
+
+    with pytest.raises(Denied) as caught:
+        await r.b.client.get("a-general", f"{PREFIX}/roster")
+    assert caught.value.code == "peer-certificate"
+    assert any("pins" in words for words in await refusals(r.b))
+
+
+@pytest.mark.requirement("E1")
+async def test_hub_lets_strangers_only_join(r: Region) -> None:
+    """At the hub a caller without a certificate reaches the door of joining and nothing else."""
+    tls = client_context([r.hub.node.identity.authority_pem])
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"{r.hub.entry.url}{PREFIX}/roster", ssl=tls, server_hostname="hub") as answer:
+            assert answer.status == 403
+        async with session.post(
+            f"{r.hub.entry.url}{PREFIX}/join",
+            json={"descriptor": "x", "code": "y"},
+            ssl=tls,
+            server_hostname="hub",
+        ) as answer:
+            assert answer.status == 400
+
+
+@pytest.mark.requirement("F4")
+@pytest.mark.parametrize(
+    ("body", "content_type", "expected"),
+    [
+        (b"{" + b" " * MAX_BODY_BYTES + b"}", "application/json", 413),
+        (b"{'no json'}", "application/json", 400),
+        (b"[]", "application/json", 400),
+        (b'{"token": 7}', "application/json", 400),
+        (b'{"token": "a.b.c"}', "application/json", 400),
+        (b'{"token": "x", "token": "y"}', "application/json", 400),
+        (b"token=x", "application/x-www-form-urlencoded", 415),
+        (b"[" * 100_000, "application/json", 400),
+    ],
+    ids=["too-large", "no-json", "list", "wrong-type", "no-token", "twice", "form", "deep"],
+)
+async def test_hostile_bodies_are_refused_in_words(
+    r: Region, body: bytes, content_type: str, expected: int
+) -> None:
+    """Whatever a member sends, the answer is a problem document and the door stays open."""
+    tls = context(r.a, r.b.node.identity)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            f"{r.a.entry.url}{PREFIX}/leases",
+            data=body,
+            headers={"Content-Type": content_type},
+            ssl=tls,
+            server_hostname="a-general",
+        ) as response,
+    ):
+        assert response.status == expected
+        assert (await response.json(content_type="application/problem+json"))["detail"]
+    assert await status(r.a, tls) == 200
+
+
+@pytest.mark.requirement("T2", "F4")
+@pytest.mark.parametrize("wanted", ["", "bytes=5-2", "bytes=0-99999999999", "bytes=0-1,3-4", "bytes=-5"])
+async def test_bad_ranges_are_refused(r: Region, wanted: str) -> None:
+    """One bounded range within the pack is served; anything else is an error in words."""
+    sharing = await r.share(fetch=False)
+    tls = context(r.a, r.b.node.identity)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(
+            f"{r.a.entry.url}{PREFIX}/packs/{sharing.grant.id}/bytes",
+            headers={"Range": wanted} if wanted else {},
+            ssl=tls,
+            server_hostname="a-general",
+        ) as response,
+    ):
+        # A range that only ends behind the pack is cut to it, as RFC 9110 says.
+        assert response.status == (206 if wanted == "bytes=0-99999999999" else 400)
+
+
+@pytest.mark.requirement("F4")
+async def test_member_that_answers_too_much_is_cut_off(r: Region) -> None:
+    """An answer longer than the caller's bound is refused, not read to its end."""
+    with pytest.raises(Invalid, match="longer than 100 bytes"):
+        await r.b.client.get("a-general", f"{PREFIX}/roster", limit=100)
+
+
+@pytest.mark.requirement("F4")
+async def test_member_that_does_not_exist_or_answer_is_an_error_in_words(r: Region) -> None:
+    """Unlisted, unreachable and unknown paths are three different errors, each with what to do."""
+    with pytest.raises(Denied):
+        await r.b.client.get("nowhere", f"{PREFIX}/roster")
+    with pytest.raises(NotFound):
+        await r.b.client.get("a-general", f"{PREFIX}/nothing")
+    r.a.wire.cut()
+    with pytest.raises(Unavailable) as caught:
+        await r.b.client.get("a-general", f"{PREFIX}/roster")
+    assert caught.value.mend
+
+
+@pytest.mark.requirement("E1")
+async def test_roster_is_fetched_from_another_member_while_the_hub_is_away(r: Region) -> None:
+    """A suspension spreads though the hub is unreachable: any member's copy of the roster does."""
+    await r.hub.authority.renew()
+    await r.hub.authority.suspend("b-central", by="person:op@hub", reason="incident")
+    await r.hub.authority.reinstate("b-central", by="person:op@hub", reason="checked")
+    await r.a.following.refresh()
+    assert r.b.members.version < r.a.members.version
+    r.hub.wire.cut()
+
+    await r.b.following.refresh()
+
+    assert r.b.members.version == r.a.members.version
+
+
+@pytest.mark.requirement("E1")
+async def test_scan_does_not_flood_the_log(r: Region) -> None:
+    """Fifty refused calls from one address make one entry now, and the next entry counts the rest."""
+    tls = context(r.a, r.b.node.identity, device=True)
+    for _ in range(50):
+        assert await status(r.a, tls) == 403
+    assert len(await refusals(r.a)) == 1
+    r.clock.tick(seconds=61)
+    await status(r.a, tls)
+
+    entries = await r.a.log.search(kind=EventKind.PEER_REFUSED)
+    assert [entry.event.detail["unlogged_before"] for entry in entries] == [49, 0]

@@ -163,7 +163,7 @@ class Connection(asyncio.BufferedProtocol):
         if isinstance(pdu, AssociateRq) and self._association.state is State.STA2_AWAITING_ASSOCIATE_RQ:
             self._take_request(pdu)
         else:
-            self._carry_out(self._association.step(event_of(pdu)))
+            self._carry_out_for_peer(self._association.step(event_of(pdu)))
 
     def _take_request(self, request: AssociateRq) -> None:
         unacceptable: AssociateRj | None = None
@@ -183,7 +183,7 @@ class Connection(asyncio.BufferedProtocol):
             return False
         step = self._association.step(Event.EVT10_DATA)
         if step.say is not Say.DATA or self._assembler is None:
-            self._carry_out(step)
+            self._carry_out_for_peer(step)
             return True
         for pdv in pdvs(self._buffer, start, end):
             message = self._assembler.take(pdv, self._view)
@@ -235,6 +235,16 @@ class Connection(asyncio.BufferedProtocol):
             self._gate.memory.release(self, size)
 
     # From steps to deeds.
+
+    def _carry_out_for_peer(self, step: Step) -> None:
+        """Carry out what the peer's PDU led to; an abort by us is written down."""
+        if step.send and step.state is State.STA13_AWAITING_CLOSE:
+            self._refused(
+                "unexpected-pdu",
+                "It sent a PDU that the association's state does not allow.",
+                kind=EventKind.INPUT_REFUSED,
+            )
+        self._carry_out(step)
 
     def _carry_out(self, step: Step) -> None:
         if step.send and not self._transport.is_closing():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -46,6 +47,13 @@ def store_message(
         last = start + piece >= len(instance.data)
         out += data_pdu(context_id, instance.data[start : start + piece], command=False, last=last)
     return out
+
+
+async def eventually(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    """Wait until `condition()` is true; fail when it is not in time."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 class Raw:

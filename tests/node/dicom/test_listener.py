@@ -33,6 +33,7 @@ from tests.node.dicom.raw import (
     VERIFICATION,
     Raw,
     data_pdu,
+    eventually,
     request,
     store_command,
     store_message,
@@ -137,7 +138,7 @@ async def test_refusals_use_the_standards_words(
     """Wrong AE titles and other protocols are rejected with result, source and reason, and logged."""
     async with Raw(door.port) as raw:
         assert await raw.associate(**fields) == expected
-    await asyncio.sleep(0.05)
+    await eventually(lambda: door.journal.events)
     (event,) = [e for e in door.journal.events if e.kind is EventKind.ASSOCIATION_REFUSED]
     assert event.address == "127.0.0.1" and event.reason and event.detail["calling"]
     assert not door.gate.associations
@@ -173,10 +174,10 @@ async def test_associations_are_capped_per_peer_and_in_total(open_door: OpenDoor
         assert await third.associate() == AssociateRj(2, 3, 2)
         first.send(ReleaseRq())
         assert await first.pdu() == ReleaseRp()
-        await asyncio.sleep(0.05)
+        await eventually(lambda: len(door.gate.associations) == 1)
         async with Raw(door.port) as fourth:
             assert isinstance(await fourth.associate(), AssociateAc)
-    assert door.journal.codes() == ["too-many-associations"]
+    await eventually(lambda: door.journal.codes() == ["too-many-associations"])
 
 
 async def test_connections_are_capped_before_they_cost(open_door: OpenDoor) -> None:
@@ -186,7 +187,7 @@ async def test_connections_are_capped_before_they_cost(open_door: OpenDoor) -> N
     async with Raw(door.port) as raw:
         assert await raw.associate() is None
     sockets[0][1].close()
-    await asyncio.sleep(0.05)
+    await eventually(lambda: not door.gate.connection_refusal("127.0.0.1"))
     async with Raw(door.port) as raw:
         assert isinstance(await raw.associate(), AssociateAc)
     for _, writer in sockets:
@@ -198,7 +199,7 @@ async def test_silence_before_the_request_ends_the_connection(open_door: OpenDoo
     door = await open_door(artim_seconds=0.1)
     async with Raw(door.port) as raw:
         assert await raw.pdu() is None
-    assert door.journal.codes() == ["no-request"]
+    await eventually(lambda: door.journal.codes() == ["no-request"])
 
 
 async def test_half_a_request_ends_the_connection_too(open_door: OpenDoor) -> None:
@@ -215,7 +216,7 @@ async def test_idle_association_is_aborted(open_door: OpenDoor) -> None:
     async with Raw(door.port) as raw:
         await raw.associate()
         assert await raw.pdu() == Abort(0, 0)
-    assert door.journal.codes(EventKind.INPUT_REFUSED) == ["idle"]
+    await eventually(lambda: door.journal.codes(EventKind.INPUT_REFUSED) == ["idle"])
 
 
 async def test_slow_ingest_is_not_idleness(open_door: OpenDoor) -> None:
@@ -293,7 +294,7 @@ async def test_broken_protocol_is_aborted_with_its_reason(
         await raw.associate()
         raw.send(stream)
         assert await raw.pdu() == Abort(2, reason)
-    await asyncio.sleep(0.05)
+    await eventually(lambda: door.journal.codes(EventKind.INPUT_REFUSED))
     assert not door.shelf.arrivals
     assert door.gate.memory.held == 0
     async with Raw(door.port) as raw:
@@ -319,11 +320,10 @@ async def test_cut_in_mid_instance_keeps_nothing_of_it(door: Door, how: str) -> 
         elif how == "reset":
             linger = struct.pack("ii", 1, 0)
             raw.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    await asyncio.sleep(0.1)
+    await eventually(lambda: "cut-short" in door.journal.codes(EventKind.INPUT_REFUSED))
+    await eventually(lambda: not door.gate.associations)
     assert [a.sop_instance_uid for a in door.shelf.arrivals] == [whole.sop_instance_uid]
     assert door.gate.memory.held == 0
-    assert "cut-short" in door.journal.codes(EventKind.INPUT_REFUSED)
-    assert not door.gate.associations
 
 
 async def test_instance_past_its_bound_is_refused_and_the_next_taken(open_door: OpenDoor) -> None:
@@ -394,14 +394,14 @@ async def test_refusals_are_counted_always_and_logged_once_a_minute(door: Door) 
     for _ in range(5):
         async with Raw(door.port) as raw:
             await raw.associate(calling="STRANGER")
-    await asyncio.sleep(0.05)
+    await eventually(lambda: door.journal.codes())
     registry = door.gate.metrics.registry
     assert registry.get_sample_value("accord_dicom_refused_total", {"reason": "device-refused"}) == 5
     assert len(door.journal.codes()) == 1
     door.gate.clock.tick(seconds=61)  # type: ignore[attr-defined]
     async with Raw(door.port) as raw:
         await raw.associate(calling="STRANGER")
-    await asyncio.sleep(0.05)
+    await eventually(lambda: len(door.journal.events) == 2)
     assert door.journal.events[-1].detail["unlogged"] == 4
 
 

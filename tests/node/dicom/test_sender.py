@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from consent.errors import Denied, Invalid, Unavailable
-from node.dicom import sender
+from node.dicom import requestor
 from node.dicom.pdu import MAX_CONTEXTS, Abort, Answer, AssociateAc, encode
 from node.dicom.sender import Outgoing, Peer, Sent, echo, outgoing, send, send_files
 from tests.node.dicom.conftest import Door
@@ -149,7 +149,7 @@ async def test_peer_that_misbehaves_is_unavailable(answers: list[bytes]) -> None
 
 async def test_silent_peer_runs_into_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for ever."""
-    monkeypatch.setattr(sender, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(requestor, "ANSWER_SECONDS", 0.1)
     server = await asyncio.start_server(lambda r, w: asyncio.sleep(5), "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]

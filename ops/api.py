@@ -25,7 +25,7 @@ from learning.keys import RUNS
 from node.web.api import log as log_api
 from node.web.decisions import permitted
 from node.web.inputs import text_of, whole_number
-from node.web.keys import CLOCK, LOG
+from node.web.keys import LOG
 from node.web.kit import (
     N_,
     NavItem,
@@ -44,8 +44,8 @@ from ops.overview import Overview, look
 MAX_REASON: Final = 500
 MAX_NOTE: Final = 120
 MAX_HOURS: Final = 24 * 14
-LOOK_SECONDS: Final = 2.0
-LOOKS_PER_STREAM: Final = 300
+LOOK_SECONDS: Final = 3.0
+LOOKS_PER_STREAM: Final = 200
 """After so many looks (ten minutes) a stream ends and the browser comes again, with its session checked anew."""
 
 
@@ -142,7 +142,6 @@ async def _dashboard(request: web.Request, *, problem: Problem | None = None) ->
         "problem": problem,
         "fault": problem_of(overview.fault) if overview.fault else None,
         "invitation_hours": INVITATION_HOURS,
-        "now": request.app[CLOCK].now(),
         "learning": RUNS in request.app,
     }
     return render(request, "hub/dashboard.html", context, status=problem.status if problem else 200)
@@ -157,7 +156,6 @@ async def _look(request: web.Request) -> Overview:
         witnessing=app[WITNESSING],
         runs=app.get(RUNS),
         log=app[LOG],
-        clock=app[CLOCK],
     )
 
 

@@ -38,6 +38,7 @@ from federation.witnessing import Witnessing
 from node.approvals import Approvals
 from node.audit.witness import Witness
 from node.consents import Consents
+from node.dicom import dicomweb
 from node.dicom.gate import DicomMetrics, Gate
 from node.dicom.gate import Limits as DicomLimits
 from node.dicom.listener import Listener as DicomListener
@@ -57,7 +58,8 @@ from node.web.openings import Openings
 from ops import health
 from ops.doors import LOOPBACK_NAMES, Doors
 from ops.foundation import Foundation
-from ops.region import build_channel, build_members
+from ops.region import build_channel
+from ops.training import Training, build_site
 
 SESSION_SWEEP_SECONDS = 60.0
 OPENING_SWEEP_SECONDS = 5.0
@@ -135,6 +137,7 @@ class Node:
     renderer: Renderer
     gateway: Gateway
     exchange: Exchange
+    training: Training | None
     gate: Gate
     doors: Doors
     jobs: Jobs
@@ -182,6 +185,11 @@ async def build_node(foundation: Foundation) -> Node:
     )
     exchange = build_exchange(base, archive.index, gateway)
     gateway.hold(exchange.holdings, exchange.leased_keys)
+    training = (
+        await build_site(base, exchange.channel, exchange.client, gateway, renderer)
+        if base.settings.learning.enabled
+        else None
+    )
     registry = CollectorRegistry()
     metrics = HttpMetrics(registry)
     gate = Gate(
@@ -210,6 +218,7 @@ async def build_node(foundation: Foundation) -> Node:
         ),
         people.MEMBERS: lambda: {member.id: member.name for member in exchange.members.others()},
         **exchange.services(),
+        **(training.services if training else {}),
     }
     return Node(
         foundation=base,
@@ -217,16 +226,19 @@ async def build_node(foundation: Foundation) -> Node:
         renderer=renderer,
         gateway=gateway,
         exchange=exchange,
+        training=training,
         gate=gate,
         doors=doors,
         jobs=jobs,
         people_app=make_app(
             routes=[
                 *node_api.ROUTES,
+                *dicomweb.ROUTES,
                 *federation_api.ROUTES,
+                *(training.routes if training else ()),
             ],
             services=services,
-            nav=(*node_api.NAV, *federation_api.NAV),
+            nav=(*node_api.NAV, *federation_api.NAV, *(training.nav if training else ())),
             name=base.settings.node.name,
             metrics=metrics,
         ),
@@ -270,8 +282,8 @@ def build_health(base: Foundation, jobs: Jobs, registry: CollectorRegistry) -> w
 def build_exchange(base: Foundation, index: Index, gateway: Gateway) -> Exchange:
     """Build what a node does with other members."""
     database, log, clock, identity, records = base.database, base.log, base.clock, base.identity, base.records
-    members = build_members(base)
-    channel = build_channel(base, members)
+    members = base.members
+    channel = build_channel(base)
     discovery = _discovery(base)
     client = PeerClient(
         members=members,
@@ -398,6 +410,8 @@ async def running(node: Node) -> AsyncIterator[Mapping[str, str]]:
         stack.push_async_callback(exchange.client.close)
         if exchange.discovery is not None:
             await stack.enter_async_context(exchange.discovery)
+        if node.training is not None:
+            await stack.enter_async_context(node.training.running())
         if settings.peer.port:
             door = peer_listener(
                 node.peer_app,

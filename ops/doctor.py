@@ -19,7 +19,6 @@ from consent.errors import AccordError
 from node.config import Settings, load_settings
 from node.tls import client_context
 from ops.foundation import Foundation, opened
-from ops.region import build_members
 
 MIN_FREE_BYTES = 2 * 1024**3
 MIN_CERTIFICATE_DAYS = 3
@@ -47,7 +46,7 @@ async def examine(folder: Path) -> list[Finding]:
         async with opened(folder) as node:
             findings.append(Finding("keys", True, "the credential opens the keystore and the database"))
             findings.append(_clock(node))
-            findings.append(await _roster(node))
+            findings.append(_roster(node))
             findings += await _listeners(node)
     except AccordError as error:
         findings.append(Finding("keys", False, error.message, error.mend))
@@ -70,9 +69,8 @@ def _clock(node: Foundation) -> Finding:
     return Finding("clock", True, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, not behind the log")
 
 
-async def _roster(node: Foundation) -> Finding:
-    members = build_members(node)
-    await members.load()
+def _roster(node: Foundation) -> Finding:
+    members = node.members
     if members.anchor is None:
         return Finding("roster", True, "not a member of a region yet (accord join DIR INVITATION)")
     try:

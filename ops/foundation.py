@@ -15,6 +15,7 @@ from pathlib import Path
 
 from consent.errors import Invalid, NotFound
 from consent.policy import Parameters
+from federation.members import Members
 from node.access.care import Care
 from node.access.passwords import Passwords
 from node.access.registry import Registry
@@ -48,6 +49,7 @@ class Foundation:
     pseudonyms: Pseudonyms
     log: Log
     records: Records
+    members: Members
     policies: Policies
     registry: Registry
     sessions: Sessions
@@ -118,6 +120,14 @@ async def _found(
         clock.raise_floor(newest.at)
     policies = Policies(parameters=_parameters(settings))
     parameters = policies.parameters
+    members = Members(
+        database=database,
+        log=log,
+        clock=clock,
+        node_id=identity.node_id,
+        own_key=identity.signing.public_key(),
+    )
+    await members.load()
     return Foundation(
         settings=settings,
         clock=clock,
@@ -126,7 +136,8 @@ async def _found(
         identity=identity,
         pseudonyms=Pseudonyms(await keys.secret("index")),
         log=log,
-        records=Records(database),
+        records=Records(database, members.keys_of),
+        members=members,
         policies=policies,
         registry=Registry(
             database,

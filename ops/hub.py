@@ -31,7 +31,8 @@ from ops import api as hub_api
 from ops.compose import SESSION_SWEEP_SECONDS, build_health, build_witnessing, people_services
 from ops.doors import LOOPBACK_NAMES, Doors
 from ops.foundation import Foundation
-from ops.region import build_authority, build_channel, build_members
+from ops.region import build_authority, build_channel
+from ops.training import Training, build_runs
 
 RENEW_SECONDS = 3600.0
 
@@ -45,6 +46,7 @@ class Hub:
     channel: Channel
     client: PeerClient
     witnessing: Witnessing
+    training: Training | None
     doors: Doors
     jobs: Jobs
     people_app: web.Application
@@ -55,12 +57,13 @@ class Hub:
 
 async def build_hub(base: Foundation) -> Hub:
     """Build every part of the hub, bottom-up."""
-    members = build_members(base)
-    channel = build_channel(base, members)
+    members = base.members
+    channel = build_channel(base)
     client = PeerClient(members=members, channel=channel, log=base.log)
     authority, _own = await build_authority(base)
     witnessing = build_witnessing(base, members, client)
     reports = Reports(database=base.database, clock=base.clock, members=members)
+    training = await build_runs(base) if base.settings.learning.enabled else None
     registry = CollectorRegistry()
     metrics = HttpMetrics(registry)
     doors = Doors(
@@ -83,16 +86,21 @@ async def build_hub(base: Foundation) -> Hub:
         channel=channel,
         client=client,
         witnessing=witnessing,
+        training=training,
         doors=doors,
         jobs=jobs,
         people_app=make_app(
-            routes=[*session.ROUTES, *hub_api.ROUTES],
-            services={**people_services(base), **between},
-            nav=hub_api.NAV,
+            routes=[*session.ROUTES, *hub_api.ROUTES, *(training.routes if training else ())],
+            services={**people_services(base), **between, **(training.services if training else {})},
+            nav=(*hub_api.NAV, *(training.nav if training else ())),
             name=base.settings.node.name,
             metrics=metrics,
         ),
-        peer_app=make_peer_app(routes=HUB_ROUTES, services=between, metrics=metrics),
+        peer_app=make_peer_app(
+            routes=[*HUB_ROUTES, *(training.peer_routes if training else ())],
+            services={**between, **(training.services if training else {})},
+            metrics=metrics,
+        ),
         health_app=build_health(base, jobs, registry),
         metrics=metrics,
     )
@@ -112,6 +120,8 @@ async def running(hub: Hub) -> AsyncIterator[Mapping[str, str]]:
         await stack.enter_async_context(door)
         addresses["peers"] = f"https://{settings.peer.host}:{door.port}"
         await stack.enter_async_context(hub.jobs.running())
+        if hub.training is not None:
+            await stack.enter_async_context(hub.training.running())
         portal = Listener(
             hub.people_app, settings.http.host, settings.http.port, hub.doors.people, metrics=hub.metrics
         )

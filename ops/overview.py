@@ -25,7 +25,6 @@ from learning.runtables import Run
 from node.audit.event import Entry
 from node.audit.log import Log
 from node.audit.note import Note, Verifier
-from node.clock import Clock
 
 RECENT_ALARMS = 8
 RECENT_RUNS = 5
@@ -53,7 +52,11 @@ class Tally:
 
 @dataclass(frozen=True)
 class MemberView:
-    """A hospital as the hub sees it now."""
+    """A hospital as the hub sees it now.
+
+    `cosigned_by` are the witnesses on the checkpoint it reported, none when it was fresh; `cosigned_size` is how far
+    the hub itself has vouched for its log.
+    """
 
     member: Member
     standing: str
@@ -63,6 +66,7 @@ class MemberView:
     log_size: int | None
     log_sound: bool
     cosigned_by: tuple[str, ...]
+    cosigned_size: int
     reported: datetime | None
     alarms: Mapping[str, int]
     counts: Mapping[str, int | None]
@@ -82,6 +86,7 @@ class MemberView:
             "log_size": self.log_size,
             "log_sound": self.log_sound,
             "cosigned_by": list(self.cosigned_by),
+            "cosigned_size": self.cosigned_size,
             "reported": self.reported.isoformat() if self.reported else None,
             "alarms": dict(self.alarms),
             "counts": dict(self.counts),
@@ -111,8 +116,7 @@ class Overview:
     members: tuple[MemberView, ...]
     totals: Mapping[str, Tally]
     log_size: int
-    log_sound: bool
-    witnesses: tuple[str, ...]
+    witnesses: Mapping[str, int]
     alarms: tuple[Alarm, ...]
     runs: tuple[Run, ...]
     fault: AccordError | None = None
@@ -136,7 +140,7 @@ class Overview:
             },
             "members": [view.to_json() for view in self.members],
             "totals": {name: {"told": one.told, "untold": one.untold} for name, one in self.totals.items()},
-            "log": {"size": self.log_size, "sound": self.log_sound, "cosigned_by": list(self.witnesses)},
+            "log": {"size": self.log_size, "cosigned_by": dict(self.witnesses)},
             "alarms": [alarm.to_json() for alarm in self.alarms],
             "runs": [_run_json(run) for run in self.runs],
             "fault": str(self.fault) if self.fault else None,
@@ -151,7 +155,6 @@ async def look(
     witnessing: Witnessing,
     runs: Runs | None,
     log: Log,
-    clock: Clock,
 ) -> Overview:
     """Everything the hub's dashboard shows, as of now."""
     await members.load()
@@ -161,25 +164,23 @@ async def look(
         states = [state for state in await reports.members() if HUB not in state.member.roles]
     except Unavailable as error:
         fault = error
-    views = tuple(_view(state, members, clock.now()) for state in states)
-    sound, note = await _own_checkpoint(witnessing)
+    views = [_view(state, members, await witnessing.cosigned_size(state.member)) for state in states]
     return Overview(
         region=members.anchor.region if members.anchor else "",
         roster=members.version,
         roster_expires=members.expires,
         draft_signatures=len(await authority.draft()),
-        members=views,
+        members=tuple(views),
         totals=_totals(view.counts for view in views),
         log_size=await log.size(),
-        log_sound=sound,
-        witnesses=_cosigners(note, members.others()),
+        witnesses=witnessing.vouched(),
         alarms=await _alarms(log),
         runs=tuple(await runs.runs())[:RECENT_RUNS] if runs else (),
         fault=fault,
     )
 
 
-def _view(state: MemberState, members: Members, now: datetime) -> MemberView:
+def _view(state: MemberState, members: Members, cosigned_size: int) -> MemberView:
     member, report = state.member, state.report
     listed = [other for other in members.current().members if other.id != member.id]
     return MemberView(
@@ -191,6 +192,7 @@ def _view(state: MemberState, members: Members, now: datetime) -> MemberView:
         log_size=state.log_size,
         log_sound=report is None or report.log_sound,
         cosigned_by=_cosigners(report.checkpoint, listed) if report else (),
+        cosigned_size=cosigned_size,
         reported=state.received,
         alarms={name: report.counts.get(name) or 0 for name in ALARM_COUNTS} if report else {},
         counts={name: report.counts.get(name, 0) for name in (*PEOPLE_COUNTS, *STOCK_COUNTS)}
@@ -215,13 +217,6 @@ def _totals(counts: Iterable[Mapping[str, int | None]]) -> dict[str, Tally]:
             told[name] += count or 0
             untold[name] += count is None
     return {name: Tally(told[name], untold[name]) for name in (*PEOPLE_COUNTS, *STOCK_COUNTS)}
-
-
-async def _own_checkpoint(witnessing: Witnessing) -> tuple[bool, str]:
-    try:
-        return True, await witnessing.own_checkpoint()
-    except AccordError:
-        return False, ""
 
 
 def _cosigners(note: str, members: Iterable[Member]) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ from federation.authority import Authority
 from federation.channel import Channel
 from federation.client import PeerClient
 from federation.following import Following
-from federation.members import Members
 from federation.roster import HUB, Anchor, Member, own_entry
 from ops.doors import LOOPBACK_NAMES
 from ops.foundation import Foundation
@@ -21,31 +20,23 @@ from ops.foundation import Foundation
 REGION_KEY = "region/signing"
 
 
-def build_members(base: Foundation) -> Members:
-    """The roster as this node knows it."""
-    return Members(
-        database=base.database,
-        log=base.log,
-        clock=base.clock,
-        node_id=base.identity.node_id,
-        own_key=base.identity.signing.public_key(),
-    )
-
-
-def build_channel(base: Foundation, members: Members) -> Channel:
+def build_channel(base: Foundation) -> Channel:
     """TLS between members. The certificate carries the member's id, which callers check."""
     hosts = (base.identity.node_id, base.settings.peer.host, *LOOPBACK_NAMES)
-    return Channel(identity=base.identity, members=members, hosts=hosts, clock=base.clock)
+    return Channel(identity=base.identity, members=base.members, hosts=hosts, clock=base.clock)
 
 
 async def build_authority(base: Foundation, *, region: str = "") -> tuple[Authority, Member]:
     """The roster's authority and the hub's own entry. `region` is needed at the founding only."""
-    members = build_members(base)
-    await members.load()
     key = Ed25519PrivateKey.from_private_bytes(await base.keys.secret(REGION_KEY))
-    anchor = members.anchor or Anchor(region, (_text(key),), 1)
+    anchor = base.members.anchor or Anchor(region, (_text(key),), 1)
     authority = Authority(
-        database=base.database, log=base.log, clock=base.clock, members=members, anchor=anchor, signers=(key,)
+        database=base.database,
+        log=base.log,
+        clock=base.clock,
+        members=base.members,
+        anchor=anchor,
+        signers=(key,),
     )
     return authority, own_entry(base.identity.public(), base.settings.peer_url, roles=(HUB,))
 
@@ -53,11 +44,9 @@ async def build_authority(base: Foundation, *, region: str = "") -> tuple[Author
 @asynccontextmanager
 async def joining(base: Foundation) -> AsyncIterator[Following]:
     """What `accord join` needs: a way to the hub before the first roster is known."""
-    members = build_members(base)
-    await members.load()
-    client = PeerClient(members=members, channel=build_channel(base, members), log=base.log)
+    client = PeerClient(members=base.members, channel=build_channel(base), log=base.log)
     try:
-        yield Following(identity=base.identity, members=members, client=client, clock=base.clock)
+        yield Following(identity=base.identity, members=base.members, client=client, clock=base.clock)
     finally:
         await client.close()
 

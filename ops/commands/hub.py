@@ -10,8 +10,9 @@ import typer
 
 from consent.errors import Conflict, Invalid, NotFound
 from consent.vocabulary import EventKind, Role
+from federation.roster import REGION
 from node.audit.log import Event
-from node.config import DicomSection, HttpSection, NodeSection, PeerSection, Settings
+from node.config import new_settings
 from ops.commands.people import Folder, Json, operator
 from ops.console import speaks, tell
 from ops.foundation import create_folder, opened
@@ -36,12 +37,14 @@ def init_hub(
 
     Example: accord hub init /srv/hub --region delta
     """
-    settings = Settings(
-        node=NodeSection(id="hub", name=name, kind="hub"),
-        http=HttpSection(port=http_port),
-        dicom=DicomSection(port=0, plain_port=0),
-        peer=PeerSection(port=peer_port),
-        folder=folder.resolve(),
+    if not REGION.fullmatch(region):
+        raise Invalid(f"{region!r} cannot name a region.", mend="Use 2 to 64 of a-z, 0-9 and '-'.")
+    settings = new_settings(
+        folder,
+        node={"id": "hub", "name": name, "kind": "hub"},
+        http={"port": http_port},
+        dicom={"port": 0, "plain_port": 0},
+        peer={"port": peer_port},
     )
     create_folder(settings)
     once = asyncio.run(_found_region(folder, region))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from node.audit.log import Log
+from federation.witnessing import cosigned_by
+from node.audit.note import Verifier
 from ops.commands.people import Folder, Json
 from ops.console import speaks, tell
 from ops.foundation import opened
@@ -23,15 +24,26 @@ def verify_log(folder: Folder, as_json: Json = False) -> None:
     Example: accord log verify /srv/accord
     """
 
-    async def run() -> tuple[int, tuple[str, ...]]:
+    async def run() -> dict[str, Any]:
         async with opened(folder) as node:
-            return await _verification(node.log)
+            witnesses = [Verifier.from_vkey(one.log_vkey).as_cosigner() for one in node.members.others()]
+            checked = await node.log.verify(witnesses)
+            newest = await node.log.heads.latest()
+            return {
+                "ok": checked.ok,
+                "entries": checked.size,
+                "checkpoints": checked.checkpoints,
+                "cosigned_entries": checked.cosigned,
+                "cosigned_by": sorted(cosigned_by(newest, witnesses)) if newest else [],
+                "faults": list(checked.faults),
+            }
 
-    size, faults = asyncio.run(run())
-    value = {"ok": not faults, "entries": size, "faults": list(faults)}
-    words = "\n".join(faults) or f"The log is whole: {size} entries, every checkpoint agrees."
-    tell(words, value, as_json=as_json)
-    if faults:
+    value = asyncio.run(run())
+    whole = f"The log is whole: {value['entries']} entries, {value['checkpoints']} checkpoints agree."
+    if value["cosigned_by"]:
+        whole += f"\nThe newest checkpoint is cosigned by {', '.join(value['cosigned_by'])}."
+    tell("\n".join(value["faults"]) or whole, value, as_json=as_json)
+    if not value["ok"]:
         raise typer.Exit(1)
 
 
@@ -54,8 +66,3 @@ def prove_entry(
 
     proof = asyncio.run(run())
     tell(proof.rstrip("\n"), {"entry": entry, "proof": proof}, as_json=as_json)
-
-
-async def _verification(log: Log) -> tuple[int, tuple[str, ...]]:
-    result = await log.verify()
-    return result.size, tuple(result.faults)

@@ -11,7 +11,7 @@ import typer
 
 from consent.vocabulary import EventKind, Role
 from node.audit.log import Event
-from node.config import DicomSection, HttpSection, NodeSection, PeerSection, Settings
+from node.config import new_settings
 from ops.commands.people import Folder, Json, operator
 from ops.console import JSON_OPTION, speaks, tell
 from ops.doctor import Finding, examine
@@ -42,12 +42,12 @@ def init(
     Example: accord init /srv/accord --name "General Hospital" --ae-title GENERAL
     """
     plain = plain_dicom_port if plain_dicom_port is not None else _plain_beside(dicom_port)
-    settings = Settings(
-        node=NodeSection(id=node_id or slug(name), name=name, ae_title=ae_title),
-        http=HttpSection(port=http_port),
-        dicom=DicomSection(port=dicom_port, plain_port=plain),
-        peer=PeerSection(port=peer_port),
-        folder=folder.resolve(),
+    settings = new_settings(
+        folder,
+        node={"id": node_id or slug(name), "name": name, "ae_title": ae_title},
+        http={"port": http_port},
+        dicom={"port": dicom_port, "plain_port": plain},
+        peer={"port": peer_port},
     )
     create_folder(settings)
     once = asyncio.run(_first_account(folder))

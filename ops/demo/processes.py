@@ -62,7 +62,7 @@ def free_ports(count: int) -> list[int]:
             probe.close()
 
 
-async def accord(*words: str | Path) -> Any:
+async def accord(*words: str | int | Path) -> Any:
     """Run one `accord` command with --json and return its value. Raises Unavailable with what it said."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -1,0 +1,182 @@
+"""Step 8: a researcher's plan, the sites' decisions, real Flower processes, and a model better than any site alone."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from node.dicom.sender import Outgoing, Peer, send
+from node.imaging.part10 import read_part10
+from node.tls import KeyPair, dicom_client_context
+from ops.demo.person import Person, Refused
+from ops.demo.processes import Site, accord
+from ops.demo.report import hold
+
+if TYPE_CHECKING:
+    from ops.demo.story import Story
+
+IMAGES_PER_SITE = 240
+UNCONSENTED = 20
+"""So many patients of each site did not consent to research; their images must not take part."""
+AT_ONCE = 8
+ROUNDS = 5
+OFFERED_SECONDS = 30.0
+RUN_SECONDS = 150.0
+CHIEFS = {"a-general": "chief.zhao", "b-central": "chief.he", "c-clinic": "chief.luo"}
+OFFICERS = {"a-general": "officer.wu", "b-central": "officer.gao", "c-clinic": "officer.xie"}
+
+
+async def train(story: Story) -> str:
+    """Fill the sites, propose, approve, run, and look at what came out."""
+    await asyncio.gather(*(_fill(story, number) for number in range(len(story.region.hospitals))))
+    researcher = await story.person("hub", "researcher.tan")
+    plan = await researcher.post("/api/v1/plans", _plan())
+    await asyncio.gather(*(_decide(story, site, plan["digest"]) for site in story.region.hospitals[:2]))
+    early = await _run(researcher, plan["digest"], minimum=2)
+    hold("c-clinic" in early["refusals"], "the site that has not approved took part")
+    await _decide(story, story.c, plan["digest"])
+    final = await _run(researcher, plan["digest"], minimum=3)
+    hold(final["state"] == "finished", f"the run ended {final['state']}: {final['words']}")
+    federated, alone = final["accuracy"], final["alone"]
+    hold(len(alone) == 3, f"only {sorted(alone)} trained alone")
+    best = max(alone.values())
+    hold(federated is not None and federated > best, f"federated {federated} does not beat {best}")
+    model = await researcher.get(f"/api/v1/models/{final['model']}")
+    parameters = await researcher.picture(f"/api/v1/models/{final['model']}/parameters")
+    plot = await researcher.picture(f"/api/v1/runs/{final['id']}/plot.svg")
+    hold(parameters.content[:2] == b"PK", "the parameters are no npz")
+    hold(b"<svg" in plot.content, "there is no plot")
+    (story.scratch / "rounds.svg").write_bytes(plot.content)
+    shown = ", ".join(f"{site} {value:.2f}" for site, value in sorted(alone.items()))
+    return (
+        f"{final['rounds_done']} rounds; federated {federated:.3f}, alone {shown}; "
+        f"model {model['digest'][:12]}; unapproved site: {early['refusals']['c-clinic']}"
+    )
+
+
+async def _fill(story: Story, number: int) -> None:
+    """Send a site's digits by DICOM and record its patients' consent to research."""
+    from learning.digits import digits_as_dicom
+
+    site = story.region.hospitals[number]
+    folder = story.scratch / f"dx-{site.id}"
+    await accord("device", "issue-certificate", site.folder, "--ae-title", "DX1", "--out", folder)
+    await accord(
+        "device",
+        "add",
+        site.folder,
+        "--ae-title",
+        "DX1",
+        "--address",
+        "127.0.0.1",
+        "--certificate",
+        folder / "DX1.crt",
+    )
+    await asyncio.sleep(2.5)
+    files = await asyncio.to_thread(lambda: list(digits_as_dicom(number, 3, limit=IMAGES_PER_SITE)))
+    sent = [one async for one in send(_device(site, folder), [_outgoing(raw) for raw in files])]
+    refused = [one for one in sent if not one.ok]
+    hold(not refused, f"{site.name} refused {len(refused)} images: {refused[:1]}")
+    chief = await story.person(site.id, CHIEFS[site.id])
+    patients: list[dict[str, Any]] = []
+    await story._eventually(lambda: _found(chief, patients, len(files)), "the images are not found")
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def consent(patient: str) -> None:
+        async with turns:
+            await chief.post(
+                "/api/v1/consents",
+                {
+                    "patient": patient,
+                    "basis": "Research consent form",
+                    "purposes": ["HRESCH"],
+                    "research": True,
+                },
+            )
+
+    await asyncio.gather(*(consent(patient["patient"]) for patient in patients[UNCONSENTED:]))
+
+
+async def _found(chief: Person, patients: list[dict[str, Any]], count: int) -> None:
+    patients[:] = await chief.get("/api/v1/studies", ModalitiesInStudy="DX", limit=1000)
+    hold(len(patients) == count, f"{len(patients)} of {count} are indexed")
+
+
+async def _decide(story: Story, site: Site, digest: str) -> None:
+    officer = await story.person(site.id, OFFICERS[site.id])
+
+    async def offered() -> None:
+        plans = await officer.get("/api/v1/plans")
+        hold(any(one["digest"] == digest for one in plans["plans"]), "the plan has not come")
+
+    await story._eventually(offered, f"the plan does not reach {site.name}")
+    await officer.post(f"/api/v1/plans/{digest}/approve", {"reason": "Reviewed by the board"})
+
+
+async def _run(researcher: Person, digest: str, *, minimum: int) -> dict[str, Any]:
+    """Launch when enough decisions are known at the hub, follow the rounds live, return the run at its end."""
+
+    async def launched() -> dict[str, Any]:
+        while True:
+            try:
+                plan = await researcher.get(f"/api/v1/plans/{digest}")
+                approved = [one for one in plan["decisions"].values() if one["verdict"] == "approve"]
+                if len(approved) >= minimum:
+                    return dict(await researcher.post("/api/v1/runs", {"plan": digest}))
+            except Refused as refused:
+                if refused.status not in (409, 503):
+                    raise
+            await asyncio.sleep(0.5)
+
+    async with asyncio.timeout(OFFERED_SECONDS):
+        run = await launched()
+    events = 0
+    async with asyncio.timeout(RUN_SECONDS):
+        async for _data in researcher.events(f"/api/v1/runs/{run['id']}/events"):
+            events += 1
+        while (seen := await researcher.get(f"/api/v1/runs/{run['id']}"))["ended"] is None:
+            await asyncio.sleep(0.5)
+    hold(events > 1, "nothing could be followed live")
+    return dict(seen)
+
+
+def _plan() -> dict[str, Any]:
+    from learning.digits import ATTRIBUTE, BODY_PART, CODES, MODALITY, REFERENCE, SCHEME
+
+    return {
+        "title": "Digits across three hospitals",
+        "purpose": "Show that hospitals with different cases learn more together than each alone.",
+        "model": {"network": "small-cnn", "width": 16, "hidden": 64},
+        "labels": {"attribute": ATTRIBUTE, "scheme": SCHEME, "codes": list(CODES)},
+        "cohort": {"modality": MODALITY, "body_part": BODY_PART, "minimum_patients": 5},
+        "image": {"rows": 8, "columns": 8},
+        "holdout": {"fraction": 0.2, "code": REFERENCE},
+        "training": {
+            "learning_rate": 0.05,
+            "momentum": 0.9,
+            "batch_size": 16,
+            "local_epochs": 3,
+            "update_norm_max": 25.0,
+            "seed": 1,
+        },
+        "schedule": {"rounds": ROUNDS, "minimum_sites": 2, "round_seconds": 60, "deadline_seconds": 600},
+        "baseline": True,
+    }
+
+
+def _device(site: Site, folder: Path) -> Peer:
+    pair = KeyPair((folder / "DX1.crt").read_bytes(), (folder / "DX1.key").read_bytes())
+    context = dicom_client_context(pair, [(folder / "ca.crt").read_text("ascii")])
+    return Peer("127.0.0.1", site.ports["dicom"], site.ae_title, "DX1", context)
+
+
+def _outgoing(raw: bytes) -> Outgoing:
+    head = read_part10(raw)
+    return Outgoing(
+        "digit",
+        head.sop_class_uid,
+        head.sop_instance_uid,
+        head.transfer_syntax_uid,
+        raw[head.dataset_offset :],
+    )

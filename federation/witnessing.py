@@ -7,7 +7,7 @@ rest. Cosignature times raise this node's trusted clock, but never on the word o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from consent.errors import AccordError, Corrupt, Denied, Invalid, Unavailable
@@ -116,6 +116,14 @@ class Witnessing:
         ]
         ring.sort(key=lambda member: HUB not in member.roles)
         return tuple(ring[:MAX_WITNESSES])
+
+    async def cosigned_size(self, member: Member) -> int:
+        """How many entries of a member's log this node has vouched for; 0 when it has seen none."""
+        return await self._witness.known_size(_verifier(member).name)
+
+    def vouched(self) -> Mapping[str, int]:
+        """Up to which size of our own log each witness has come, as far as this process has heard."""
+        return dict(self._known)
 
     def verifiers(self) -> tuple[Verifier, ...]:
         """The keys that may cosign our log: those of every other member."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -164,6 +165,14 @@ def load_settings(folder: Path) -> Settings:
         ) from error
 
 
+def new_settings(folder: Path, **sections: Mapping[str, Any]) -> Settings:
+    """Settings for a new folder, from what a command line gave. Raises Invalid, naming key and remedy."""
+    try:
+        return Settings(**sections, folder=folder.resolve())
+    except ValidationError as error:
+        raise Invalid(_words(error), mend="Give another value.", code="bad-setting") from error
+
+
 def write_settings(settings: Settings) -> Path:
     """Write a new `node.toml` with every key and what it is for; raises Conflict when one is there."""
     file = settings.folder / FILE_NAME
@@ -176,7 +185,7 @@ def write_settings(settings: Settings) -> Path:
 def _words(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"]) or "(file)"
-    return f"{key}: {first['msg']}."
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}."
 
 
 def _render(settings: Settings) -> str:

@@ -10,7 +10,6 @@ import typer
 
 from consent.errors import Conflict, Invalid, NotFound
 from consent.vocabulary import EventKind, Role
-from federation.roster import REGION
 from node.audit.log import Event
 from node.config import new_settings
 from ops.commands.people import Folder, Json, operator
@@ -37,6 +36,8 @@ def init_hub(
 
     Example: accord hub init /srv/hub --region delta
     """
+    from federation.roster import REGION
+
     if not REGION.fullmatch(region):
         raise Invalid(f"{region!r} cannot name a region.", mend="Use 2 to 64 of a-z, 0-9 and '-'.")
     settings = new_settings(

@@ -124,6 +124,8 @@ async def event_stream(
             await asyncio.wait(
                 (coming, closing), timeout=heartbeat_seconds, return_when=asyncio.FIRST_COMPLETED
             )
+            if closing.done():
+                break
             if not coming.done():
                 await response.write(b": heartbeat\n\n")
                 continue

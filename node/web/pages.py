@@ -120,6 +120,7 @@ def install(
     )
     environment.filters.update(
         moment=text.format_moment,
+        until=text.format_until,
         date=text.format_date,
         delta=text.format_delta,
         number=text.format_number,

@@ -27,12 +27,13 @@ STATUS: Final[dict[type[AccordError], int]] = {
 }
 CODE_STATUS: Final = {
     "sign-in-needed": 401,
-    "bad-credentials": 401,
+    "sign-in": 401,
     "token-refused": 401,
     "too-large": 413,
     "unsupported-media-type": 415,
+    "not-acceptable": 406,
     "too-many-requests": 429,
-    "slow-down": 429,
+    "sign-in-paced": 429,
 }
 """Codes that HTTP has a word of its own for."""
 
@@ -42,6 +43,7 @@ TITLES: Final = {
     403: N_("Access refused"),
     404: N_("Not found"),
     405: N_("Not possible here"),
+    406: N_("None of the accepted forms is offered"),
     409: N_("That does not fit the present state"),
     413: N_("Too large"),
     415: N_("This kind of content is not taken here"),

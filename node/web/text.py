@@ -11,7 +11,7 @@ import gettext
 import io
 from collections.abc import Mapping
 from contextvars import ContextVar
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -97,6 +97,15 @@ def format_moment(moment: datetime | None, style: str = "minute") -> str:
         return ""
     local = moment.astimezone()
     return local.strftime("%Y-%m-%d %H:%M:%S %z" if style == "exact" else "%Y-%m-%d %H:%M")
+
+
+def format_until(moment: datetime | None) -> str:
+    """An end: the last day when it falls on midnight, else the minute."""
+    if moment is None:
+        return ""
+    local = moment.astimezone()
+    whole_days = (local.hour, local.minute, local.second) == (0, 0, 0)
+    return (local - timedelta(seconds=1)).strftime("%Y-%m-%d") if whole_days else format_moment(moment)
 
 
 def format_date(value: date | str | None) -> str:

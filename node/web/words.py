@@ -108,6 +108,11 @@ WORDS: Final[dict[Enum, str]] = {
     EventKind.MODEL_REGISTERED: N_("Model registered"),
     EventKind.INPUT_REFUSED: N_("Input refused"),
     EventKind.LOG_READ: N_("Log read"),
+    EventKind.TOKEN_REVOKED: N_("Token revoked"),
+    EventKind.DEVICE_CHANGED: N_("Device changed"),
+    EventKind.GRANT_ENDED: N_("Grant ended"),
+    EventKind.MEMBER_SUSPENDED: N_("Member suspended"),
+    EventKind.MEMBER_REINSTATED: N_("Member reinstated"),
 }
 
 

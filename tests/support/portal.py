@@ -33,6 +33,7 @@ class Site:
     """A running portal."""
 
     node: NodeFixture
+    app: web.Application
     sessions: Sessions
     listener: Listener
     context: ssl.SSLContext
@@ -121,4 +122,4 @@ async def portal(
     # The node's clock stands at a moment of the test; the certificate's days are not what is tested here.
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
     async with Listener(app, "127.0.0.1", 0, server_context(leaf), limits, metrics) as listener:
-        yield Site(node, sessions, listener, trusting, metrics)
+        yield Site(node, app, sessions, listener, trusting, metrics)

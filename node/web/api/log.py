@@ -34,6 +34,7 @@ async def show(request: web.Request) -> web.Response:
 async def proof(request: web.Request) -> web.Response:
     """GET /{index}/proof → a C2SP tlog-proof file that can be checked without this node."""
     entry = await find_entry(request)
+    await request.app[LOG].checkpoint()  # a new entry may not be under one yet
     text = await request.app[LOG].proof_file(entry.index)
     return web.Response(
         text=text,

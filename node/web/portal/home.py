@@ -14,7 +14,7 @@ from node.audit.event import Entry
 from node.index import Level, Query
 from node.web.keys import CLOCK, GATEWAY, INDEX, LOG, REGISTRY
 from node.web.kit import address_of, current_person, render
-from node.web.pages import SITE, parts
+from node.web.pages import SITE, NavItem, parts
 
 RECENT_STUDIES = 8
 ALARMS = (
@@ -40,7 +40,7 @@ async def home(request: web.Request) -> web.Response:
     """GET /"""
     person = current_person(request)
     context: dict[str, Any] = {
-        "tiles": [item for item in request.app[SITE].nav if item.lead and item.shown_to(person)],
+        "tiles": [item for item in request.app[SITE].nav if _is_tile(item, person)],
         "parts": await parts(request, "home", person),
     }
     if person.role in CLINICAL:
@@ -50,6 +50,11 @@ async def home(request: web.Request) -> web.Response:
     elif person.role is Role.SECURITY_OFFICER:
         context |= await _for_security_officers(request)
     return render(request, "home.html", context)
+
+
+def _is_tile(item: NavItem, person: Principal) -> bool:
+    # A clinician's start page begins with the studies themselves.
+    return bool(item.lead) and item.shown_to(person) and item.path != "/studies"
 
 
 async def _for_clinicians(request: web.Request, person: Principal) -> dict[str, Any]:

@@ -18,6 +18,8 @@ document.addEventListener("click", (event) => {
   if (target?.closest("[data-print]")) window.print();
 });
 
+document.querySelector("dialog[data-open]")?.showModal();
+
 async function copy(button) {
   const text = document.getElementById(button.dataset.copy)?.textContent?.trim() ?? "";
   await navigator.clipboard.writeText(text);

@@ -117,58 +117,53 @@ async def test_hub_lets_strangers_only_join(r: Region) -> None:
             assert answer.status == 400
 
 
+BAD_BODIES: dict[str, tuple[bytes, str, int]] = {
+    "too large": (b"{" + b" " * MAX_BODY_BYTES + b"}", "application/json", 413),
+    "no json": (b"{'no json'}", "application/json", 400),
+    "a list": (b"[]", "application/json", 400),
+    "wrong type": (b'{"token": 7}', "application/json", 400),
+    "no token": (b'{"token": "a.b.c"}', "application/json", 400),
+    "a key twice": (b'{"token": "x", "token": "y"}', "application/json", 400),
+    "a form": (b"token=x", "application/x-www-form-urlencoded", 415),
+    "deep": (b"[" * 100_000, "application/json", 400),
+}
+BAD_RANGES = ("", "bytes=5-2", "bytes=0-1,3-4", "bytes=-5", "bytes=999999999-9999999999", "lines=1-2")
+
+
 @pytest.mark.requirement("F4")
-@pytest.mark.parametrize(
-    ("body", "content_type", "expected"),
-    [
-        (b"{" + b" " * MAX_BODY_BYTES + b"}", "application/json", 413),
-        (b"{'no json'}", "application/json", 400),
-        (b"[]", "application/json", 400),
-        (b'{"token": 7}', "application/json", 400),
-        (b'{"token": "a.b.c"}', "application/json", 400),
-        (b'{"token": "x", "token": "y"}', "application/json", 400),
-        (b"token=x", "application/x-www-form-urlencoded", 415),
-        (b"[" * 100_000, "application/json", 400),
-    ],
-    ids=["too-large", "no-json", "list", "wrong-type", "no-token", "twice", "form", "deep"],
-)
-async def test_hostile_bodies_are_refused_in_words(
-    r: Region, body: bytes, content_type: str, expected: int
-) -> None:
+async def test_hostile_bodies_are_refused_in_words(r: Region) -> None:
     """Whatever a member sends, the answer is a problem document and the door stays open."""
     tls = context(r.a, r.b.node.identity)
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(
-            f"{r.a.entry.url}{PREFIX}/leases",
-            data=body,
-            headers={"Content-Type": content_type},
-            ssl=tls,
-            server_hostname="a-general",
-        ) as response,
-    ):
-        assert response.status == expected
-        assert (await response.json(content_type="application/problem+json"))["detail"]
+    async with aiohttp.ClientSession() as session:
+        for name, (body, content_type, expected) in BAD_BODIES.items():
+            async with session.post(
+                f"{r.a.entry.url}{PREFIX}/leases",
+                data=body,
+                headers={"Content-Type": content_type},
+                ssl=tls,
+                server_hostname="a-general",
+            ) as response:
+                assert response.status == expected, name
+                problem = await response.json(content_type="application/problem+json")
+                assert problem["detail"], name
     assert await status(r.a, tls) == 200
 
 
 @pytest.mark.requirement("T2", "F4")
-@pytest.mark.parametrize("wanted", ["", "bytes=5-2", "bytes=0-99999999999", "bytes=0-1,3-4", "bytes=-5"])
-async def test_bad_ranges_are_refused(r: Region, wanted: str) -> None:
+async def test_bad_ranges_are_refused(r: Region) -> None:
     """One bounded range within the pack is served; anything else is an error in words."""
     sharing = await r.share(fetch=False)
     tls = context(r.a, r.b.node.identity)
-    async with (
-        aiohttp.ClientSession() as session,
-        session.get(
-            f"{r.a.entry.url}{PREFIX}/packs/{sharing.grant.id}/bytes",
-            headers={"Range": wanted} if wanted else {},
-            ssl=tls,
-            server_hostname="a-general",
-        ) as response,
-    ):
-        # A range that only ends behind the pack is cut to it, as RFC 9110 says.
-        assert response.status == (206 if wanted == "bytes=0-99999999999" else 400)
+    url = f"{r.a.entry.url}{PREFIX}/packs/{sharing.grant.id}/bytes"
+    async with aiohttp.ClientSession() as session:
+        for wanted in BAD_RANGES:
+            headers = {"Range": wanted} if wanted else {}
+            async with session.get(url, headers=headers, ssl=tls, server_hostname="a-general") as response:
+                assert response.status == 400, wanted
+        # A range that only ends behind the pack is cut to it (RFC 9110 §14.1.2).
+        headers = {"Range": "bytes=0-99999999999"}
+        async with session.get(url, headers=headers, ssl=tls, server_hostname="a-general") as response:
+            assert response.status == 206
 
 
 @pytest.mark.requirement("F4")

@@ -28,13 +28,17 @@ Channel = Literal["dimse", "stow", "import", "peer"]
 
 @dataclass(frozen=True)
 class Arrival:
-    """An instance as it came: the data set's bytes alone, and their SHA-256 taken as they arrived."""
+    """An instance as it came: the data set's bytes alone, and their SHA-256 taken as they arrived.
+
+    `study_instance_uid` is the study that the sender announced, "" when none.
+    """
 
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
     data: Buffer = field(repr=False)
     sha256: bytes = field(repr=False)
+    study_instance_uid: str = ""
 
     @classmethod
     def of(cls, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, data: Buffer) -> Arrival:
@@ -53,13 +57,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The pseudonyms of a durable instance, and the size of its data set. `duplicate`: it was here before."""
+    """The pseudonyms of a durable instance, the size of its data set, and where the sender finds it again.
+
+    `duplicate`: it was here before.
+    """
 
     study: str
     series: str
     instance: str
     duplicate: bool
     bytes: int
+    study_instance_uid: str = field(default="", repr=False)
+    series_instance_uid: str = field(default="", repr=False)
 
 
 def describe(attributes: Attributes, digest: bytes, received: datetime, source: Source) -> bytes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from hashlib import sha256
@@ -37,7 +37,7 @@ from node.descriptions import Descriptions, bulk_path, joined, model_line
 from node.facts import FactFinder
 from node.identity import Identity
 from node.imaging.deidentify import DeidentifiedInstance
-from node.imaging.frames import encapsulated_frame, native_range
+from node.imaging.frames import element_value, encapsulated_frame, native_range
 from node.imaging.rendering import Renderer
 from node.imaging.watermark import WatermarkText
 from node.index import Index, InstanceRow, Level, Match, Page, Query, SeriesRow
@@ -302,7 +302,7 @@ class Gateway:
 
     async def stream(
         self, opening: Opening, rows: Sequence[InstanceRow]
-    ) -> AsyncIterator[tuple[InstanceRow, AsyncIterator[bytes]]]:
+    ) -> AsyncGenerator[tuple[InstanceRow, AsyncIterator[bytes]], None]:
         """Data sets one after the other, each in pieces that were verified; the next are read meanwhile.
 
         Decides again as it goes. A failure ends the stream: what was sent before was good.
@@ -349,6 +349,16 @@ class Gateway:
         visit.pictures += len(frames)
         visit.sent_bytes += sum(map(len, frames))
         return frames
+
+    async def bulk(self, opening: Opening, sop_uid: str, tag: str) -> bytes:
+        """The value of one top-level element, as stored. The opening must be a DOWNLOAD. Raises NotFound, Invalid."""
+        visit = await self._taking(opening)
+        row, _ = await self._row(visit, sop_uid)
+        if row.size_bytes > MAX_RENDER_BYTES:
+            raise Invalid("This instance is too large for this.", mend="Retrieve it.")
+        value = element_value(await self._read(visit, row), row.transfer_syntax_uid, int(tag, 16))
+        visit.sent_bytes += len(value)
+        return value
 
     async def metadata(self, opening: Opening, series_uid: str = "", sop_uid: str = "") -> bytes:
         """DICOM JSON of a study, a series or an instance as one array; BulkDataURIs begin behind `studies/`."""

@@ -134,7 +134,15 @@ class Ingest:
         except (Denied, Invalid, Conflict) as error:
             await self._refused(error, source)
             raise
-        return Receipt(named.study, named.series, named.instance, duplicate, len(arrival.data))
+        return Receipt(
+            named.study,
+            named.series,
+            named.instance,
+            duplicate,
+            len(arrival.data),
+            attributes.study_instance_uid,
+            attributes.series_instance_uid,
+        )
 
     async def flushed(self) -> None:
         """Return when every instance acknowledged so far is in the index and the log. Raises Unavailable."""
@@ -322,6 +330,12 @@ def _require_same(arrival: Arrival, attributes: Attributes) -> None:
             "SOP class or instance UID differ between the message and the data set.",
             mend="The sender must announce the instance that it sends.",
             code="uid-mismatch",
+        )
+    if arrival.study_instance_uid not in ("", attributes.study_instance_uid):
+        raise Invalid(
+            "The instance belongs to another study than the one it was sent to.",
+            mend="Send it to its own study, or to no study in particular.",
+            code="study-mismatch",
         )
 
 

@@ -11,6 +11,7 @@ from struct import unpack_from
 from typing import Any
 
 from consent.errors import Invalid, NotFound
+from node.imaging.elements import UNDEFINED, elements, encoding_of
 
 MAX_FRAGMENTS = 1_000_000
 _ITEM, _SEQUENCE_END = 0xE000FFFE, 0xE0DDFFFE
@@ -50,6 +51,19 @@ def encapsulated_frame(data: bytes, offset: int, frames: int, number: int) -> by
     begin = first + table[number - 1]
     stop = first + table[number] if number < frames else len(data)
     return b"".join(data[start:end] for start, end in fragments if begin <= start - 8 < stop)
+
+
+def element_value(data: bytes, transfer_syntax: str, tag: int) -> bytes:
+    """The value of a top-level element as it is stored. Raises NotFound, Invalid."""
+    encoding = encoding_of(transfer_syntax)
+    if encoding.deflated:
+        raise Invalid("The elements of a deflated instance lie together.", mend="Retrieve the instance.")
+    for element in elements(data, encoding.form):
+        if element.tag == tag and element.length != UNDEFINED:
+            return data[element.start : element.start + element.length]
+        if element.tag >= tag:
+            break
+    raise NotFound("There is no such element with a value of its own in this instance.")
 
 
 def _fragments(data: bytes, offset: int) -> tuple[Sequence[int], list[tuple[int, int]]]:

@@ -1,0 +1,230 @@
+"""STOW-RS (PS3.18 §10.5): instances by POST, read as they come and given to ingest one by one.
+
+The body is never whole in memory: at most MAX_IN_FLIGHT_BYTES of parts wait for the disk while the next are
+read. Every instance succeeds or fails for itself; the answer says which and why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from consent.errors import AccordError, Conflict, Corrupt, Denied, Invalid, Unavailable
+from node.arrival import Arrival, Receipt, Source
+from node.dicom.accept import DICOM
+from node.dicom.multipart import MAX_PART_BYTES, MultipartParser, parameters
+from node.imaging.part10 import Part10, read_part10
+from node.ingest import Ingest
+from node.web.keys import INGEST
+from node.web.people import address_of, current_person
+
+MAX_IN_FLIGHT_BYTES = 64 * 1024 * 1024
+MAX_IN_FLIGHT = 32
+STALL_SECONDS = 60.0
+MAX_REQUEST_BYTES = 256 * 1024**3
+"""A study of the largest kind there is; more comes in several requests."""
+
+FAILURE_REASONS = {
+    Denied: 0x0124,  # not authorized
+    Conflict: 0x0111,  # duplicate SOP instance, other contents
+    Unavailable: 0xA700,  # out of resources
+    Invalid: 0xC000,  # cannot understand
+    Corrupt: 0x0110,  # processing failure
+}
+"""PS3.18 Table I.2-2 by error family."""
+FAILURE_OF_CODE = {"uid-mismatch": 0xA900, "study-mismatch": 0xA901, "transfer-syntax": 0x0122}
+
+logger = structlog.get_logger()
+
+
+@dataclass
+class _Outcome:
+    """What became of the parts of one request."""
+
+    stored: list[tuple[Part10, Receipt]] = field(default_factory=list)
+    failed: list[tuple[Part10 | None, AccordError]] = field(default_factory=list)
+
+
+class _Room:
+    """Bounds what waits for the disk, by bytes and by number."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._count = 0
+        self._changed = asyncio.Condition()
+
+    async def take(self, size: int) -> None:
+        """Wait until `size` more bytes fit; one part always does."""
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: (
+                    self._count == 0
+                    or (self._bytes + size <= MAX_IN_FLIGHT_BYTES and self._count < MAX_IN_FLIGHT)
+                )
+            )
+            self._bytes += size
+            self._count += 1
+
+    async def give_back(self, size: int) -> None:
+        """Say that a part is done."""
+        async with self._changed:
+            self._bytes -= size
+            self._count -= 1
+            self._changed.notify_all()
+
+
+async def store(request: web.Request, study_uid: str) -> tuple[int, dict[str, Any]]:
+    """Take in the instances of a request; return the status and the DICOM JSON of the answer.
+
+    Raises Invalid when the body is not what STOW-RS takes, Unavailable when nothing could be stored for now.
+    """
+    source = Source(current_person(request), "stow", address_of(request))
+    ingest = request.app[INGEST]
+    outcome, room = _Outcome(), _Room()
+    broken: Exception | None = None
+    async with asyncio.TaskGroup() as group:
+        try:
+            async for data in _bodies(request):
+                await room.take(len(data))
+                group.create_task(_store_one(ingest, data, source, study_uid, outcome, room))
+        except (Invalid, TimeoutError) as error:
+            broken = error  # the parts that came whole are finished first
+    if broken is not None:
+        raise broken
+    if not outcome.stored and not outcome.failed:
+        raise Invalid("There is no instance in this request.", mend="Send at least one DICOM file.")
+    await _require_stored(ingest, outcome)
+    status = 200 if not outcome.failed else 202 if outcome.stored else 409
+    return status, _answer(outcome, str(request.url.origin()))
+
+
+async def _store_one(
+    ingest: Ingest, data: bytes, source: Source, study_uid: str, outcome: _Outcome, room: _Room
+) -> None:
+    head: Part10 | None = None
+    try:
+        head = read_part10(data)
+        arrival = await asyncio.to_thread(_arrival, head, data, study_uid)
+        outcome.stored.append((head, await ingest.receive(arrival, source)))
+    except AccordError as error:
+        outcome.failed.append((head, error))
+    finally:
+        await room.give_back(len(data))
+
+
+def _arrival(head: Part10, data: bytes, study_uid: str) -> Arrival:
+    content = memoryview(data)[head.dataset_offset :]
+    whole = Arrival.of(head.sop_class_uid, head.sop_instance_uid, head.transfer_syntax_uid, content)
+    return Arrival(
+        whole.sop_class_uid,
+        whole.sop_instance_uid,
+        whole.transfer_syntax_uid,
+        content,
+        whole.sha256,
+        study_instance_uid=study_uid,
+    )
+
+
+async def _require_stored(ingest: Ingest, outcome: _Outcome) -> None:
+    """Let who stores find at once what was stored; an answer of "busy" only when nothing could be."""
+    if not outcome.stored and all(isinstance(error, Unavailable) for _, error in outcome.failed):
+        raise outcome.failed[0][1]
+    try:
+        await ingest.flushed()
+    except Unavailable as error:
+        logger.warning("stored and not yet in the index", error=error.message)
+
+
+async def _bodies(request: web.Request) -> AsyncIterator[bytes]:
+    """The DICOM files of the request, each as soon as it is whole."""
+    media_type, found = parameters(request.headers.get("Content-Type") or "application/octet-stream")
+    if media_type == DICOM:
+        body = bytearray()
+        async for chunk in _chunks(request):
+            body += chunk
+            if len(body) > MAX_PART_BYTES:
+                raise Invalid("This instance is too large to be sent this way.", code="too-large")
+        yield bytes(body)
+        return
+    if media_type != "multipart/related" or found.get("type", DICOM).lower() != DICOM:
+        raise Invalid(
+            "STOW-RS takes DICOM files.",
+            mend=f'Send Content-Type: multipart/related; type="{DICOM}".',
+            code="unsupported-media-type",
+        )
+    parser = MultipartParser(found.get("boundary", ""))
+    async for chunk in _chunks(request):
+        for part in parser.feed(chunk):
+            if not part.headers.get("content-type", DICOM).lower().startswith(DICOM):
+                raise Invalid("A part is not a DICOM file.", code="unsupported-media-type")
+            yield part.body
+    parser.finish()
+
+
+async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
+    """The body as it comes; a sender that stalls is cut off."""
+    total = 0
+    while True:
+        async with asyncio.timeout(STALL_SECONDS):
+            chunk = await request.content.readany()
+        if not chunk:
+            return
+        total += len(chunk)
+        if total > MAX_REQUEST_BYTES:
+            raise Invalid("This request is too large.", mend="Send the study in parts.", code="too-large")
+        yield chunk
+
+
+def _answer(outcome: _Outcome, origin: str) -> dict[str, Any]:
+    """The Store Instances Response Module (PS3.18 §10.5.3.2)."""
+    answer: dict[str, Any] = {}
+    studies = {receipt.study_instance_uid for _, receipt in outcome.stored}
+    if len(studies) == 1:
+        answer["00081190"] = _uri(f"{origin}/dicom-web/studies/{studies.pop()}")
+    if outcome.failed:
+        answer["00081198"] = {
+            "vr": "SQ",
+            "Value": [
+                {**_named(head), "00081197": {"vr": "US", "Value": [_reason(error)]}}
+                for head, error in outcome.failed
+            ],
+        }
+    if outcome.stored:
+        answer["00081199"] = {
+            "vr": "SQ",
+            "Value": [
+                {
+                    **_named(head),
+                    "00081190": _uri(
+                        f"{origin}/dicom-web/studies/{receipt.study_instance_uid}/series/"
+                        f"{receipt.series_instance_uid}/instances/{head.sop_instance_uid}"
+                    ),
+                }
+                for head, receipt in outcome.stored
+            ],
+        }
+    return answer
+
+
+def _named(head: Part10 | None) -> dict[str, Any]:
+    if head is None:
+        return {}
+    return {
+        "00081150": {"vr": "UI", "Value": [head.sop_class_uid]},
+        "00081155": {"vr": "UI", "Value": [head.sop_instance_uid]},
+    }
+
+
+def _uri(value: str) -> dict[str, Any]:
+    return {"vr": "UR", "Value": [value]}
+
+
+def _reason(error: AccordError) -> int:
+    if error.code in FAILURE_OF_CODE:
+        return FAILURE_OF_CODE[error.code]
+    return next((code for family, code in FAILURE_REASONS.items() if isinstance(error, family)), 0x0110)

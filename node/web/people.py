@@ -35,7 +35,7 @@ SIGN_IN_PATH: Final = "/sign-in"
 
 def current_person(request: web.Request) -> Principal:
     """The principal of this request. Raises Denied (401) when nobody is signed in."""
-    principal = request.get(PRINCIPAL)
+    principal: Principal | None = request.get(PRINCIPAL)
     if principal is None:
         raise sign_in_needed()
     return principal

@@ -60,6 +60,13 @@ SPOKEN_PLACES: Final = (
     "learning/api.py",
     "learning/plans.py",
 )
+HEADER: Final = "# What the portal says. Kept by: python -m node.web.portal.messages extract"
+
+# Dates would change with every run, and the rest says nothing.
+_NOISE = re.compile(
+    r'"(POT-Creation-Date|PO-Revision-Date|Generated-By|Project-Id-Version|Report-Msgid-Bugs-To|Last-Translator'
+    r"|Language-Team)"
+)
 _REASON = re.compile(r'@reason\("((?:[^"\\]|\\.)*)"\)')
 _SENTENCE = re.compile(r"^[A-Z0-9«\"].*[.…?]$", re.DOTALL)
 
@@ -99,6 +106,7 @@ def update(tag: str) -> None:
     """Bring a catalogue up to the sources: new msgids come in empty (English says itself), old ones leave."""
     now, before = found(), stored(tag)
     fresh = Catalog(
+        header_comment=HEADER,
         locale=LANGUAGES[tag],
         domain="accord",
         project="accord",
@@ -117,12 +125,8 @@ def update(tag: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as target:
         write_po(target, fresh, width=110, omit_header=False, no_location=True, sort_output=True)
-    # Dates in the header would change with every run.
     lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [
-        line for line in lines if not re.match(r'"(POT-Creation-Date|PO-Revision-Date|Generated-By)', line)
-    ]
-    path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    path.write_text("\n".join(line for line in lines if not _NOISE.match(line)) + "\n", encoding="utf-8")
 
 
 def main(arguments: list[str]) -> int:

@@ -80,7 +80,6 @@ async def access_page(request: web.Request) -> web.Response:
     log = request.app[LOG]
     found = await log.search(patient=row.patient, limit=ACCESS_ENTRIES)
     entries: list[Entry] = [entry for entry in found if entry.event.kind in ACCESSES]
-    detail = {"asked": {"patient": row.patient}, "entries": len(entries)}
     await log.record(
         Event(
             EventKind.LOG_READ,
@@ -88,7 +87,7 @@ async def access_page(request: web.Request) -> web.Response:
             patient=row.patient,
             study=row.study,
             address=address_of(request),
-            detail=detail,
+            detail={"asked": {"patient": row.patient}, "entries": len(entries)},
         )
     )
     return render(request, "access.html", {"row": row, "entries": entries})

@@ -1,0 +1,94 @@
+"""The catalogues: complete in both languages, with the same placeholders, and up to date with the sources."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from string import ascii_letters
+
+import pytest
+
+from node.web import text
+from node.web.portal import messages
+from node.web.text import LANGUAGES, _, catalogue, format_person_name, format_until
+
+PLACEHOLDER = re.compile(r"%\(\w+\)s|%%")
+
+
+@pytest.mark.requirement("F6")
+@pytest.mark.parametrize("tag", LANGUAGES)
+def test_every_string_has_a_translation(tag: str) -> None:
+    """Templates and code of all five packages, rules, and the words of refusals and errors.
+
+    When this fails: python -m node.web.portal.messages extract, then translate what it names.
+    """
+    assert messages.missing(tag) == []
+
+
+@pytest.mark.parametrize("tag", LANGUAGES)
+def test_translations_keep_their_placeholders(tag: str) -> None:
+    """A lost or misspelt placeholder would break a page in one language only."""
+    wrong = [
+        message.id
+        for message in messages.stored(tag)
+        if message.id
+        and sorted(PLACEHOLDER.findall(message.id)) != sorted(PLACEHOLDER.findall(message.string))
+    ]
+
+    assert wrong == []
+
+
+def test_chinese_is_chinese() -> None:
+    """Nothing was merely copied: a translation has a Chinese character, or the msgid has no letter."""
+    copied = [
+        message.id
+        for message in messages.stored("zh-CN")
+        if message.id
+        and any(sign in ascii_letters for sign in message.id)
+        and not re.search("[\u4e00-\u9fff]", message.string)
+    ]
+
+    assert copied == []
+
+
+def test_catalogue_is_compiled_in_memory_and_speaks() -> None:
+    """English is its own msgid; Chinese is looked up; an unknown sentence stays as it is."""
+    token = text.language.set("zh-CN")
+    try:
+        assert _("Sign in") == "登录"
+        assert _("Access until %(moment)s", moment="x") == "可访问至 x"
+        assert _("Never written down anywhere.") == "Never written down anywhere."
+        assert _("") == ""
+    finally:
+        text.language.reset(token)
+    assert _("Sign in") == "Sign in"
+    assert catalogue("xx").gettext("Sign in") == "Sign in"
+
+
+@pytest.mark.parametrize(
+    ("value", "english", "chinese"),
+    [
+        ("Zhang^San=张^三", "Zhang, San (张三)", "张三 (Zhang, San)"),
+        ("Doe^Peter^^Dr", "Doe, Peter", "Doe, Peter"),
+        ("Doe", "Doe", "Doe"),
+        ("=张^三", "张三", "张三"),
+        ("", "", ""),
+        (None, "", ""),
+    ],
+)
+def test_person_names_are_written_as_people_write_them(value: str | None, english: str, chinese: str) -> None:
+    """PS3.5 §6.2.1.1: the ideographic form leads in Chinese."""
+    assert format_person_name(value) == english
+    token = text.language.set("zh-CN")
+    try:
+        assert format_person_name(value) == chinese
+    finally:
+        text.language.reset(token)
+
+
+def test_ends_at_midnight_are_shown_as_the_last_day() -> None:
+    """Until 30 June means that day included."""
+    midnight = datetime.fromisoformat("2027-07-01").astimezone()
+    assert format_until(midnight) == "2027-06-30"
+    assert format_until(midnight.replace(hour=8)) == "2027-07-01 08:00"
+    assert format_until(None) == ""

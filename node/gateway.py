@@ -63,6 +63,7 @@ IDLE = timedelta(minutes=30)
 FACTS_LAST_SECONDS = 1.0
 """How long facts serve one opening while it streams; a rendered frame always asks anew."""
 MAX_VISITS = 20_000
+MAX_SIGHTS = 256
 MAX_WHOLE_BYTES = 64 * 1024 * 1024
 """Data sets up to this size are read at once; larger ones in pieces, twice: to verify, then to send."""
 MAX_RENDER_BYTES = 512 * 1024 * 1024
@@ -71,6 +72,9 @@ MAX_HEAD_BYTES = 8 * 1024 * 1024
 READ_AHEAD = 3
 MAX_METADATA_INSTANCES = 20_000
 MEDIA_TYPES = {"webp": "image/webp", "jpeg": "image/jpeg", "png": "image/png"}
+
+
+_Use = tuple[Principal, str, Action, Purpose, str | None, str, str | None]
 
 
 class Gateway:
@@ -105,6 +109,8 @@ class Gateway:
         self._held: tuple[HeldCopies, ObjectKeys] | None = None
         self._visits: OrderedDict[str, Visit] = OrderedDict()
         self._asked: dict[str, float] = {}
+        self._uses: dict[_Use, str] = {}
+        self._sights: dict[tuple[Principal, Purpose], tuple[float, Sight]] = {}
 
     def hold(self, copies: HeldCopies, keys: ObjectKeys) -> None:
         """Let copies of other nodes' studies be opened too, with keys that their homes release."""
@@ -119,9 +125,9 @@ class Gateway:
 
         What they may find is part of the search itself, so totals and pages betray nothing else.
         """
-        now = self._clock.now()
-        patients = await self._facts.patients_of(who, now)
-        sight = Sight(self._policies.current, who, purpose, now, self._identity.node_id)
+        sight = self._sight(who, purpose)
+        # Who may find everybody's studies needs no list of patients.
+        patients = frozenset() if sight.sees_all else await self._facts.patients_of(who, self._clock.now())
         if (refusal := sight.refusal()) is not None:
             raise await self._refused(who, Action.SEARCH, purpose, address, refusal)
         page = await self._index.search(query, sight.visible(patients))
@@ -195,15 +201,17 @@ class Gateway:
         session: str | None = None,
     ) -> Opening:
         """The living opening for the same person, study and use, or a new one: for doors without a viewer's visit."""
-        for visit in reversed(self._visits.values()):
-            one = visit.opening
-            if (one.study, one.home, one.who, one.action, one.purpose, visit.address, visit.claim) == (
-                study, home, who, action, purpose, address, None,
-            ) and not self._over(visit):  # fmt: skip
-                return one
-        return await self.open(
+        use = (who, study, action, purpose, address, home, session)
+        visit = self._visits.get(self._uses.get(use, ""))
+        if visit is not None and not self._over(visit):
+            return visit.opening
+        opening = await self.open(
             who, study, action=action, purpose=purpose, address=address, home=home, session=session
         )
+        self._uses[use] = opening.id
+        if len(self._uses) > MAX_VISITS:
+            self._uses = {use: one for use, one in self._uses.items() if one in self._visits}
+        return opening
 
     async def close_opening(self, opening: Opening) -> None:
         """End an opening and put on record what was seen."""
@@ -647,6 +655,17 @@ class Gateway:
         )
         seed = sha256(f"{opening.who.id}|{opening.id}|{sop_uid}|{frame}".encode()).digest()
         return WatermarkText(lines, int.from_bytes(seed[:4]))
+
+    def _sight(self, who: Principal, purpose: Purpose) -> Sight:
+        """What this person may find; the rules are asked again when they have changed, or after a moment."""
+        made, sight = self._sights.get((who, purpose), (0.0, None))
+        policy = self._policies.current
+        if sight is None or sight.policy is not policy or monotonic() - made > FACTS_LAST_SECONDS:
+            sight = Sight(policy, who, purpose, self._clock.now(), self._identity.node_id)
+            if len(self._sights) >= MAX_SIGHTS:
+                self._sights.clear()
+            self._sights[(who, purpose)] = (monotonic(), sight)
+        return sight
 
     def _patient_asked(self, query: Query) -> str | None:
         """The pseudonym of the patient that a search names exactly, so that the log finds it by patient."""

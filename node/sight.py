@@ -14,12 +14,12 @@ ANY_STUDY = "*"
 
 
 class Sight:
-    """One person's view for one search. Every combination of grade, relationship and department is decided once."""
+    """One person's view at one moment. Every combination of grade, relationship and department is decided once."""
 
     def __init__(
         self, policy: CompiledPolicy, who: Principal, purpose: Purpose, now: datetime, node_id: str
     ) -> None:
-        self._policy = policy
+        self.policy = policy
         self._who = who
         self._purpose = purpose
         self._now = now
@@ -31,6 +31,11 @@ class Sight:
         verdicts = [self._decide(grade, True, None) for grade in Grade]
         refused = [verdict for verdict in verdicts if isinstance(verdict, Deny)]
         return refused[0] if len(refused) == len(verdicts) else None
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether everybody's studies may be found, in somebody's care or not."""
+        return self._grades(related=False) == frozenset(Grade)
 
     def visible(self, patients: frozenset[str]) -> Visible:
         """The condition: `patients` are those in this person's care."""
@@ -48,5 +53,5 @@ class Sight:
         if key not in self._verdicts:
             thing = Resource(ResourceKind.STUDY, ANY_STUDY, None, self._node_id, grade, department)
             request = Request(self._who, Action.SEARCH, thing, self._purpose, self._now)
-            self._verdicts[key] = decide(self._policy, request, Facts(relationship=related))
+            self._verdicts[key] = decide(self.policy, request, Facts(relationship=related))
         return self._verdicts[key]

@@ -1,9 +1,9 @@
 """TLS between members: our own short-lived leaf, and contexts that trust exactly the roster in force.
 
-As a server, every active member's authority is trusted; which of them a certificate belongs to is asked of
-`Members.identify` afterwards. As a client, exactly the called member's authority is trusted, and the leaf must
-bear its node id. A new roster makes new contexts, so nothing outlives a suspension but connections that are
-open already: those are asked again at every request.
+As a server, every listed member's authority is trusted; which of them a certificate belongs to, and whether that
+member is active, is asked of `Members.identify` afterwards. As a client, exactly the called member's authority is trusted, and the leaf must
+bear its node id. A new roster makes new contexts; connections that are open already are asked
+again at every request.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Channel:
         """For the peer listener. With `strangers` a client may also show no certificate at all (to join)."""
         key = (self._members.version, strangers, self.leaf())
         if key not in self._servers:
-            authorities = [member.tls_ca for member in self._members.others()]
+            authorities = [member.tls_ca for member in self._members.listed()]
             # Our own authority keeps the context mutual while the roster lists nobody else.
             context = server_context(self.leaf(), [*authorities, self._identity.authority_pem])
             if strangers:

@@ -29,6 +29,7 @@ from node.clock import Clock
 
 PEER: web.RequestKey[Member] = web.RequestKey("peer", Member)
 JOIN_PATH = f"{PREFIX}/join"
+ROSTER_PATH = f"{PREFIX}/roster"
 REPEAT_SECONDS = 60
 MAX_ADDRESSES = 1024
 
@@ -121,8 +122,10 @@ async def peers_only(request: web.Request, handler: Handler) -> web.StreamRespon
         try:
             request[PEER] = doorway.identify(request)
         except AccordError as error:
-            await doorway.refuse(request.remote or "", error)
-            raise
+            # A suspended member may still read the roster: that is how its node learns it, and sheds its copies.
+            if (request.path, error.code) != (ROSTER_PATH, "peer-suspended"):
+                await doorway.refuse(request.remote or "", error)
+                raise
     return await handler(request)
 
 

@@ -135,15 +135,14 @@ class Members:
 
     def others(self) -> tuple[Member, ...]:
         """Every other active member, the hub included; empty when no roster is in force."""
+        return tuple(member for member in self.listed() if member.status is Standing.ACTIVE)
+
+    def listed(self) -> tuple[Member, ...]:
+        """Every other member on the roster in force, suspended ones too; empty when none is in force."""
         try:
-            roster = self.current()
+            return tuple(member for member in self.current().members if member.id != self.node_id)
         except Unavailable:
             return ()
-        return tuple(
-            member
-            for member in roster.members
-            if member.id != self.node_id and member.status is Standing.ACTIVE
-        )
 
     def hub(self) -> Member | None:
         """The active member with the role of the hub."""

@@ -107,21 +107,27 @@ class Notices:
         while True:
             entries = await self._log.entries(after, ENTRIES_AT_ONCE)
             told = {EventKind.CONSENT_WITHDRAWN, EventKind.CONSENT_RECORDED}
-            patients = {entry.event.patient for entry in entries if entry.event.kind in told}
-            async with self._database.write() as tx:
-                over = (issued_grant.c.ends <= now) | issued_grant.c.patient.in_(patients - {None})
-                query = select(issued_grant).where(issued_grant.c.state == GrantState.ALIVE, over)
-                for row in (await tx.execute(query)).all():
-                    grant = await self._records.get(row.id, Grant, tx=tx)
-                    known = await self.directives(row.patient, tx)
-                    verdict = alive(grant, known, frozenset(), now)
-                    if isinstance(verdict, Deny):
-                        await self.end(tx, row, " ".join(verdict.reasons), "job:sweep")
-                if entries:
-                    after = entries[-1].index
-                    await self._log.advance(tx, CURSOR, after)
+            patients = {entry.event.patient for entry in entries if entry.event.kind in told} - {None}
+            over = (issued_grant.c.ends <= now) | issued_grant.c.patient.in_(patients)
+            query = select(issued_grant).where(issued_grant.c.state == GrantState.ALIVE, over)
+            async with self._database.read() as tx:
+                any_over = (await tx.execute(query.limit(1))).first() is not None
+            if entries or any_over:
+                async with self._database.write() as tx:
+                    for row in (await tx.execute(query)).all():
+                        await self._end_if_over(tx, row)
+                    if entries:
+                        after = entries[-1].index
+                        await self._log.advance(tx, CURSOR, after)
             if len(entries) < ENTRIES_AT_ONCE:
                 return
+
+    async def _end_if_over(self, tx: Tx, row: Any) -> None:
+        grant = await self._records.get(row.id, Grant, tx=tx)
+        known = await self.directives(row.patient, tx)
+        verdict = alive(grant, known, frozenset(), self._clock.now())
+        if isinstance(verdict, Deny):
+            await self.end(tx, row, " ".join(verdict.reasons), "job:sweep")
 
     async def end(self, tx: Tx, row: Any, words: str, actor: str) -> bool:
         """Mark one grant ended, on record; whether it was alive before."""

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from consent.errors import Invalid
 from federation.channel import Channel
-from federation.doorway import JOIN_PATH, peer_of, peers_only
+from federation.doorway import JOIN_PATH, ROSTER_PATH, peer_of, peers_only
 from federation.fields import RECORD_ID, PeerFields, read_object
 from federation.keys import (
     AUTHORITY,
@@ -148,7 +148,7 @@ async def report(request: web.Request) -> web.Response:
 
 
 MEMBER_ROUTES: list[web.RouteDef] = [
-    web.get(f"{PREFIX}/roster", roster),
+    web.get(ROSTER_PATH, roster),
     web.post(f"{PREFIX}/add-checkpoint", add_checkpoint),
     web.get(f"{PREFIX}/checkpoint", checkpoint),
 ]

@@ -79,7 +79,7 @@ async def test_device_certificate_of_a_member_is_refused(r: Region) -> None:
 async def test_open_connection_does_not_outlive_a_suspension(r: Region) -> None:
     """A connection from before the suspension is refused at its next request."""
     tls = context(r.a, r.b.node.identity)
-    url = f"{r.a.entry.url}{PREFIX}/roster"
+    url = f"{r.a.entry.url}{PREFIX}/checkpoint"
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
         async with session.get(url, ssl=tls, server_hostname="a-general") as response:
             assert response.status == 200

@@ -406,7 +406,7 @@ async def test_suspended_holder_is_cut_off_and_its_copies_end(r: Region) -> None
         await r.b.node.gateway.frame(opening, uid)
     assert await r.a.log.search(kind=EventKind.PEER_REFUSED)
 
-    await r.b.members.accept(r.hub.members.tokens, source="hub")
+    await r.b.following.refresh()
     await r.b.sweep()
 
     assert await held_state(r, sharing) is HeldState.SHREDDED

@@ -2,7 +2,7 @@
 
 Holds no step of the procedure (`ingest` does). The attributes object carries everything that the index needs to
 know the instance again without touching its pixels; a crash loses nothing, and a node that holds a copy of the
-pack reads it the same way. Format: docs/formats/study-pack.md.
+pack reads it the same way. Format: docs/formats/index.md.
 """
 
 from __future__ import annotations

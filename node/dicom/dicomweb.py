@@ -1,7 +1,7 @@
 """DICOMweb below /dicom-web: QIDO-RS here, WADO-RS in `wado`, STOW-RS in `stow`; ROUTES is the table of contents.
 
 Every answer goes through the gateway, every instance through ingest; who asks is established by the web kit. Errors
-become problem+json there. Conformance: docs/dicom-conformance.md.
+become problem+json there. What it offers: docs/formats/dicomweb.md.
 """
 
 from __future__ import annotations

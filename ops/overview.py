@@ -71,10 +71,6 @@ class MemberView:
     alarms: Mapping[str, int]
     counts: Mapping[str, int | None]
 
-    @property
-    def alarm_total(self) -> int:
-        return sum(self.alarms.values())
-
     def to_json(self) -> Json:
         return {
             "id": self.member.id,

@@ -27,9 +27,21 @@ from joserfc.jwk import OKPKey
 
 from consent.errors import Corrupt, Invalid
 
-MAX_TOKEN_BYTES = 4 * 1024 * 1024
+MAX_TOKEN_BYTES = 32 * 1024 * 1024
+"""Room for the manifest of a study with tens of thousands of instances. Doors have smaller bounds of their own."""
 MAX_DEPTH = 32
 CLOCK_SKEW_SECONDS = 120
+
+ALGORITHM = "Ed25519"
+
+
+class _Registry(jws.JWSRegistry):
+    """The library's own bound on a payload is smaller than a large study's manifest."""
+
+    max_payload_length = MAX_TOKEN_BYTES
+
+
+_REGISTRY = _Registry(algorithms=[ALGORITHM])
 
 Json = dict[str, Any]
 KeysOf = Callable[[str], tuple[Ed25519PublicKey, ...]]
@@ -104,8 +116,8 @@ def sign(
             "body": body.to_json(),
         }
     )
-    header = {"alg": "Ed25519", "typ": f"accord-{body.KIND}", "kid": key_id(key.public_key())}
-    token = jws.serialize_compact(header, payload, _private_jwk(key), algorithms=["Ed25519"])
+    header = {"alg": ALGORITHM, "typ": f"accord-{body.KIND}", "kid": key_id(key.public_key())}
+    token = jws.serialize_compact(header, payload, _private_jwk(key), registry=_REGISTRY)
     return Signed(record_id, issuer, issued, expires, body, token)
 
 
@@ -130,7 +142,7 @@ def verify(token: str, body_type: type[T], *, keys_of: KeysOf, now: datetime) ->
 def read(token: str, body_type: type[T], *, keys_of: KeysOf) -> Signed[T]:
     """As `verify`, for history: an expired statement is returned too."""
     header, payload, claims = peek(token)
-    if header.get("alg") != "Ed25519" or header.get("typ") != f"accord-{body_type.KIND}":
+    if header.get("alg") != ALGORITHM or header.get("typ") != f"accord-{body_type.KIND}":
         raise Invalid(f"Not a {body_type.KIND}: the header says something else.", code="wrong-kind")
     if claims.get("kind") != body_type.KIND:
         raise Invalid(f"Not a {body_type.KIND}.", code="wrong-kind")
@@ -207,7 +219,7 @@ def _check_signature(
         if header.get("kid") not in (None, key_id(key)):
             continue
         try:
-            verified = jws.deserialize_compact(token, _public_jwk(key), algorithms=["Ed25519"])
+            verified = jws.deserialize_compact(token, _public_jwk(key), registry=_REGISTRY)
         except (JoseError, ValueError):
             continue
         if verified.payload == payload:

@@ -99,19 +99,18 @@ def examine(
         raise _refused(
             [f"No device with the AE title {shown(calling)!r} is registered here."],
             "Register it: accord device add DIR --ae-title AET --address IP --certificate FILE",
+            "device-unknown",
         )
-    faults = [
-        fault
-        for fault in (
-            _called(called, own_ae_title),
-            _state(device),
-            _address(device, address),
-            _channel(device, certificate, tls),
-        )
-        if fault
-    ]
+    examined = {
+        "device-called": _called(called, own_ae_title),
+        "device-state": _state(device),
+        "device-address": _address(device, address),
+        "device-channel": _channel(device, certificate, tls),
+    }
+    faults = {code: fault for code, fault in examined.items() if fault}
     if faults:
-        raise _refused([words for words, _ in faults], " ".join(mend for _, mend in faults))
+        mend = " ".join(mend for _, mend in faults.values())
+        raise _refused([words for words, _ in faults.values()], mend, next(iter(faults)))
     return device
 
 
@@ -177,8 +176,9 @@ def check_plain_reason(reason: str) -> str:
     return reason.strip()
 
 
-def _refused(faults: list[str], mend: str) -> Denied:
-    return Denied(" ".join(faults), reasons=tuple(faults), mend=mend, code="device-refused")
+def _refused(faults: list[str], mend: str, code: str) -> Denied:
+    """`code` names the first thing that was wrong: one kind of refusal must not hide another in counters and log."""
+    return Denied(" ".join(faults), reasons=tuple(faults), mend=mend, code=code)
 
 
 def _called(called: str, own_ae_title: str) -> tuple[str, str] | None:

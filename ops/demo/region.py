@@ -142,10 +142,12 @@ async def _people(region: Region, site: Site) -> None:
 
 
 async def _join(region: Region) -> None:
-    for site in region.hospitals:
+    async def one(site: Site) -> None:
         invitation = region.folder / f"{site.id}.accord"
         await accord("hub", "invite", region.hub.folder, "--out", invitation, "--note", site.name)
         await accord("join", site.folder, invitation)
+
+    await asyncio.gather(*(one(site) for site in region.hospitals))
 
 
 def settings_of(site: Site) -> Settings:

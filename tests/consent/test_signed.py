@@ -12,7 +12,7 @@ from hypothesis import strategies as some
 
 from consent.approvals import Approval, Voice
 from consent.errors import AccordError, Corrupt, Invalid
-from consent.policy import Policy
+from consent.policy import Parameters, Policy
 from consent.signed import canonical_json, parse_json, sign, verify
 from consent.vocabulary import Role
 from tests.support.consents import ABROAD, HOME, NOW, key_of, keys_of
@@ -107,3 +107,11 @@ def test_hostile_json_is_invalid(data: bytes) -> None:
     """Duplicate keys, other values than objects, NaN and depth are refused, never a crash."""
     with pytest.raises(Invalid):
         parse_json(data)
+
+
+def test_a_statement_of_many_megabytes_can_be_signed_and_verified() -> None:
+    """A study's manifest is larger than what web tokens are usually bounded to."""
+    body = Policy("// " + "x" * 200_000, Parameters())
+    signed = sign(body, record_id="r-2", issuer=HOME, key=key_of(HOME), issued=NOW, expires=None)
+
+    assert verify(signed.token, Policy, keys_of=keys_of, now=NOW).digest == signed.digest

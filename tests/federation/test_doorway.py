@@ -6,10 +6,10 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
 from consent.errors import Denied, Invalid, NotFound, Unavailable
 from consent.vocabulary import EventKind
@@ -18,11 +18,20 @@ from node.identity import Identity, client_context
 from tests.federation.conftest import identity_of
 from tests.support.region import Hospital, Region, region
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-@pytest.fixture
-async def r(tmp_path: Path) -> AsyncIterator[Region]:
-    async with region(tmp_path, nodes=("a-general", "b-central")) as built:
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Region]:
+    async with region(tmp_path_factory.mktemp("region"), nodes=("a-general", "b-central")) as built:
         yield built
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def r(shared: Region) -> AsyncIterator[Region]:
+    """One region serves the whole module; what a test broke is mended after it."""
+    yield shared
+    await shared.restore()
 
 
 def context(target: Hospital, identity: Identity | None, *, device: bool = False) -> ssl.SSLContext:
@@ -42,9 +51,10 @@ async def status(target: Hospital, tls: ssl.SSLContext, path: str = f"{PREFIX}/r
         return response.status
 
 
-async def refusals(target: Hospital) -> list[str]:
+async def refusals(r: Region, target: Hospital) -> list[str]:
+    """Why others were refused since the test began (the clock moves on between tests)."""
     for _ in range(100):
-        found = await target.log.search(kind=EventKind.PEER_REFUSED)
+        found = await target.log.search(kind=EventKind.PEER_REFUSED, since=r.clock.now())
         if found:
             return [entry.event.reason for entry in found]
         await asyncio.sleep(0.02)
@@ -58,7 +68,7 @@ async def test_unlisted_node_is_refused_and_on_record(r: Region) -> None:
     for target in (r.a, r.b):
         with pytest.raises(aiohttp.ClientError):
             await status(target, context(target, stranger))
-        assert any("not under the authority" in words for words in await refusals(target))
+        assert any("not under the authority" in words for words in await refusals(r, target))
 
 
 @pytest.mark.requirement("E1", "T2")
@@ -72,7 +82,7 @@ async def test_caller_without_a_certificate_is_refused(r: Region) -> None:
 async def test_device_certificate_of_a_member_is_refused(r: Region) -> None:
     """A modality's certificate, though under B's authority, does not speak for B."""
     assert await status(r.a, context(r.a, r.b.node.identity, device=True)) == 403
-    assert any("not its node's own" in words for words in await refusals(r.a))
+    assert any("not its node's own" in words for words in await refusals(r, r.a))
 
 
 @pytest.mark.requirement("E1")
@@ -98,7 +108,7 @@ async def test_caller_refuses_a_server_that_is_not_the_member(r: Region) -> None
     with pytest.raises(Denied) as caught:
         await r.b.client.get("a-general", f"{PREFIX}/roster")
     assert caught.value.code == "peer-certificate"
-    assert any("pins" in words for words in await refusals(r.b))
+    assert any("pins" in words for words in await refusals(r, r.b))
 
 
 @pytest.mark.requirement("E1")
@@ -207,9 +217,9 @@ async def test_scan_does_not_flood_the_log(r: Region) -> None:
     tls = context(r.a, r.b.node.identity, device=True)
     for _ in range(50):
         assert await status(r.a, tls) == 403
-    assert len(await refusals(r.a)) == 1
+    assert len(await refusals(r, r.a)) == 1
     r.clock.tick(seconds=61)
     await status(r.a, tls)
 
-    entries = await r.a.log.search(kind=EventKind.PEER_REFUSED)
+    entries = await r.a.log.search(kind=EventKind.PEER_REFUSED, limit=2)
     assert [entry.event.detail["unlogged_before"] for entry in entries] == [49, 0]

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from consent.directives import Directive
 from consent.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
@@ -23,10 +24,20 @@ from tests.support.region import Region, Sharing, region
 PAIR = ("a-general", "b-central")
 
 
-@pytest.fixture
-async def r(tmp_path: Path) -> AsyncIterator[Region]:
-    async with region(tmp_path, nodes=PAIR) as built:
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Region]:
+    async with region(tmp_path_factory.mktemp("region"), nodes=PAIR) as built:
         yield built
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def r(shared: Region) -> AsyncIterator[Region]:
+    """One region serves the whole module; what a test broke is mended after it."""
+    yield shared
+    await shared.restore()
 
 
 async def opened(r: Region, sharing: Sharing) -> tuple[Opening, str]:
@@ -56,7 +67,7 @@ async def test_study_is_asked_for_granted_fetched_and_viewed(r: Region) -> None:
         frame = await r.b.node.gateway.frame(opening, uid)
         assert frame.content
 
-    released = await r.a.log.search(kind=EventKind.LEASE_RELEASED)
+    released = await r.a.log.search(kind=EventKind.LEASE_RELEASED, study=sharing.study)
     assert {entry.event.actor for entry in released} == {f"person:{sharing.asker.id}@b-central"}
     assert len({entry.event.detail["opening"] for entry in released}) == 2
     (held,) = await r.b.holdings.held(sharing.asker)
@@ -66,7 +77,7 @@ async def test_study_is_asked_for_granted_fetched_and_viewed(r: Region) -> None:
 
 
 @pytest.mark.requirement("E3")
-async def test_no_patient_identifier_of_a_request_lies_in_either_database(r: Region, tmp_path: Path) -> None:
+async def test_no_patient_identifier_of_a_request_lies_in_either_database(r: Region) -> None:
     """What names the patient in a request travels and lies in envelopes only."""
     instances = study(name="named", patient_id="PID-7788-XYZ", accession_number="ACC-5566-QRS")
     await r.a.node.store(*instances)
@@ -77,7 +88,7 @@ async def test_no_patient_identifier_of_a_request_lies_in_either_database(r: Reg
     await r.b.asking.ask(asker, home="a-general", particulars=particulars)
 
     planted = [b"PID-7788-XYZ", b"ACC-5566-QRS", b"reason-with-a-name"]
-    for path in tmp_path.rglob("*"):
+    for path in r.a.node.path.parent.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
             assert not [word for word in planted if word in content], path.name
@@ -105,7 +116,7 @@ async def test_asking_for_an_unknown_study_tells_nothing(r: Region) -> None:
     await r.b.asking.deliver()
 
     assert (await r.b.asking.asked(asker))[0].state is RequestState.WAITING
-    (entry,) = await r.a.log.search(kind=EventKind.STUDY_REQUESTED)
+    (entry,) = await r.a.log.search(kind=EventKind.STUDY_REQUESTED, limit=1)
     assert entry.event.outcome is Outcome.REFUSED
     with pytest.raises(NotFound):
         await r.a.incoming.one(asked.id)
@@ -123,7 +134,7 @@ async def test_only_who_treats_the_patient_sees_and_grants_the_request(r: Region
     assert [one.id for one in await r.a.incoming.incoming(owner)] == [request]
     with pytest.raises(Denied):
         await r.a.grants.issue(stranger, request)
-    assert await r.a.log.search(kind=EventKind.ACCESS_REFUSED)
+    assert await r.a.log.search(kind=EventKind.ACCESS_REFUSED, patient=patient)
 
 
 @pytest.mark.requirement("E2", "E3")
@@ -248,14 +259,14 @@ async def test_byte_flipped_at_the_sender_is_found_before_the_copy_counts(r: Reg
     with pytest.raises(Corrupt):
         await r.b.fetching.fetch(sharing.grant.id)
 
-    (entry,) = await r.b.log.search(kind=EventKind.INTEGRITY_FAILED)
+    (entry,) = await r.b.log.search(kind=EventKind.INTEGRITY_FAILED, study=sharing.study)
     assert entry.event.detail["where"] == "transfer"
     assert not r.b.pack("a-general", sharing.study).exists()
     with pytest.raises(NotFound):
         await r.b.node.gateway.open(sharing.asker, sharing.study, home="a-general")
     await r.b.fetching.fetch_waiting()
     await r.b.fetching.fetch_waiting()
-    assert await r.b.holdings.waiting(3) == ()
+    assert sharing.grant.id not in await r.b.holdings.waiting(3)
 
 
 @pytest.mark.requirement("C3", "E4")
@@ -269,7 +280,7 @@ async def test_byte_flipped_on_the_holders_disk_is_never_shown(r: Region) -> Non
 
     with pytest.raises(Corrupt):
         await r.b.node.gateway.frame(opening, uid)
-    assert await r.b.log.search(kind=EventKind.INTEGRITY_FAILED)
+    assert await r.b.log.search(kind=EventKind.INTEGRITY_FAILED, study=sharing.study)
 
 
 @pytest.mark.requirement("V1", "T2")
@@ -303,7 +314,7 @@ async def test_expired_grant_ends_at_the_next_frame_and_the_copy_is_shredded(r: 
 
     assert await held_state(r, sharing) is HeldState.SHREDDED
     assert not r.b.pack("a-general", sharing.study).exists()
-    (entry,) = await r.a.log.search(kind=EventKind.SHRED_RECEIPT_RECEIVED)
+    (entry,) = await r.a.log.search(kind=EventKind.SHRED_RECEIPT_RECEIVED, study=sharing.study)
     assert entry.event.detail["grant"] == sharing.grant.id
     assert entry.event.detail["method"] == "overwritten and removed"
     (issued,) = await r.a.grants.issued(sharing.owner)
@@ -322,7 +333,7 @@ async def test_revoked_grant_ends_at_once_also_at_the_holder(r: Region) -> None:
     with pytest.raises((Denied, NotFound)):
         await r.b.node.gateway.frame(opening, uid)
     assert not r.b.pack("a-general", sharing.study).exists()
-    assert await r.a.log.search(kind=EventKind.SHRED_RECEIPT_RECEIVED)
+    assert await r.a.log.search(kind=EventKind.SHRED_RECEIPT_RECEIVED, study=sharing.study)
     with pytest.raises(Conflict):
         await r.a.grants.revoke(sharing.owner, sharing.grant.id, "again")
 
@@ -331,7 +342,7 @@ async def test_revoked_grant_ends_at_once_also_at_the_holder(r: Region) -> None:
 async def test_withdrawn_consent_ends_every_grant_within_a_sweep(r: Region) -> None:
     """From the moment of withdrawal no lease is released; the next sweep ends the copies at the holder."""
     sharing = await r.share()
-    other = await r.share(name="study-1b", patient_id="P-0002")
+    other = await r.share()
     await r.a.consents.withdraw(sharing.owner, sharing.consent, "patient called")
 
     with pytest.raises(Denied, match="withdrew"):
@@ -340,7 +351,7 @@ async def test_withdrawn_consent_ends_every_grant_within_a_sweep(r: Region) -> N
 
     assert await held_state(r, sharing) is HeldState.SHREDDED
     assert await held_state(r, other) is HeldState.HELD
-    (revoked,) = await r.a.log.search(kind=EventKind.GRANT_REVOKED)
+    (revoked,) = await r.a.log.search(kind=EventKind.GRANT_REVOKED, study=sharing.study)
     assert "withdrew" in revoked.event.reason
     assert not r.b.pack("a-general", sharing.study).exists()
 
@@ -391,7 +402,7 @@ async def test_copy_is_shredded_at_its_end_though_the_home_is_away(r: Region) ->
 
     r.a.wire.mend()
     await r.b.sweep()
-    assert await r.a.log.search(kind=EventKind.SHRED_RECEIPT_RECEIVED)
+    assert await r.a.log.search(kind=EventKind.SHRED_RECEIPT_RECEIVED, study=sharing.study)
 
 
 @pytest.mark.requirement("E1", "E4")
@@ -444,13 +455,12 @@ async def test_another_person_of_the_holder_is_refused(r: Region) -> None:
 @pytest.mark.requirement("E3")
 async def test_who_does_not_treat_patients_may_not_ask(r: Region) -> None:
     """Asking other hospitals for images is for clinicians; each attempt is on record."""
-    roles = (Role.ADMINISTRATOR, Role.RESEARCHER, Role.SECURITY_OFFICER)
-    for role in roles:
-        person = Principal("someone", role, "Someone", "b-central")
+    for role in (Role.ADMINISTRATOR, Role.RESEARCHER, Role.SECURITY_OFFICER):
+        person = Principal(f"a-{role}", role, "Someone", "b-central")
         particulars = Particulars("x", "why", study_instance_uid="1.2.3")
         with pytest.raises(Denied):
             await r.b.asking.ask(person, home="a-general", particulars=particulars)
-    assert len(await r.b.log.search(kind=EventKind.ACCESS_REFUSED)) == len(roles)
+        assert await r.b.log.search(kind=EventKind.ACCESS_REFUSED, actor=person.actor)
 
 
 async def test_request_must_name_a_study_and_a_member(r: Region) -> None:

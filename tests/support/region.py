@@ -6,8 +6,9 @@ wants (`await r.b.sweep()`) and moves `r.clock`. In front of each node is a `Wir
 
 from __future__ import annotations
 
+import itertools
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -139,6 +140,7 @@ class Region:
     clock: FakeClock
     hub: HubNode
     hospitals: dict[str, Hospital]
+    studies: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     @property
     def a(self) -> Hospital:
@@ -157,10 +159,24 @@ class Region:
         for hospital in self.hospitals.values():
             await hospital.following.refresh()
 
+    async def restore(self) -> None:
+        """Make whole what a test broke, so that the next may use the same region."""
+        for member in (self.hub, *self.hospitals.values()):
+            member.wire.mend()
+            member.wire.target = member.listener.port
+        for hospital in self.hospitals.values():
+            await self.hub.authority.reinstate(hospital.id, by="person:op@hub", reason="end of the test")
+        self.clock.tick(minutes=2)
+        await self.hub.authority.renew()
+        await self.refresh()
+
     async def store(
-        self, name: str = "study-1", slices: int = 3, **more: object
+        self, name: str = "", slices: int = 3, **more: object
     ) -> tuple[str, str, Principal, tuple[Instance, ...]]:
-        """Store a study at A; return its pseudonym, its patient's, who treats the patient, and the instances."""
+        """Store a study at A, of a patient of its own unless named; return its pseudonym, its patient's, who treats
+        the patient, and the instances."""
+        name = name or f"study-{next(self.studies)}"
+        more.setdefault("patient_id", f"P-{name}")
         instances = study(name=name, slices=slices, **more)
         receipts = await self.a.node.store(*instances)
         row = await self.a.node.index.study(receipts[0].study)
@@ -190,7 +206,7 @@ class Region:
     async def share(
         self,
         *,
-        name: str = "study-1",
+        name: str = "",
         slices: int = 3,
         lasts: timedelta | None = None,
         rights: frozenset[Right] = frozenset({Right.VIEW}),

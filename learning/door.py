@@ -125,15 +125,15 @@ class FleetDoor:
         """Answer one call of a site. Raises Denied for what a supernode has no business with."""
         if request.path not in PASSED or request.method != "POST":
             raise Denied("Only a learning site's own calls pass here.", code="fleet-only")
-        if self._target is None:
-            raise Unavailable("No training is offered now.", code="learning-idle")
         body, headers = await request.read(), _kept(request.headers)
         until = monotonic() + HOLD_SECONDS
         while True:
+            if self._target is None:
+                raise Unavailable("No training is offered now.", code="learning-idle")
             base, context = self._target
             answer = await self._forwarder.post(base + request.path, body, headers, context, None)
             idle = request.path == PULL and answer.status == 200 and not answer.body
-            if not idle or not self._holding() or monotonic() > until or self._target is None:
+            if not idle or not self._holding() or monotonic() > until:
                 return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
             await asyncio.sleep(LOOK_SECONDS)
 

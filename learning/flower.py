@@ -10,9 +10,11 @@ deadline and says what to do.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 import httpx
 from flwr.app import Context, Message
@@ -96,6 +98,7 @@ REFUSED_CODE = 201
 """Our error code in a reply: a site's refusal, whose reason is one of the fixed words."""
 
 HEARTBEAT_SECONDS = 10.0
+MESSAGE_SECONDS = 30.0
 COMPLETED, FAILED = "completed", "failed"
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 
@@ -163,9 +166,14 @@ class SiteTask:
     """One message that a supernode holds for this site: claimed, alive by heartbeats, answered once."""
 
     def __init__(self, client: RuntimeHttpClient) -> None:
+        """Fetch the message. Raises Unavailable when the supernode does not hand it over."""
         self._client = client
         self._heartbeat = Heartbeat(client)
-        self.message, self.context, self.run, fab = pull_task_input(client)
+        try:
+            self.message, self.context, self.run, fab = pull_task_input(_Patient(client))
+        except (httpx.HTTPError, RuntimeError) as error:
+            self.abandon()
+            raise Unavailable(f"The supernode's message cannot be read ({type(error).__name__}).") from error
         self.bundle_digest = sha256(fab.content).hexdigest()
 
     @property
@@ -196,6 +204,24 @@ class SiteTask:
             )
         finally:
             self.abandon()
+
+
+class _Patient:
+    """A runtime client that waits for the message: a supernode offers the task just before it has stored it."""
+
+    def __init__(self, client: RuntimeHttpClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def PullMessages(self, request: Any) -> Any:  # noqa: N802 (Flower's name)
+        end = time.monotonic() + MESSAGE_SECONDS
+        while True:
+            answer = self._client.PullMessages(request)
+            if answer.messages_list or time.monotonic() > end:
+                return answer
+            time.sleep(0.02)
 
 
 class SiteRuntime:

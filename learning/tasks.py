@@ -6,6 +6,7 @@ site on its own, so the comparison differs in nothing but the federation. A GPU 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import monotonic
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 
 from learning.dataset import Examples
 from learning.networks import POOLED_SIDE, Vector, declared_arrays, initial_vector, split_vector
-from learning.plans import Network, TrainingPlan
+from learning.plans import Network, Training, TrainingPlan
 
 MEASURE_BATCH = 512
 
@@ -67,18 +68,33 @@ def train(
     load_vector(network, plan, vector)
     images, labels = _tensors(examples, held_out=False)
     training = plan.training
-    optimiser = torch.optim.SGD(network.parameters(), training.learning_rate, momentum=training.momentum)
+    parameters = list(network.parameters())
+    momenta = [torch.zeros_like(parameter) for parameter in parameters]
     network.train()
     total = 0.0
     for _ in range(epochs):
         total = 0.0
         for batch in torch.randperm(len(labels), device=labels.device).split(training.batch_size):
-            optimiser.zero_grad()
             loss = nn.functional.cross_entropy(network(images[batch]), labels[batch])
-            loss.backward()
-            optimiser.step()
+            _descend(parameters, momenta, torch.autograd.grad(loss, parameters), plan.training)
             total += loss.item() * len(batch)
     return vector_of(network, plan), total / max(1, len(labels))
+
+
+@torch.no_grad()
+def _descend(
+    parameters: Sequence[nn.Parameter],
+    momenta: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    training: Training,
+) -> None:
+    """One step of gradient descent with momentum, as torch.optim.SGD does it.
+
+    Written out because the first optimiser that torch.optim makes loads its compiler: seconds in every trainer.
+    """
+    for parameter, momentum, gradient in zip(parameters, momenta, gradients, strict=True):
+        momentum.mul_(training.momentum).add_(gradient)
+        parameter.sub_(momentum, alpha=training.learning_rate)
 
 
 @torch.no_grad()

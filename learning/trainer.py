@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo  # loaded by the first optimiser: seconds that every child would pay again
 
 from learning import tasks
 from learning.channel import Channel, Closed, Message

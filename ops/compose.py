@@ -239,6 +239,7 @@ async def build_node(foundation: Foundation) -> Node:
             ],
             services=services,
             nav=(*node_api.NAV, *federation_api.NAV, *(training.nav if training else ())),
+            boxes=federation_api.BOXES,
             name=base.settings.node.name,
             metrics=metrics,
         ),

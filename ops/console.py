@@ -74,13 +74,25 @@ def speaks(command: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
-        except AccordError as error:
-            raise fail(error, as_json=bool(kwargs.get("as_json"))) from error
-        except PermissionError as error:
-            denied = Denied(f"No permission: {error.filename}.", mend="Run as the owner of this folder.")
-            raise fail(denied, as_json=bool(kwargs.get("as_json"))) from error
-        except OSError as error:
-            failed = Unavailable(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ") + ".")
-            raise fail(failed, as_json=bool(kwargs.get("as_json"))) from error
+        except (AccordError, OSError, ExceptionGroup) as error:
+            known = _known(error)
+            if known is None:
+                raise
+            raise fail(known, as_json=bool(kwargs.get("as_json"))) from error
 
     return wrapped
+
+
+def _known(error: Exception) -> AccordError | None:
+    """The family that an exception is of, or None. A task group's is that of the first of what ended it."""
+    match error:
+        case AccordError():
+            return error
+        case PermissionError():
+            return Denied(f"No permission: {error.filename}.", mend="Run as the owner of this folder.")
+        case OSError():
+            return Unavailable(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ") + ".")
+        case ExceptionGroup():
+            families = [_known(one) for one in error.exceptions]
+            return families[0] if all(families) else None
+    return None

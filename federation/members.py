@@ -97,7 +97,7 @@ class Members:
         if self._accepted.signed.expired(self._clock.now()):
             raise Unavailable(
                 f"Roster version {self.version} has expired, so no member can be trusted.",
-                mend="Check the connection to the hub and both clocks; the hub signs a new roster daily.",
+                mend="Check the connection to the hub and both clocks; the hub renews its roster by itself.",
                 code="roster-expired",
             )
         return self._accepted.roster

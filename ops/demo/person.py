@@ -17,9 +17,7 @@ class Refused(Exception):
     """The server said no: `status` and the problem document (RFC 9457)."""
 
     def __init__(self, status: int, problem: dict[str, Any]) -> None:
-        super().__init__(
-            f"{status} {problem.get('detail') or problem.get('title')} {problem.get('reasons') or ''}"
-        )
+        super().__init__(f"{status} {problem.get('detail') or problem.get('title')}")
         self.status = status
         self.problem = problem
 

@@ -20,10 +20,10 @@ from ops.demo.wire import Wire
 
 LEASE_SECONDS = 6.0
 FAST = {
-    "intervals__roster_seconds": 1.0,
+    "intervals__roster_seconds": 2.0,
     "intervals__checkpoint_seconds": 2.0,
-    "intervals__sweep_seconds": 0.5,
-    "intervals__report_seconds": 2.0,
+    "intervals__sweep_seconds": 1.0,
+    "intervals__report_seconds": 3.0,
 }
 """A story of minutes cannot wait for the intervals of a hospital's day."""
 

@@ -42,7 +42,8 @@ class Report:
         self, name: str, requirements: tuple[str, ...], body: Callable[[], Awaitable[str]]
     ) -> bool:
         """Run one step and print how it went."""
-        out.print(f"  …    {name}", end="\r", markup=False)
+        if out.is_terminal:
+            out.print(f"  …             {name}", end="\r", markup=False)
         started = perf_counter()
         try:
             detail, ok = await body(), True

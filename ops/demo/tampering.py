@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -75,8 +76,10 @@ async def _verification(story: Story) -> str:
     try:
         checked = await accord("log", "verify", story.c.folder)
     except Unavailable as error:
-        hold("failed" in error.message, error.message)
-        return "names the altered entry" if "entry" in error.message else error.message[-120:]
+        found = re.search(r"Entry \d+ was altered[^\"]*", error.message)
+        if found is None:
+            raise NotHeld(f"the check failed without naming the entry: {error.message[-200:]}") from error
+        return found[0]
     raise NotHeld(f"the altered log verifies: {checked}")
 
 

@@ -132,7 +132,7 @@ class Ingest:
             self._decide(named, source.principal).or_raise()
             duplicate = await self._store_once(arrival, attributes, named, source)
         except (Denied, Invalid, Conflict) as error:
-            await self._refused(error, source)
+            await self.refused(error, source)
             raise
         return Receipt(
             named.study,
@@ -143,6 +143,18 @@ class Ingest:
             attributes.study_instance_uid,
             attributes.series_instance_uid,
         )
+
+    async def refused(self, error: AccordError, source: Source) -> None:
+        """Put on record what was refused, here or at a door before it became an arrival."""
+        event = Event(
+            EventKind.INSTANCE_REFUSED,
+            source.principal.actor,
+            Outcome.REFUSED,
+            address=source.address or None,
+            reason=error.message,
+            detail={"channel": source.channel, "code": error.code},
+        )
+        await self._log.record(event)
 
     async def flushed(self) -> None:
         """Return when every instance acknowledged so far is in the index and the log. Raises Unavailable."""
@@ -300,17 +312,6 @@ class Ingest:
             if not self._studies[old].storing and not self._flusher.behind(old):
                 del self._studies[old]
         return study
-
-    async def _refused(self, error: AccordError, source: Source) -> None:
-        event = Event(
-            EventKind.INSTANCE_REFUSED,
-            source.principal.actor,
-            Outcome.REFUSED,
-            address=source.address or None,
-            reason=error.message,
-            detail={"channel": source.channel, "code": error.code},
-        )
-        await self._log.record(event)
 
 
 def _require_patient(study: _Study, patient: str, attributes: Attributes) -> None:

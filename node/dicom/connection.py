@@ -363,14 +363,18 @@ class Connection(asyncio.BufferedProtocol):
             for proposal, answer in zip(request.contexts, answers, strict=True)
             if answer.result == Result.ACCEPTANCE
         }
-        await self._log.record(
-            Deed(
-                EventKind.ASSOCIATION_ACCEPTED,
-                principal.actor,
-                address=self._address,
-                detail={"tls": self._tls, "contexts": len(accepted)},
-            )
+        accepting = Deed(
+            EventKind.ASSOCIATION_ACCEPTED,
+            principal.actor,
+            address=self._address,
+            detail={"tls": self._tls, "contexts": len(accepted)},
         )
+        try:
+            await self._log.record(accepting)
+        except AccordError as error:  # what cannot be put on record does not happen: a full disk, mostly
+            _logger.warning("dicom_not_on_record", error=error.message)
+            self._reject(TEMPORARY_CONGESTION)
+            return
         if self._association.state is not State.STA3_AWAITING_LOCAL_ANSWER:
             return
         view.admitted = True

@@ -108,10 +108,13 @@ class Listener:
                 connection.close()
                 self._refused(code, "Too many connections are open.", address)
             else:
-                self._spawn(self._greet(connection, address), "dicom-greet")
+                # Counted now: in a flood many are accepted before the first task runs.
+                counted = contextlib.ExitStack()
+                counted.enter_context(self._gate.connected(address))
+                self._spawn(self._greet(connection, address, counted), "dicom-greet")
 
-    async def _greet(self, connection: socket.socket, address: str) -> None:
-        """Shake hands and keep the connection in the count until it is closed."""
+    async def _greet(self, connection: socket.socket, address: str, counted: contextlib.ExitStack) -> None:
+        """Shake hands; keep the connection in the count until it is closed."""
         made: Connection | None = None
 
         def make() -> Connection:
@@ -119,7 +122,7 @@ class Listener:
             made = Connection(self._gate, self._log, self._spawn, address, tls=self._tls is not None)
             return made
 
-        with self._gate.connected(address):
+        with counted:
             try:
                 await self._hand_over(connection, make)
             except asyncio.CancelledError:

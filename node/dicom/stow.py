@@ -95,6 +95,8 @@ async def store(request: web.Request, study_uid: str) -> tuple[int, dict[str, An
         except (Invalid, TimeoutError) as error:
             broken = error  # the parts that came whole are finished first
     if broken is not None:
+        if isinstance(broken, Invalid):
+            await ingest.refused(broken, source)
         raise broken
     if not outcome.stored and not outcome.failed:
         raise Invalid("There is no instance in this request.", mend="Send at least one DICOM file.")
@@ -108,7 +110,11 @@ async def _store_one(
 ) -> None:
     head: Part10 | None = None
     try:
-        head = read_part10(data)
+        try:
+            head = read_part10(data)
+        except Invalid as error:
+            await ingest.refused(error, source)
+            raise
         arrival = await asyncio.to_thread(_arrival, head, data, study_uid)
         outcome.stored.append((head, await ingest.receive(arrival, source)))
     except AccordError as error:

@@ -156,3 +156,4 @@ class EventKind(StrEnum):
     GRANT_ENDED = "GrantEnded"
     DEVICE_CHANGED = "DeviceChanged"
     TOKEN_REVOKED = "TokenRevoked"
+    MEMBER_INVITED = "MemberInvited"

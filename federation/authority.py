@@ -90,9 +90,9 @@ class Authority:
         await self._members.load()
 
     async def invite(
-        self, hub: Member, *, note: str = "", hours: float = INVITATION_HOURS
+        self, hub: Member, *, note: str = "", hours: float = INVITATION_HOURS, by: str = "system"
     ) -> Signed[Invitation]:
-        """Make an invitation for one node; its token is the file to hand over."""
+        """Make an invitation for one node; its token is the file to hand over. On record, without the code."""
         now = self._clock.now()
         code = secrets.token_urlsafe(32)
         invitation = sign(
@@ -112,6 +112,15 @@ class Authority:
                     expires=invitation.expires,
                     used_by=None,
                 )
+            )
+            await self._log.append(
+                tx,
+                Event(
+                    EventKind.MEMBER_INVITED,
+                    by,
+                    reason=note,
+                    detail={"invitation": invitation.id, "hours": hours},
+                ),
             )
         return invitation
 

@@ -176,7 +176,7 @@ async def _changes(request: web.Request) -> AsyncIterator[StreamEvent]:
 async def _invite(request: web.Request, note: str, hours: float) -> Signed[Invitation]:
     members = request.app[MEMBERS]
     own = members.current().by_id[members.node_id]
-    return await request.app[AUTHORITY].invite(own, note=note, hours=hours)
+    return await request.app[AUTHORITY].invite(own, note=note, hours=hours, by=current_person(request).actor)
 
 
 async def _change(request: web.Request) -> tuple[Principal, str, str]:

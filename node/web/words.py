@@ -87,6 +87,7 @@ WORDS: Final[dict[Enum, str]] = {
     EventKind.LEASE_REFUSED: N_("Key lease refused"),
     EventKind.COPY_SHREDDED: N_("Copy destroyed"),
     EventKind.SHRED_RECEIPT_RECEIVED: N_("Destruction receipt received"),
+    EventKind.MEMBER_INVITED: N_("Member invited"),
     EventKind.MEMBER_JOINED: N_("Member joined"),
     EventKind.ROSTER_ACCEPTED: N_("Roster accepted"),
     EventKind.ROSTER_REFUSED: N_("Roster refused"),

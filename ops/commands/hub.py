@@ -90,7 +90,7 @@ def invite(
     async def run() -> str:
         async with opened(folder) as base:
             authority, own = await build_authority(base)
-            return (await authority.invite(own, note=note, hours=hours)).token
+            return (await authority.invite(own, note=note, hours=hours, by=operator())).token
 
     token = asyncio.run(run())
     out.touch(mode=0o600)

@@ -1,6 +1,6 @@
 """Copies that this hospital holds of other hospitals' studies: taken under a grant, obeying it, and shredded with it.
 
-Holds the table of held grants and their life: granted → held → ended → shredded. A grant ends when its home says so,
+The life of a held grant (`held` has its table): granted → held → ended → shredded. A grant ends when its home says so,
 when it has run out, or when its home or this hospital is suspended; then its keys are forgotten, the copy is overwritten
 and removed (unless another living grant keeps it), and a signed receipt goes to the home until it has been taken.
 Fetching and verifying the pack is `fetching`; keys are `leased_keys`. Decisions are the gateway's.
@@ -11,14 +11,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from sqlalchemy import BigInteger, Column, Integer, String, Table, Text, insert, select, update
+from sqlalchemy import insert, select, update
 
 from consent.decision import Deny, Facts
 from consent.directives import Directive
@@ -30,75 +27,26 @@ from consent.vocabulary import EventKind, Purpose
 from federation.asking import Asking
 from federation.client import PeerClient
 from federation.fields import RECORD_ID, read_object
+from federation.held import LIVING, HeldState, HeldStudy, held_grant, received_event, shredded_event
 from federation.members import Members
 from federation.protocol import MAX_GRANTS_ASKED, PREFIX, GrantEnded, Json, ShredReceipt
 from federation.roster import Member
 from node.audit.event import Event
 from node.audit.log import Log
 from node.clock import Clock
-from node.database import Database, UtcDateTime, metadata
+from node.database import Database
 from node.identity import Identity
 from node.records import Records
 from node.vault.blobs import FileBlobs
 from node.vault.manifest import Manifest
 from node.vault.pack import pack_name
 
+__all__ = ["LIVING", "HeldState", "HeldStudy", "Holdings"]
+
 MAX_LISTED = 500
 OVERWRITTEN = "overwritten and removed"
 NEVER_HELD = "no copy was held"
 KEPT_ELSEWHERE = "another living grant keeps the copy"
-
-
-class HeldState(StrEnum):
-    """How a grant stands at its holder."""
-
-    GRANTED = "granted"
-    HELD = "held"
-    ENDED = "ended"
-    SHREDDED = "shredded"
-
-
-LIVING = (HeldState.GRANTED, HeldState.HELD)
-
-held_grant = Table(
-    "held_grant",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("home", String(32), nullable=False),
-    Column("study", String(40), nullable=False, index=True),
-    Column("person", String(120), nullable=False),
-    Column("request", String(32), nullable=False),
-    Column("state", String(16), nullable=False, index=True),
-    Column("received", UtcDateTime, nullable=False),
-    Column("expires", UtcDateTime, nullable=False),
-    Column("size_bytes", BigInteger, nullable=False, default=0),
-    Column("faults", Integer, nullable=False, default=0),
-    Column("words", Text, nullable=False, default=""),
-    Column("receipt", Text),
-    Column("receipt_taken", UtcDateTime),
-)
-
-
-@dataclass(frozen=True)
-class HeldStudy:
-    """A study shared with this hospital, as its people see it."""
-
-    grant: str
-    home: str
-    study: str
-    person: str
-    request: str
-    state: HeldState
-    purpose: Purpose
-    rights: tuple[str, ...]
-    expires: datetime
-    size_bytes: int
-    words: str
-
-    def require(self, who: Principal) -> None:
-        """Raise NotFound unless it is shared with this person."""
-        if who.id != self.person:
-            raise NotFound("There is no such grant here.", code="grant")
 
 
 class Holdings:
@@ -182,7 +130,7 @@ class Holdings:
                     words="",
                 )
             )
-            await self._log.append(tx, _received(member, grant, address))
+            await self._log.append(tx, received_event(member, grant, address))
         await self._asking.granted(request_id, grant.id)
         return grant.id
 
@@ -394,7 +342,7 @@ class Holdings:
                 .where(held_grant.c.id == row.id)
                 .values(state=HeldState.SHREDDED, receipt=receipt.token)
             )
-            await self._log.append(tx, _shredded(row, grant, receipt))
+            await self._log.append(tx, shredded_event(row, grant, receipt))
         return receipt.token
 
     async def _send_receipt(self, row: Any, token: str) -> None:
@@ -441,39 +389,3 @@ class Holdings:
 def _subject(home: str, name: str) -> str:
     # Another hospital's pseudonyms live in a name space of their own.
     return f"{home}/{name}"
-
-
-def _received(member: Member, grant: Signed[Grant], address: str | None) -> Event:
-    body = grant.body
-    return Event(
-        EventKind.GRANT_RECEIVED,
-        f"member:{member.id}",
-        study=body.study,
-        purpose=body.purpose,
-        address=address,
-        detail={
-            "grant": grant.id,
-            "digest": grant.digest,
-            "home": body.home,
-            "person": body.person,
-            "rights": sorted(body.rights),
-            "expires": grant.expires.isoformat() if grant.expires else "",
-        },
-    )
-
-
-def _shredded(row: Any, grant: Signed[Grant], receipt: Signed[ShredReceipt]) -> Event:
-    return Event(
-        EventKind.COPY_SHREDDED,
-        "job:sweep",
-        study=row.study,
-        purpose=grant.body.purpose,
-        reason=receipt.body.reason,
-        detail={
-            "grant": row.id,
-            "home": row.home,
-            "receipt": receipt.digest,
-            "method": receipt.body.method,
-            "size_bytes": receipt.body.size_bytes,
-        },
-    )

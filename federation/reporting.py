@@ -22,7 +22,7 @@ from consent.signed import peek, sign, verify
 from consent.vocabulary import EventKind
 from federation.client import PeerClient
 from federation.fields import read_object
-from federation.holdings import LIVING, held_grant
+from federation.held import LIVING, held_grant
 from federation.members import Members
 from federation.notices import GrantState, issued_grant
 from federation.protocol import MESSAGE_SECONDS, PREFIX

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import federation.asking
 import federation.authority
-import federation.holdings
+import federation.held
 import federation.incoming
 import federation.leases
 import federation.members

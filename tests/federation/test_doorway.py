@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from consent.errors import Denied, Invalid, NotFound, Unavailable
 from consent.vocabulary import EventKind
+from federation.client import PeerClient
 from federation.protocol import MAX_BODY_BYTES, PREFIX
 from node.identity import Identity, client_context
 from tests.federation.conftest import identity_of
@@ -194,6 +195,27 @@ async def test_member_that_does_not_exist_or_answer_is_an_error_in_words(r: Regi
     with pytest.raises(Unavailable) as caught:
         await r.b.client.get("a-general", f"{PREFIX}/roster")
     assert caught.value.mend
+
+
+@pytest.mark.requirement("E1")
+async def test_hint_is_tried_when_the_roster_address_does_not_answer(r: Region) -> None:
+    """An address from discovery serves when the listed one is dead, and only to the member that is pinned."""
+    r.a.wire.cut()
+    hints = {"a-general": f"https://127.0.0.1:{r.a.listener.port}"}
+    client = PeerClient(
+        members=r.b.members,
+        channel=r.b.channel,
+        log=r.b.log,
+        hints=lambda member: (hints[member.id],),
+    )
+    try:
+        assert await client.get("a-general", f"{PREFIX}/roster")
+        hints["a-general"] = f"https://127.0.0.1:{r.hub.listener.port}"
+        with pytest.raises(Denied) as caught:
+            await client.get("a-general", f"{PREFIX}/roster")
+        assert caught.value.code == "peer-certificate"
+    finally:
+        await client.close()
 
 
 @pytest.mark.requirement("E1")

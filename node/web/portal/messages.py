@@ -61,6 +61,7 @@ SPOKEN_PLACES: Final = (
     "federation/client.py",
     "federation/fetching.py",
     "federation/grants.py",
+    "federation/held.py",
     "federation/holdings.py",
     "federation/incoming.py",
     "federation/leased_keys.py",

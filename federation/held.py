@@ -1,0 +1,108 @@
+"""What is kept of a grant at its holder: the table, the states it goes through, and how the log tells of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Integer, String, Table, Text
+
+from consent.errors import NotFound
+from consent.grants import Grant
+from consent.principals import Principal
+from consent.signed import Signed
+from consent.vocabulary import EventKind, Purpose
+from federation.protocol import ShredReceipt
+from federation.roster import Member
+from node.audit.event import Event
+from node.database import UtcDateTime, metadata
+
+
+class HeldState(StrEnum):
+    """How a grant stands at its holder."""
+
+    GRANTED = "granted"
+    HELD = "held"
+    ENDED = "ended"
+    SHREDDED = "shredded"
+
+
+LIVING = (HeldState.GRANTED, HeldState.HELD)
+
+held_grant = Table(
+    "held_grant",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("home", String(32), nullable=False),
+    Column("study", String(40), nullable=False, index=True),
+    Column("person", String(120), nullable=False),
+    Column("request", String(32), nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("received", UtcDateTime, nullable=False),
+    Column("expires", UtcDateTime, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False, default=0),
+    Column("faults", Integer, nullable=False, default=0),
+    Column("words", Text, nullable=False, default=""),
+    Column("receipt", Text),
+    Column("receipt_taken", UtcDateTime),
+)
+
+
+@dataclass(frozen=True)
+class HeldStudy:
+    """A study shared with this hospital, as its people see it."""
+
+    grant: str
+    home: str
+    study: str
+    person: str
+    request: str
+    state: HeldState
+    purpose: Purpose
+    rights: tuple[str, ...]
+    expires: datetime
+    size_bytes: int
+    words: str
+
+    def require(self, who: Principal) -> None:
+        """Raise NotFound unless it is shared with this person."""
+        if who.id != self.person:
+            raise NotFound("There is no such grant here.", code="grant")
+
+
+def received_event(member: Member, grant: Signed[Grant], address: str | None) -> Event:
+    body = grant.body
+    return Event(
+        EventKind.GRANT_RECEIVED,
+        f"member:{member.id}",
+        study=body.study,
+        purpose=body.purpose,
+        address=address,
+        detail={
+            "grant": grant.id,
+            "digest": grant.digest,
+            "home": body.home,
+            "person": body.person,
+            "rights": sorted(body.rights),
+            "expires": grant.expires.isoformat() if grant.expires else "",
+        },
+    )
+
+
+def shredded_event(row: Any, grant: Signed[Grant], receipt: Signed[ShredReceipt]) -> Event:
+    return Event(
+        EventKind.COPY_SHREDDED,
+        "job:sweep",
+        study=row.study,
+        purpose=grant.body.purpose,
+        reason=receipt.body.reason,
+        detail={
+            "grant": row.id,
+            "home": row.home,
+            "receipt": receipt.digest,
+            "method": receipt.body.method,
+            "size_bytes": receipt.body.size_bytes,
+        },
+    )

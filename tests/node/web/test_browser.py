@@ -67,7 +67,7 @@ async def test_clinician_finds_a_study_and_scrolls_it(hospital: Hospital, tmp_pa
         await page.mouse.down()
         await page.mouse.move(760, 430, steps=4)
         await page.mouse.up()
-        await page.wait_for_selector("body[data-shown^='0|2|'][data-shown$='460']")
+        await page.wait_for_selector("body[data-shown='0|2|80,480']")
         await page.select_option("#preset", "-600,1500")
         await page.wait_for_selector("body[data-shown='0|2|-600,1500']")
         await page.keyboard.press("Tab")

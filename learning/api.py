@@ -20,7 +20,6 @@ from learning.models import ModelVersion
 from learning.pages import HUB_NAV, HUB_PAGES, NODE_NAV, NODE_PAGES
 from learning.planbook import Listed
 from learning.plans import Verdict
-from learning.plots import PlotWords, draw
 from learning.runs import RunView
 from learning.runtables import Run
 from node.web.events import Feed
@@ -106,6 +105,8 @@ async def plot(request: web.Request) -> web.Response:
     """GET /api/v1/runs/{id}/plot.svg"""
     require_role(request, *FOLLOWERS)
     view = await request.app[RUNS].view(request.match_info["id"])
+    from learning.plots import PlotWords, draw  # matplotlib: half a second that a start need not wait for
+
     words = PlotWords(
         _("Round"), _("Accuracy"), _("Federated"), _("alone"), _("Nothing has been measured yet.")
     )

@@ -6,6 +6,7 @@ stops them in the opposite one. `ops.hub` composes the hub from the same parts.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -406,7 +407,10 @@ async def running(node: Node) -> AsyncIterator[Mapping[str, str]]:
         await exchange.members.load()
         await stack.enter_async_context(node.archive.running())
         stack.push_async_callback(node.renderer.close)
-        await node.renderer.warm()
+        warming = asyncio.create_task(
+            node.renderer.warm()
+        )  # pictures are asked for later than instances come
+        stack.callback(warming.cancel)
         stack.push_async_callback(node.gateway.close)
         stack.push_async_callback(exchange.client.close)
         if exchange.discovery is not None:

@@ -49,8 +49,19 @@ class Renderer:
         await self.close()
 
     async def warm(self) -> None:
-        """Start every worker now, so that the first picture does not wait for the imports."""
-        await asyncio.gather(*(worker.start() for worker in self._workers))
+        """Start every worker now, so that the first picture does not wait for the imports.
+
+        A worker that does not start is tried again by the first picture that needs it.
+        """
+        await asyncio.gather(*(self._warm_one() for _ in self._workers))
+
+    async def _warm_one(self) -> None:
+        worker = await self._idle.get()
+        try:
+            with suppress(OSError, EOFError):
+                await worker.start()
+        finally:
+            self._idle.put_nowait(worker)
 
     async def close(self) -> None:
         """End every worker."""

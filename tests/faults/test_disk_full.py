@@ -106,7 +106,7 @@ async def test_full_disk_refuses_and_recovers(
         assert refused.status == OUT_OF_RESOURCES and refused.reason
         web = DicomWeb(node.web, node.token, node.web_context())
         async with web:
-            status, answer = await web.store([truth.next(2)])
+            status, answer = await web.store([truth.next(2, side=256)])
             assert status in (503, 507), (status, answer)
             assert b"problem" in answer and b"disk" in answer.lower(), answer
         assert node.alive

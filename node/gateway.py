@@ -26,6 +26,7 @@ from consent.emergency import EmergencyClaim
 from consent.errors import AccordError, Corrupt, Denied, Invalid, NotFound
 from consent.obligations import Deidentify, Watermark
 from consent.principals import Principal
+from consent.refusals import IMAGES, NOTHING_PERMITS
 from consent.signed import Signed
 from consent.verdict import Deny, Permit
 from consent.vocabulary import Action, EventKind, Grade, Purpose, ResourceKind
@@ -160,12 +161,15 @@ class Gateway:
     ) -> Opening:
         """Open a study; when this returns, that is on record.
 
-        Raises NotFound, or Denied with the reasons once the refusal is on record.
+        `action` is to view, to download or to print: permission to do something else with a study, to bring it in or
+        to ask for it, opens nothing. Raises NotFound, or Denied with the reasons once the refusal is on record.
         """
         home = "" if home == self._identity.node_id else home
         shelf = self._shelf(home)
         resource = await shelf.resource(study)
         verdict = await self._ask(shelf, who, action, resource, purpose, emergency)
+        if action not in IMAGES:
+            verdict = Deny((NOTHING_PERMITS,))
         if isinstance(verdict, Permit) and verdict.owes(Deidentify):
             verdict = Deny(("This may only be seen de-identified, which a viewer does not offer.",))
         if isinstance(verdict, Deny):

@@ -105,6 +105,23 @@ async def test_who_sees_no_images_finds_none(node: NodeFixture, role: Role) -> N
 
 
 @pytest.mark.requirement("U1")
+@pytest.mark.parametrize("action", sorted(set(Action) - {Action.VIEW, Action.DOWNLOAD, Action.PRINT}))
+async def test_permission_for_something_else_opens_no_study(node: NodeFixture, action: Action) -> None:
+    """Whoever may bring studies in, search, grant or launch training sees no picture by it, and it is on record."""
+    _, receipt = await treated(node)
+    claim = EmergencyClaim("Unconscious after a fall.", node.clock.now())
+    for role in (Role.ADMINISTRATOR, Role.RESEARCHER, Role.CLINICIAN, Role.CHIEF_PHYSICIAN):
+        who = await node.person(role)
+        with pytest.raises(Denied):
+            await node.gateway.open(who, receipt.study, action=action)
+        with pytest.raises(Denied):
+            await node.gateway.open(who, receipt.study, action=action, emergency=claim)
+
+    assert len(await node.events(EventKind.ACCESS_REFUSED)) == 8
+    assert await node.events(EventKind.STUDY_OPENED) == await node.events(EventKind.EMERGENCY_OPENED) == []
+
+
+@pytest.mark.requirement("U1")
 async def test_a_chief_physician_crosses_relationships_on_record(node: NodeFixture) -> None:
     """Found and opened without a relationship, and the log says so."""
     _, receipt = await treated(node)

@@ -243,7 +243,7 @@ async def _decide(request: web.Request, verdict: Verdict) -> web.Response:
     digest = request.match_info["digest"]
     if not await _known(request, digest):
         raise NotFound(N_("There is no such plan here."), mend=N_("Reload the list of plans."))
-    data = await read_json(request) if request.can_read_body else {}
+    data = await read_json(request) if await request.read() else {}
     reason, rounds = data.get("reason", ""), data.get("max_rounds")
     if not isinstance(reason, str) or len(reason) > MAX_REASON:
         raise Invalid(N_("The reason is not a text of at most 500 characters."))

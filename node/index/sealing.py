@@ -34,7 +34,7 @@ class RowSealer:
         except (InvalidTag, ValueError) as error:
             raise Corrupt(
                 f"A row of {table} was altered.",
-                mend="Stop the node, restore the database, or delete it: the index is rebuilt from the packs.",
+                mend="Stop the node and restore the database from its backup; never delete it, the keys lie in it too.",
             ) from error
 
     def seal_json(self, table: str, row: str, value: dict[str, Any]) -> bytes:

@@ -147,8 +147,9 @@ class Descriptions:
             counts = {row.series: row.instance_count for row in rows}
             if counts.get(key[1]) == len(lines):
                 await self.keep(*key, series.grade, lines)
-        except AccordError as error:
-            logger.warning("series not described", series=key[1], error=error.message)
+        except Exception as error:  # one strange series must not end the duty for all that follow
+            words = error.message if isinstance(error, AccordError) else type(error).__name__
+            logger.warning("series not described", series=key[1], error=words)
 
     def _forget(self, key: tuple[str, str]) -> _Series:
         series = self._waiting.pop(key)

@@ -156,8 +156,9 @@ class Flusher:
             self._full.clear()
             try:
                 await self.flushed()
-            except AccordError as error:
-                logger.warning("index rows wait", rows=len(self._rows), error=error.message)
+            except Exception as error:  # the duty ends with the node only: its rows would never be indexed
+                words = error.message if isinstance(error, AccordError) else type(error).__name__
+                logger.warning("index rows wait", rows=len(self._rows), error=words)
                 await asyncio.sleep(RETRY_SECONDS)
                 self._wake.set()
 

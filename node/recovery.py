@@ -17,6 +17,8 @@ from node.vault.pack import StoredObject
 from node.vault.vault import ATTRIBUTES, INSTANCE, Vault
 
 ACTOR = "system"
+BATCH = 500
+"""Instances that one transaction indexes: a statement names each of them, and databases bound how many it may."""
 
 
 async def recover(vault: Vault, index: Index, log: Log, database: Database) -> int:
@@ -36,16 +38,22 @@ async def _recover_study(
     vault: Vault, index: Index, log: Log, database: Database, study: str, start: int
 ) -> int:
     survey = await vault.objects(study, start)
-    entries = [
-        await _entry(vault, index, study, description, data_set)
-        for description, data_set in _pairs(survey.objects)
-    ]
+    pairs = _pairs(survey.objects)
+    found = 0
+    for start in range(0, len(pairs), BATCH):
+        entries = [
+            await _entry(vault, index, study, description, data_set)
+            for description, data_set in pairs[start : start + BATCH]
+        ]
+        async with database.write() as tx:
+            fresh = await index.add(tx, entries, {})
+            if fresh:
+                await log.append(tx, stored_event(study, fresh, ACTOR, "recovery"))
+        index.remember(fresh)
+        found += len(fresh)
     async with database.write() as tx:
-        fresh = await index.add(tx, entries, {study: survey.end})
-        if fresh:
-            await log.append(tx, stored_event(study, fresh, ACTOR, "recovery"))
-    index.remember(fresh)
-    return len(fresh)
+        await index.set_indexed_to(tx, study, survey.end)
+    return found
 
 
 def _pairs(objects: list[StoredObject]) -> list[tuple[StoredObject, StoredObject]]:

@@ -299,6 +299,40 @@ async def test_rows_wait_while_the_database_cannot_write(
     assert (await node.index.totals()).instances == 1
 
 
+async def test_a_large_pack_is_recovered_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More instances than one transaction takes come back all the same, and the pack counts as indexed to its end."""
+    monkeypatch.setattr("node.recovery.BATCH", 2)
+    async with small_node(tmp_path) as node:
+        receipts = await node.store(*study(slices=5))
+        async with node.database.write() as tx:
+            await node.index.remove(tx, receipts[0].study)
+
+        assert await node.ingest.recover() == 5
+        assert await node.index.indexed_to() == dict(await node.vault.studies())
+        assert await node.ingest.recover() == 0
+
+
+async def test_an_error_that_nobody_foresaw_does_not_end_indexing(
+    node: NodeFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The background duty tries again, so what was acknowledged is found later."""
+    monkeypatch.setattr("node.flusher.RETRY_SECONDS", 0.01)
+    add, failures = node.index.add, [KeyError("column")]
+
+    async def failing_once(*arguments: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await add(*arguments)
+
+    monkeypatch.setattr(node.index, "add", failing_once)
+    await node.ingest.receive(arrival(ct_slice()), node.source)
+    async with asyncio.timeout(5):
+        while (await node.index.totals()).instances == 0:
+            await asyncio.sleep(0.02)
+
+    assert not failures
+
+
 async def test_metadata_of_a_quiet_series_is_made_and_kept(node: NodeFixture) -> None:
     """The DICOM JSON of a series lies sealed in the pack, of all its instances."""
     (receipt, *_) = await node.store(*study(slices=3))

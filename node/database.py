@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Dialect, MetaData, event
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.types import TypeDecorator
 
@@ -75,32 +76,41 @@ class Database:
 
         Raises Unavailable when the disk is full or another process holds the database too long.
         """
-        async with self._writer, self._engine.connect() as connection:
-            try:
-                if self._engine.dialect.name == "sqlite":
-                    await connection.exec_driver_sql("BEGIN IMMEDIATE")
-                else:
-                    await connection.begin()
-                yield connection
-                await connection.commit()
-            except OperationalError as error:
-                await connection.rollback()
-                raise Unavailable(
-                    f"The database cannot write now ({_reason(error)}).",
-                    mend="Free disk space or end the other process that uses this folder, then try again.",
-                ) from error
-            except BaseException:
-                await connection.rollback()
-                raise
+        try:
+            async with self._writer, self._engine.connect() as connection:
+                try:
+                    if self._engine.dialect.name == "sqlite":
+                        await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                    else:
+                        await connection.begin()
+                    yield connection
+                    await connection.commit()
+                except BaseException:
+                    await connection.rollback()
+                    raise
+        except (OperationalError, PoolTimeout) as error:
+            raise Unavailable(
+                f"The database cannot write now ({_reason(error)}).",
+                mend="Free disk space or end the other process that uses this folder, then try again.",
+            ) from error
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Tx]:
-        """A connection for reading a consistent snapshot; never waits for the writer on SQLite."""
-        async with self._engine.connect() as connection:
-            if self._engine.dialect.name == "sqlite":
-                await connection.exec_driver_sql("BEGIN")
-            yield connection
-            await connection.rollback()
+        """A connection for reading a consistent snapshot; never waits for the writer on SQLite.
+
+        Raises Unavailable when the disk fails, or no connection comes free.
+        """
+        try:
+            async with self._engine.connect() as connection:
+                if self._engine.dialect.name == "sqlite":
+                    await connection.exec_driver_sql("BEGIN")
+                yield connection
+                await connection.rollback()
+        except (OperationalError, PoolTimeout) as error:
+            raise Unavailable(
+                f"The database cannot be read now ({_reason(error)}).",
+                mend="Try again; if it lasts, look at the disk and run `accord doctor`.",
+            ) from error
 
     async def create_tables(self, tables: MetaData = metadata) -> None:
         """Create every table from its definition: for tests; a node uses the migrations."""
@@ -116,7 +126,9 @@ def _create(connection: Connection, tables: MetaData) -> None:
     tables.create_all(connection)
 
 
-def _reason(error: OperationalError) -> str:
+def _reason(error: OperationalError | PoolTimeout) -> str:
+    if isinstance(error, PoolTimeout):
+        return "every connection is in use"
     return str(error.orig).split("\n", maxsplit=1)[0]
 
 

@@ -34,7 +34,7 @@ from sqlalchemy import (
     update,
 )
 
-from consent.errors import Corrupt, Invalid, NotFound
+from consent.errors import Corrupt, Invalid, NotFound, Unavailable
 from consent.signed import canonical_json
 from consent.vocabulary import Grade
 from node.clock import Clock
@@ -208,10 +208,19 @@ class KeyRing:
         return self._shreds.get(study, 0)
 
     async def purge_journal(self) -> None:
-        """Truncate SQLite's write-ahead log, so that no older page keeps a shredded key."""
+        """Truncate SQLite's write-ahead log, so that no older page keeps a shredded key.
+
+        Raises Unavailable when a reader held it for too long: call again.
+        """
         if self._database.engine.dialect.name == "sqlite":
             async with self._database.engine.connect() as connection:
-                await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+                busy, *_ = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).one()
+            if busy:
+                raise Unavailable(
+                    "The database's journal is being read and still holds a destroyed key.",
+                    mend="Try again in a moment.",
+                    code="journal-busy",
+                )
 
     async def status(self) -> KeyStatus:
         """Versions, ages and counts, for the state check and for compliance."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import select, text, update
 
-from consent.errors import Corrupt, Denied, Invalid, NotFound
+import node.database
+from consent.errors import Corrupt, Denied, Invalid, NotFound, Unavailable
 from consent.vocabulary import Grade
 from node.vault.custody.keystore import Keystore
 from node.vault.keys import KeyRing, vault_kek, vault_secret, vault_study_key
-from tests.node.vault.conftest import STUDY, Rig
+from tests.node.vault.conftest import CREDENTIAL, STUDY, Rig
 
 OTHER = "st_" + "b" * 26
 
@@ -141,6 +143,28 @@ async def test_shredded_key_is_gone_from_rows_caches_and_files(rig: Rig) -> None
     files = b"".join(path.read_bytes() for path in rig.folder.glob("node.db*"))
     assert len(wrapped) == 2
     assert not any(key in files for key in wrapped)
+
+
+@pytest.mark.requirement("D1")
+async def test_a_journal_that_cannot_be_purged_is_not_called_purged(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While somebody reads an older state, the journal keeps the key: the caller is told to come again."""
+    monkeypatch.setattr(node.database, "BUSY_TIMEOUT_SECONDS", 0)
+    database = node.database.Database(rig.database.url)
+    ring = KeyRing(Keystore.open(rig.folder / "keystore", CREDENTIAL), database, rig.clock)
+    await make(rig, STUDY)
+    reading = sqlite3.connect(rig.folder / "node.db", isolation_level=None)
+    reading.execute("BEGIN")
+    reading.execute("SELECT count(*) FROM vault_study_key").fetchone()
+    async with rig.database.write() as tx:
+        await rig.keys.shred(tx, STUDY)
+
+    with pytest.raises(Unavailable, match="destroyed key"):
+        await ring.purge_journal()
+    reading.close()
+    await ring.purge_journal()
+    await database.close()
 
 
 async def test_shred_that_rolled_back_leaves_the_key(rig: Rig) -> None:

@@ -1,7 +1,7 @@
 """The rendering worker: a child process that may neither write a file nor grow without bound.
 
-Started by `node.imaging.rendering`. Renders frames and de-identifies data sets. Reads one job at a time from standard input and answers on standard
-output: 4-byte big-endian length, JSON head, then (for a job) the data set's bytes or (for an answer) the
+Started by `node.imaging.rendering`. Renders frames and de-identifies data sets. Reads one job at a time from
+standard input and answers on what was its standard output: 4-byte big-endian length, JSON head, then (for a job) the data set's bytes or (for an answer) the
 picture's. The limits are set after the imports, before the first byte of an image is read.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import resource
 import struct
 import sys
@@ -84,6 +85,15 @@ def _legible(picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.asarray(enlarged, np.uint8)
 
 
+def _answers() -> BinaryIO:
+    """Where answers go. Standard output leads nowhere from here on: a decoder that prints must not forge one."""
+    sink = os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    return sink
+
+
 def _confine() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -132,11 +142,12 @@ def _serve(source: BinaryIO, sink: BinaryIO) -> None:
 def main() -> None:
     """Serve until standard input closes."""
     Image.MAX_IMAGE_PIXELS = 256 * 1024 * 1024
+    sink = _answers()
     _confine()
-    sys.stdout.buffer.write(READY)
-    sys.stdout.buffer.flush()
+    sink.write(READY)
+    sink.flush()
     try:
-        _serve(sys.stdin.buffer, sys.stdout.buffer)
+        _serve(sys.stdin.buffer, sink)
     except EOFError:
         return
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +162,15 @@ async def test_deidentification_in_a_worker_equals_the_engine() -> None:
 
     assert confined == Deidentifier(b"k" * 32).apply(data, syntax) == refused
     assert isinstance(report, Refusal)
+
+
+def test_what_a_decoder_prints_is_not_taken_for_an_answer() -> None:
+    """In a worker, standard output leads nowhere; only its own answers reach the node."""
+    program = (
+        "import os; from node.imaging.worker import _answers; sink = _answers(); "
+        "os.write(1, b'noise'); print('noise'); sink.write(b'answer'); sink.flush()"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=60)
+
+    assert done.stdout == b"answer"

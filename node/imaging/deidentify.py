@@ -27,7 +27,7 @@ from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, UID_dictionary
 
-from consent.errors import AccordError
+from consent.errors import AccordError, Invalid
 from node.imaging.codestream import without_comments
 from node.imaging.confidentiality import (
     BASIC_METHOD,
@@ -77,6 +77,13 @@ class Deidentifier:
     def __init__(self, project_key: bytes, options: frozenset[Option] = frozenset()) -> None:
         if len(project_key) < 16:
             raise ValueError("a project key has at least 16 bytes")
+        if options >= {Option.RETAIN_FULL_DATES, Option.MODIFIED_DATES}:
+            # PS3.15 E.3.6: Retain Longitudinal Temporal Information is the one or the other.
+            raise Invalid(
+                f"{Option.RETAIN_FULL_DATES} and {Option.MODIFIED_DATES} exclude each other.",
+                mend="Choose one of them.",
+                code="options",
+            )
         self._key = project_key
         self._options = options
 

@@ -12,6 +12,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from consent.errors import Invalid
 from node.imaging.codestream import without_comments
 from node.imaging.confidentiality import Action, Option, action_for, table
 from node.imaging.decode import read_dataset
@@ -228,3 +229,9 @@ def test_every_row_of_the_table_has_an_action() -> None:
     """The data file is read whole: 621 rows less the four that name groups, none without an action."""
     assert len(table()) == 617
     assert all(action_for(tag, frozenset()) in Action for tag in table())
+
+
+def test_options_that_exclude_each_other_are_refused() -> None:
+    """Dates stay as they are or are moved: asked for both, the engine does neither."""
+    with pytest.raises(Invalid, match="exclude each other"):
+        Deidentifier(KEY, frozenset({Option.RETAIN_FULL_DATES, Option.MODIFIED_DATES}))

@@ -51,8 +51,8 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
     first_row, first = await anext(stream)
     response = web.StreamResponse(headers={"Content-Type": kind, "Cache-Control": "no-store"})
     response.content_length = sum(sizes) + sum(map(len, before)) + len(end)
-    await response.prepare(request)
     try:
+        await response.prepare(request)
         await _write(response, before[0] + heads[0], first)
         number = 0
         async for _, pieces in stream:
@@ -165,7 +165,7 @@ def _viewport(request: web.Request) -> int | None:
     if text is None:
         return None
     parts = text.split(",")[:2]
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+    if len(parts) != 2 or not all(part.isdecimal() and len(part) < 8 for part in parts):
         raise Invalid("viewport is `width,height`, two whole numbers.")
     sides = [int(part) for part in parts]
     if not all(1 <= side <= MAX_VIEWPORT for side in sides):

@@ -221,6 +221,7 @@ ACCEPTED = [
     (f"{INSTANCE_PATH}/frames/1,,2", "*/*", 400, "application/problem+json"),
     (f"{INSTANCE_PATH}/rendered?window=wide", "*/*", 400, "application/problem+json"),
     (f"{INSTANCE_PATH}/rendered?viewport=9,99999999", "*/*", 400, "application/problem+json"),
+    (f"{INSTANCE_PATH}/rendered?viewport=9,{'9' * 5000}", "*/*", 400, "application/problem+json"),
     ("/studies/1.2.3.4", "*/*", 404, "application/problem+json"),
     (f"/studies/{STUDY}/series/1.2.3.4", "*/*", 404, "application/problem+json"),
     ("/studies/..%2F..%2Fetc", "*/*", 404, "application/problem+json"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from consent.errors import Invalid, NotFound
-from consent.policy import Parameters
+from consent.policy import Policy, shipped_policy, tighten
 from federation.members import Members
 from node.access.care import Care
 from node.access.passwords import Passwords
@@ -26,7 +26,7 @@ from node.config import Settings, load_settings, write_settings
 from node.database import Database
 from node.identity import Identity
 from node.index import Pseudonyms
-from node.policies import Policies
+from node.policies import Policies, shipped_cedar
 from node.records import Records
 from node.vault.custody.keystore import Keystore
 from node.vault.keys import KeyRing
@@ -118,7 +118,7 @@ async def _found(
     )
     for newest in await log.search(limit=1):
         clock.raise_floor(newest.at)
-    policies = Policies(parameters=_parameters(settings))
+    policies = Policies(_policy(settings))
     parameters = policies.parameters
     members = Members(
         database=database,
@@ -155,10 +155,12 @@ async def _found(
     )
 
 
-def _parameters(settings: Settings) -> Parameters:
-    """The shipped numbers, tightened by what node.toml says."""
-    return replace(
-        Parameters(),
+def _policy(settings: Settings) -> Policy:
+    """The shipped policy, tightened by what node.toml says. Raises Denied, naming the numbers, where it loosens."""
+    shipped = shipped_policy(shipped_cedar())
+    own = replace(
+        shipped.parameters,
         lease_seconds=settings.policy.lease_seconds,
         grant_default_hours=settings.policy.grant_default_hours,
     )
+    return tighten(shipped, Policy("", own))

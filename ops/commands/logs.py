@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from consent.vocabulary import EventKind
 from federation.witnessing import cosigned_by
+from node.audit.log import Event
 from node.audit.note import Verifier
-from ops.commands.people import Folder, Json
+from ops.commands.people import Folder, Json, operator
 from ops.console import speaks, tell
 from ops.foundation import opened
 
@@ -56,11 +58,15 @@ def prove_entry(
 ) -> None:
     """Print a proof file (C2SP tlog-proof) that anybody can check without this node.
 
+    The file discloses the entry, so that it was made is on record too.
+
     Example: accord log prove /srv/accord 42 > entry-42.tlog-proof
     """
 
     async def run() -> str:
         async with opened(folder) as node:
+            asked = Event(EventKind.LOG_READ, operator(), detail={"asked": {"entry": entry}, "proof": True})
+            await node.log.record(asked)
             await node.log.checkpoint()
             return await node.log.proof_file(entry)
 

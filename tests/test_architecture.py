@@ -11,10 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = ("consent", "node", "federation", "learning", "ops")
-IMPURE = {"asyncio", "socket", "ssl", "os", "pathlib", "sqlalchemy", "aiohttp", "subprocess", "threading", "io"}
+IMPURE = {
+    *("aiohttp", "asyncio", "io", "os", "pathlib", "shutil", "socket", "sqlalchemy", "ssl", "subprocess"),
+    *("tempfile", "threading", "logging", "structlog", "random", "secrets", "time", "uuid"),
+}
+CLOCKS = {"now", "utcnow", "today"}
 LEARNING_ONLY = {"flwr", "torch"}
 READING_SIDE = "node.vault.reader"
 MAY_READ_THE_VAULT = {"node/gateway.py"}
+OPENING = {"node.vault.seal.open_sealed", "node.vault.seal.open_range"}
+DERIVING = {
+    f"node.vault.{room}.{name}" for room in ("seal", "keys") for name in ("object_key", "object_keys")
+}
+MAY_DERIVE_KEYS = {"node/gateway.py", "node/shelves.py"}
 
 
 def modules(*packages: str) -> list[Path]:
@@ -51,7 +60,7 @@ def test_a_floor_calls_only_floors_below_it(path: Path) -> None:
 
 @pytest.mark.parametrize("path", modules("consent"), ids=name_of)
 def test_the_rules_do_no_input_or_output(path: Path) -> None:
-    """`consent` has no event loop, socket, file or database, and no coroutine."""
+    """`consent` has no event loop, socket, file or database, no coroutine, no clock and no chance of its own."""
     tree = ast.parse(path.read_text("utf-8"))
     roots = {name.split(".")[0] for name in imported(path)}
     coroutines = [node.name for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef)]
@@ -61,9 +70,16 @@ def test_the_rules_do_no_input_or_output(path: Path) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open"
     ]
 
+    clocks = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CLOCKS
+    ]
+
     assert not roots & IMPURE
     assert not coroutines
     assert not opens
+    assert not clocks
 
 
 def test_only_the_gateway_reads_the_vault() -> None:
@@ -75,6 +91,14 @@ def test_only_the_gateway_reads_the_vault() -> None:
     }
 
     assert readers == MAY_READ_THE_VAULT
+
+
+def test_sealed_objects_are_opened_in_the_vault_alone() -> None:
+    """Nothing outside the vault opens a sealed object, and only the gateway's side derives the keys to one."""
+    outside = [path for path in modules(*FLOORS) if "node/vault/" not in name_of(path)]
+
+    assert not [name_of(path) for path in outside if imported(path) & OPENING]
+    assert {name_of(path) for path in outside if imported(path) & DERIVING} == MAY_DERIVE_KEYS
 
 
 def test_only_learning_imports_flower_and_torch() -> None:

@@ -34,9 +34,9 @@ from federation.members import Members
 from federation.notices import Notices
 from federation.releases import Releases
 from federation.reporting import Reporter
+from federation.roster import HOSPITAL
 from federation.service import PEER_ROUTES, make_peer_app, peer_listener
 from federation.witnessing import Witnessing
-from node.approvals import Approvals
 from node.audit.witness import Witness
 from node.consents import Consents
 from node.dicom import dicomweb
@@ -65,6 +65,8 @@ from ops.training import Training, build_site
 SESSION_SWEEP_SECONDS = 60.0
 OPENING_SWEEP_SECONDS = 5.0
 KEY_SECONDS = 3600.0
+NOTICE_SECONDS = 2.0
+"""How soon a holder hears that a grant has ended, when it can be reached."""
 DEVICE_REFRESH_SECONDS = 2.0
 
 
@@ -217,7 +219,9 @@ async def build_node(foundation: Foundation) -> Node:
         people.CONSENTS: Consents(
             base.database, base.records, base.log, base.policies, base.care, base.identity, base.clock
         ),
-        people.MEMBERS: lambda: {member.id: member.name for member in exchange.members.others()},
+        people.MEMBERS: lambda: {
+            member.id: member.name for member in exchange.members.others() if HOSPITAL in member.roles
+        },
         **exchange.services(),
         **(training.services if training else {}),
     }
@@ -258,14 +262,7 @@ def people_services(base: Foundation) -> dict[web.AppKey[Any], Any]:
         people.SESSIONS: base.sessions,
         people.CARE: base.care,
         people.RECORDS: base.records,
-        people.APPROVALS: Approvals(
-            base.database,
-            base.records,
-            base.log,
-            base.clock,
-            node_id=base.identity.node_id,
-            key=base.identity.signing,
-        ),
+        people.APPROVALS: base.approvals,
         people.POLICIES: base.policies,
         people.CLOCK: base.clock,
         people.IDENTITY: base.identity,
@@ -471,10 +468,12 @@ def _duties(base: Foundation, gateway: Gateway, exchange: Exchange, doors: Doors
             pass
 
     async def sweep() -> None:
-        await exchange.notices.sweep()
         await exchange.asking.deliver()
         await exchange.holdings.sweep()
         await exchange.fetching.fetch_waiting()
+
+    async def proposals() -> None:
+        await base.approvals.close_expired()
 
     async def sessions() -> None:
         await base.sessions.sweep()
@@ -484,9 +483,11 @@ def _duties(base: Foundation, gateway: Gateway, exchange: Exchange, doors: Doors
         Job("roster", every.roster_seconds, _when_member(member, exchange.following.refresh)),
         Job("checkpoint", every.checkpoint_seconds, _when_member(member, exchange.witnessing.submit)),
         Job("exchange", every.sweep_seconds, _when_member(member, sweep)),
+        Job("notices", NOTICE_SECONDS, _when_member(member, exchange.notices.sweep)),
         Job("report", every.report_seconds, _when_member(member, exchange.reporter.send)),
         Job("openings", OPENING_SWEEP_SECONDS, gateway.sweep),
         Job("sessions", SESSION_SWEEP_SECONDS, sessions),
+        Job("proposals", SESSION_SWEEP_SECONDS, proposals),
         Job("devices", DEVICE_REFRESH_SECONDS, doors.refresh),
         Job("keys", KEY_SECONDS, keys, delay_seconds=KEY_SECONDS / 60),
     ]

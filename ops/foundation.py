@@ -20,6 +20,7 @@ from node.access.care import Care
 from node.access.passwords import Passwords
 from node.access.registry import Registry
 from node.access.sessions import Sessions
+from node.approvals import Approvals
 from node.audit.log import Log
 from node.clock import TrustedClock
 from node.config import Settings, load_settings, write_settings
@@ -54,6 +55,7 @@ class Foundation:
     registry: Registry
     sessions: Sessions
     care: Care
+    approvals: Approvals
 
 
 def create_folder(settings: Settings) -> None:
@@ -128,6 +130,7 @@ async def _found(
         own_key=identity.signing.public_key(),
     )
     await members.load()
+    records = Records(database, members.keys_of)
     return Foundation(
         settings=settings,
         clock=clock,
@@ -136,7 +139,7 @@ async def _found(
         identity=identity,
         pseudonyms=Pseudonyms(await keys.secret("index")),
         log=log,
-        records=Records(database, members.keys_of),
+        records=records,
         members=members,
         policies=policies,
         registry=Registry(
@@ -152,6 +155,7 @@ async def _found(
             database, log, clock, node=identity.node_id, passwords=passwords, parameters=parameters
         ),
         care=Care(database, log, clock),
+        approvals=Approvals(database, records, log, clock, node_id=identity.node_id, key=identity.signing),
     )
 
 

@@ -15,10 +15,12 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 
 import structlog
+from structlog.typing import EventDict
 
 from consent.errors import Conflict
 from consent.vocabulary import EventKind
 from node.audit.log import Event, Log
+from node.web.problems import where
 from ops.foundation import opened
 
 LOCK_NAME = "lock"
@@ -48,13 +50,22 @@ def set_up_logs() -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
+            without_values,
             structlog.processors.JSONRenderer(ensure_ascii=False),
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stdout),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
+
+
+def without_values(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Say of what kind an error was and where it arose, never what it said: its words may hold a patient's."""
+    given = event.pop("exc_info", None)
+    error = given if isinstance(given, BaseException) else sys.exc_info()[1] if given else None
+    if error is not None:
+        event.update(kind=type(error).__name__, at=where(error))
+    return event
 
 
 async def serve_node(folder: Path, *, as_json: bool = False) -> None:

@@ -137,7 +137,7 @@ class Witnessing:
                 await self._alarm(
                     f"member:{member.id}",
                     self._log.origin,
-                    f"The witness has seen {known} entries of this log; {size} are left. "
+                    f"The witness has seen {known} entries of this log, more than are left here. "
                     "It was cut back, or restored from an old backup.",
                     note,
                 )

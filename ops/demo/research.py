@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from ops.demo.report import hold
 if TYPE_CHECKING:
     from ops.demo.story import Story
 
-IMAGES_PER_SITE = 200
+IMAGES_PER_SITE = 240
 UNCONSENTED = 20
 """So many patients of each site did not consent to research; their images must not take part."""
 AT_ONCE = 8
@@ -27,17 +28,31 @@ CHIEFS = {"a-general": "chief.zhao", "b-central": "chief.he", "c-clinic": "chief
 OFFICERS = {"a-general": "officer.wu", "b-central": "officer.gao", "c-clinic": "officer.xie"}
 
 
-async def train(story: Story) -> str:
-    """Fill the sites, propose, approve, run, and look at what came out."""
+@dataclass(frozen=True)
+class Prepared:
+    """The plans, offered and decided on: C has not approved the pilot."""
+
+    pilot: str
+    plan: str
+
+
+async def prepare(story: Story) -> Prepared:
+    """Fill the sites, propose, and let the sites decide; their Flower processes start meanwhile."""
     await asyncio.gather(*(_fill(story, number) for number in range(len(story.region.hospitals))))
     researcher = await story.person("hub", "researcher.tan")
     pilot = await researcher.post("/api/v1/plans", _plan(title="Pilot", rounds=1, baseline=False))
     plan = await researcher.post("/api/v1/plans", _plan(title="Digits across three hospitals", rounds=ROUNDS))
     await asyncio.gather(*(_decide(story, site, pilot["digest"]) for site in story.region.hospitals[:2]))
     await asyncio.gather(*(_decide(story, site, plan["digest"]) for site in story.region.hospitals))
-    early = await _run(researcher, pilot["digest"], minimum=2)
+    return Prepared(pilot["digest"], plan["digest"])
+
+
+async def train(story: Story, prepared: Prepared) -> str:
+    """Run the pilot and the plan, and look at what came out."""
+    researcher = await story.person("hub", "researcher.tan")
+    early = await _run(researcher, prepared.pilot, minimum=2)
     hold("c-clinic" in early["refusals"], "the site that has not approved took part")
-    final = await _run(researcher, plan["digest"], minimum=3)
+    final = await _run(researcher, prepared.plan, minimum=3)
     hold(final["state"] == "finished", f"the run ended {final['state']}: {final['words']}")
     federated, alone = final["accuracy"], final["alone"]
     hold(len(alone) == 3, f"only {sorted(alone)} trained alone")

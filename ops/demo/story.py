@@ -47,7 +47,7 @@ class Story:
 
     async def play(self) -> None:
         """Steps 1 to 7 and 9; step 8 is `ops.demo.research`."""
-        from ops.demo.research import train
+        from ops.demo.research import prepare, train
 
         step = self.report.step
         async with self._stack:
@@ -84,6 +84,9 @@ class Story:
             await step(
                 "5c a flipped byte in transit or on B's disk: nothing of it is shown", ("C3", "T2"), self.flip
             )
+            # Research is prepared while the story waits for grants and leases to run out.
+            preparing = asyncio.create_task(prepare(self))
+            self._stack.callback(preparing.cancel)
             await step("6a C has no grant and is refused", ("E3",), self.without_grant)
             await step(
                 "6b a short grant expires: next frame refused, copy shredded, receipt at A",
@@ -96,10 +99,14 @@ class Story:
             await step(
                 "7b an altered entry is found by the check and by the next witness", ("A1",), self.tamper
             )
+
+            async def research() -> str:
+                return await train(self, await preparing)
+
             await step(
                 "8  research: federated training under each site's approval",
                 ("R1", "R2", "R4", "U6"),
-                lambda: train(self),
+                research,
             )
             await step("9  the hub's page: the network, and not one patient identifier", ("E7",), self.hub)
 

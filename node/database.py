@@ -60,7 +60,10 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._engine: AsyncEngine = create_async_engine(url, pool_size=8, max_overflow=8)
+        # An error's text reaches the operator's output: it must not carry the values of a statement.
+        self._engine: AsyncEngine = create_async_engine(
+            url, pool_size=8, max_overflow=8, hide_parameters=True
+        )
         self._writer = asyncio.Lock()
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)

@@ -40,6 +40,7 @@ class Reads:
                 max_overflow=READERS,
                 connect_args={"check_same_thread": False},
                 isolation_level="AUTOCOMMIT",
+                hide_parameters=True,
             )
             event.listen(self._engine, "connect", _prepare)
 

@@ -17,10 +17,10 @@ MAX_PART_BYTES = 1024 * 1024 * 1024
 MAX_PARTS = 50_000
 MAX_HEADER_BYTES = 8 * 1024
 MAX_HEADERS = 16
-MAX_BOUNDARY_BYTES = 70  # RFC 2046 §5.1.1
+MAX_BOUNDARY_BYTES = 200  # RFC 2046 §5.1.1 says 70; Orthanc sends 73
 MAX_PREAMBLE_BYTES = 4 * 1024
 
-_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{1,70}")
+_BOUNDARY = re.compile(rf"[0-9A-Za-z'()+_,./:=? -]{{1,{MAX_BOUNDARY_BYTES}}}")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 

@@ -75,10 +75,10 @@ def test_hostile_bodies_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "boundary", ["", "x" * 71, "a\r\nb", "ä"], ids=["none", "long", "line end", "not ascii"]
+    "boundary", ["", "x" * 201, "a\r\nb", "ä"], ids=["none", "long", "line end", "not ascii"]
 )
 def test_a_malformed_boundary_is_refused(boundary: str) -> None:
-    """RFC 2046 §5.1.1 says what a boundary is."""
+    """RFC 2046 §5.1.1 says what a boundary is; only its length is taken less strictly, because Orthanc does."""
     with pytest.raises(Invalid):
         MultipartParser(boundary)
 

@@ -1,0 +1,448 @@
+"""Tools that hospitals use, unchanged, against a node that an operator made with the command line: DCMTK, pynetdicom,
+dicomweb-client, Orthanc. Real processes, real sockets, mutual TLS and HTTPS under the node's own authority.
+
+What is not installed is skipped, visibly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+
+import pydicom
+import pynetdicom
+import pytest
+import pytest_asyncio
+import requests
+from dicomweb_client.api import DICOMwebClient
+from PIL import Image
+from pynetdicom.sop_class import CTImageStorage, Verification
+
+from consent.vocabulary import EventKind
+from node.audit.log import Entry
+from node.tls import KeyPair
+from ops.demo.processes import accord, free_ports
+from tests.faults.examination import all_entries
+from tests.support.dicom import EXPLICIT, Instance, from_file, pydicom_sample_paths, study
+from tests.support.served import AE, CHIEF, DIGITISER, SCANNER, Served
+
+ORTHANC = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
+ORTHANC_TITLE = "ORTHANC"
+START_SECONDS = 40.0
+needs_dcmtk = pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is not installed")
+needs_orthanc = pytest.mark.skipif(ORTHANC is None, reason="Orthanc is not installed")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.journey,
+    pytest.mark.slow,
+    pytest.mark.requirement("F5"),
+    pytest.mark.timeout(180),
+]
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """A node that was made by commands, and the files that belong to it."""
+
+    node: Served
+    keys: Path
+    certificate: Path
+    key: Path
+    ca: Path
+
+    def tls(self, *, certificate: Path | None = None, key: Path | None = None) -> list[str]:
+        """DCMTK's words for mutual TLS as the registered scanner."""
+        return ["+tls", str(key or self.key), str(certificate or self.certificate), "+cf", str(self.ca)]
+
+    def web(self, token: str | None = None) -> DICOMwebClient:
+        """dicomweb-client over HTTPS, trusting the node's authority alone."""
+        session = requests.Session()
+        session.trust_env = False
+        session.verify = str(self.ca)
+        session.headers["Authorization"] = f"Bearer {self.node.token if token is None else token}"
+        return DICOMwebClient(f"{self.node.web}/dicom-web", session=session)
+
+    async def entries(self, kind: EventKind) -> list[Entry]:
+        """What the log says."""
+        return [entry for entry in await all_entries(self.node.folder) if entry.event.kind is kind]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def hospital(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hospital]:
+    """Made and registered by commands as in the manual; one process for all tests."""
+    root = tmp_path_factory.mktemp("interop")
+    folder, keys = root / "node", root / "keys"
+    plain, tls, http = free_ports(3)
+    await accord(
+        "init", folder, "--name", "General Hospital", "--ae-title", AE, "--node-id", "a-general",
+        "--http-port", str(http), "--dicom-port", str(tls), "--plain-dicom-port", str(plain), "--peer-port", "0",
+    )  # fmt: skip
+    await accord("device", "issue-certificate", folder, "--ae-title", SCANNER, "--out", keys)
+    at_home = ("--address", "127.0.0.1")
+    await accord(
+        "device", "add", folder, "--ae-title", SCANNER, *at_home, "--certificate", keys / f"{SCANNER}.crt"
+    )
+    for title, reason in (
+        (DIGITISER, "A film digitiser that cannot do TLS"),
+        (ORTHANC_TITLE, "An old archive"),
+    ):
+        await accord("device", "add", folder, "--ae-title", title, *at_home, "--plain", reason)
+    await accord("user", "add", folder, "--name", CHIEF, "--role", "chief-physician")
+    token = (await accord("token", "create", folder, "--user", CHIEF, "--scope", "dicomweb"))["token"]
+    pair = KeyPair((keys / f"{SCANNER}.crt").read_bytes(), (keys / f"{SCANNER}.key").read_bytes())
+    node = Served(folder, plain, tls, http, 0, pair, (keys / "ca.crt").read_text(), token)
+    await node.start()
+    try:
+        yield Hospital(node, keys, keys / f"{SCANNER}.crt", keys / f"{SCANNER}.key", keys / "ca.crt")
+        assert "Traceback" not in node.output.read_text("utf-8"), node.said()
+        assert await node.stop() == 0
+    finally:
+        if node.alive:
+            await node.kill()
+
+
+async def run(*arguments: str | Path) -> tuple[int, str]:
+    """Run a program; return its status and what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        *map(str, arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    printed, _ = await process.communicate()
+    return process.returncode or 0, printed.decode(errors="replace")
+
+
+def written(folder: Path, *instances: Instance) -> list[Path]:
+    """Instances as files."""
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{number:03d}.dcm" for number in range(len(instances))]
+    for path, one in zip(paths, instances, strict=True):
+        path.write_bytes(one.file())
+    return paths
+
+
+async def arrived(hospital: Hospital, study_uid: str, wanted: set[str]) -> dict[str, pydicom.Dataset]:
+    """The study as dicomweb-client retrieves it, once all of `wanted` is in the index."""
+    web = hospital.web()
+    async with asyncio.timeout(10):
+        while True:
+            found = await asyncio.to_thread(web.search_for_instances, study_uid)
+            if wanted <= {item["00080018"]["Value"][0] for item in found}:
+                break
+            await asyncio.sleep(0.1)
+    whole = await asyncio.to_thread(
+        lambda: web.retrieve_study(study_uid, media_types=(("application/dicom", "*"),))
+    )
+    return {str(ds.SOPInstanceUID): ds for ds in whole}
+
+
+# DCMTK
+
+
+@needs_dcmtk
+@pytest.mark.requirement("T1", "C1", "C3")
+async def test_dcmtk_over_mutual_tls(hospital: Hospital) -> None:
+    """echoscu, then storescu of three real patients: every byte of every instance comes back by DICOMweb."""
+    call = ["-aet", SCANNER, "-aec", AE, *hospital.tls(), "127.0.0.1", str(hospital.node.tls_port)]
+    status, printed = await run("echoscu", *call)
+    assert status == 0, printed
+    paths = pydicom_sample_paths()
+    status, printed = await run("storescu", *call, *paths)
+    assert status == 0, printed
+    sent = {from_file(path.read_bytes()).sop_instance_uid: pydicom.dcmread(path) for path in paths}
+    studies: dict[str, set[str]] = {}
+    for uid, ds in sent.items():
+        studies.setdefault(str(ds.StudyInstanceUID), set()).add(uid)
+    for study_uid, uids in studies.items():
+        back = await arrived(hospital, study_uid, uids)
+        assert back.keys() == uids
+        for uid in uids:
+            assert back[uid].PixelData == sent[uid].PixelData
+            assert back[uid].PatientName == sent[uid].PatientName
+
+
+@needs_dcmtk
+@pytest.mark.requirement("T1", "C1")
+async def test_dcmtk_in_plain_for_the_named_device_only(hospital: Hospital, tmp_path: Path) -> None:
+    """The digitiser is registered with a reason and gets in; the scanner, which has a certificate, does not."""
+    made = study(name="interop/plain", slices=3)
+    paths = written(tmp_path / "plain", *made)
+    port = str(hospital.node.plain_port)
+    status, printed = await run("echoscu", "-aet", DIGITISER, "-aec", AE, "127.0.0.1", port)
+    assert status == 0, printed
+    status, printed = await run("storescu", "-aet", DIGITISER, "-aec", AE, "127.0.0.1", port, *paths)
+    assert status == 0, printed
+    study_uid = str(made[0].dataset().StudyInstanceUID)
+    assert len(await arrived(hospital, study_uid, {one.sop_instance_uid for one in made})) == 3
+    status, printed = await run("storescu", "-aet", SCANNER, "-aec", AE, "127.0.0.1", port, *paths)
+    assert status != 0 and "Rejected" in printed
+
+
+@needs_dcmtk
+@pytest.mark.requirement("T1", "C1")
+@pytest.mark.parametrize(
+    ("calling", "called", "secured", "door"),
+    [
+        (SCANNER, "OTHER", True, "tls"),
+        ("NOBODY", AE, True, "tls"),
+        (DIGITISER, AE, True, "tls"),
+        ("NOBODY", AE, False, "plain"),
+        (SCANNER, AE, False, "tls"),
+        (SCANNER, AE, True, "plain"),
+    ],
+    ids=[
+        "wrong-called-title", "unregistered-with-a-good-certificate", "another-device's-certificate",
+        "unregistered-in-plain", "plain-to-the-tls-door", "tls-to-the-plain-door",
+    ],
+)  # fmt: skip
+async def test_who_is_refused(
+    hospital: Hospital, calling: str, called: str, secured: bool, door: str
+) -> None:
+    """DCMTK gets no association, and the log says why."""
+    before = len(await all_entries(hospital.node.folder))
+    port = hospital.node.tls_port if door == "tls" else hospital.node.plain_port
+    tls = hospital.tls() if secured else []
+    status, _ = await run(
+        "echoscu", "-to", "5", "-ta", "5", "-td", "5",
+        "-aet", calling, "-aec", called, *tls, "127.0.0.1", str(port),
+    )  # fmt: skip
+    assert status != 0
+    await asyncio.sleep(0.2)
+    new = (await all_entries(hospital.node.folder))[before:]
+    assert not [entry for entry in new if entry.event.kind is EventKind.ASSOCIATION_ACCEPTED]
+
+
+@needs_dcmtk
+@pytest.mark.requirement("T1", "C1")
+async def test_a_stranger_with_a_certificate_of_his_own(hospital: Hospital, tmp_path: Path) -> None:
+    """The right title and a self-made certificate do not get through the handshake."""
+    key, certificate = tmp_path / "own.key", tmp_path / "own.crt"
+    status, printed = await run(
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+        "-keyout", key, "-out", certificate, "-days", "2", "-subj", f"/CN={SCANNER}",
+    )  # fmt: skip
+    assert status == 0, printed
+    tls = hospital.tls(certificate=certificate, key=key)
+    status, _ = await run(
+        "echoscu", "-aet", SCANNER, "-aec", AE, *tls, "127.0.0.1", str(hospital.node.tls_port)
+    )
+    assert status != 0
+    refused = await hospital.entries(EventKind.ASSOCIATION_REFUSED)
+    assert any("TLS handshake failed" in entry.event.reason for entry in refused)
+
+
+# pynetdicom
+
+
+@pytest.mark.requirement("T1")
+async def test_pynetdicom_in_plain(hospital: Hospital, tmp_path: Path) -> None:
+    """Its command line programs echo and store."""
+    (path,) = written(tmp_path / "one", *study(name="interop/pynetdicom", slices=1))
+    where = ("127.0.0.1", str(hospital.node.plain_port))
+    titles = ("-aet", DIGITISER, "-aec", AE, "-v")
+    status, printed = await run(sys.executable, "-m", "pynetdicom", "echoscu", *where, *titles)
+    assert status == 0 and "0x0000" in printed, printed
+    status, printed = await run(sys.executable, "-m", "pynetdicom", "storescu", *where, path, *titles)
+    assert status == 0 and "0x0000" in printed, printed
+
+
+@pytest.mark.requirement("T1", "C1")
+async def test_pynetdicom_over_mutual_tls(hospital: Hospital) -> None:
+    """The library as a scanner with the certificate that the node issued."""
+    made = study(name="interop/pynetdicom-tls", slices=2)
+
+    def talk() -> list[int]:
+        context = ssl.create_default_context(cafile=str(hospital.ca))
+        context.load_cert_chain(hospital.certificate, hospital.key)
+        entity = pynetdicom.AE(SCANNER)
+        entity.add_requested_context(Verification)
+        entity.add_requested_context(CTImageStorage, EXPLICIT)
+        association = entity.associate(
+            "127.0.0.1", hospital.node.tls_port, ae_title=AE, tls_args=(context, "localhost")
+        )
+        assert association.is_established
+        try:
+            answers = [association.send_c_echo()]
+            answers += [association.send_c_store(one.dataset()) for one in made]
+            return [answer.Status for answer in answers]
+        finally:
+            association.release()
+
+    assert await asyncio.to_thread(talk) == [0, 0, 0]
+    uid = str(made[0].dataset().StudyInstanceUID)
+    assert len(await arrived(hospital, uid, {one.sop_instance_uid for one in made})) == 2
+
+
+# dicomweb-client
+
+
+@pytest.mark.requirement("C3")
+async def test_dicomweb_client(hospital: Hospital) -> None:
+    """Store, search at all levels, retrieve, metadata, frames and rendered pictures over HTTPS with a token."""
+    made = study(
+        name="interop/web", slices=3, series=2, patient_id="WEB-1", patient_name="Web^Wang=王^网", size=64
+    )
+    first = made[0].dataset()
+    study_uid, series_uid = str(first.StudyInstanceUID), str(first.SeriesInstanceUID)
+    web = hospital.web()
+
+    def talk() -> None:
+        answer = web.store_instances([one.dataset() for one in made])
+        assert len(answer.ReferencedSOPSequence) == 6 and "FailedSOPSequence" not in answer
+        (found,) = web.search_for_studies(search_filters={"PatientID": "WEB-1"})
+        assert found["0020000D"]["Value"] == [study_uid]
+        assert found["00201208"]["Value"] == [6] and found["00201206"]["Value"] == [2]
+        assert found["00100010"]["Value"][0]["Ideographic"] == "王^网"
+        assert len(web.search_for_studies(search_filters={"PatientName": "Web*"}, limit=5)) == 1
+        assert len(web.search_for_series(study_uid)) == 2
+        assert len(web.search_for_instances(study_uid, series_uid)) == 3
+        assert len(web.retrieve_study_metadata(study_uid)) == 6
+        metadata = web.retrieve_series_metadata(study_uid, series_uid)
+        assert {item["00080018"]["Value"][0] for item in metadata} == {
+            one.sop_instance_uid for one in made[:3]
+        }
+        for series in (web.retrieve_study(study_uid), web.retrieve_series(study_uid, series_uid)):
+            for ds in series:
+                assert ds.PixelData == _by_uid(made, str(ds.SOPInstanceUID)).PixelData
+        uid = made[0].sop_instance_uid
+        instance = web.retrieve_instance(study_uid, series_uid, uid)
+        assert sha256(instance.PixelData).digest() == sha256(first.PixelData).digest()
+        (frame,) = web.retrieve_instance_frames(study_uid, series_uid, uid, [1])
+        assert bytes(frame) == first.PixelData
+        for media_type in ("image/jpeg", "image/png"):
+            picture = web.retrieve_instance_rendered(study_uid, series_uid, uid, media_types=(media_type,))
+            assert Image.open(BytesIO(picture)).size[0] >= 64
+
+    await asyncio.to_thread(talk)
+    opened = await hospital.entries(EventKind.STUDY_OPENED)
+    assert any(entry.event.actor == f"person:{CHIEF}@a-general" for entry in opened)
+
+
+def _by_uid(made: tuple[Instance, ...], uid: str) -> pydicom.Dataset:
+    return next(one for one in made if one.sop_instance_uid == uid).dataset()
+
+
+@pytest.mark.requirement("T1", "U7")
+@pytest.mark.parametrize("token", ["", "acc_not-a-token"], ids=["none", "wrong"])
+async def test_dicomweb_without_a_token(hospital: Hospital, token: str) -> None:
+    """No image, no list, not even a count."""
+    with pytest.raises(requests.HTTPError, match="401"):
+        await asyncio.to_thread(hospital.web(token).search_for_studies)
+
+
+@pytest.mark.requirement("T1")
+async def test_https_is_tls_1_3_under_the_nodes_own_authority(hospital: Hospital) -> None:
+    """A client that trusts the system's authorities, or offers less than TLS 1.3, gets no connection."""
+
+    def shake(context: ssl.SSLContext) -> str | None:
+        with (
+            socket.create_connection(("127.0.0.1", hospital.node.http_port), timeout=10) as raw,
+            context.wrap_socket(raw, server_hostname="localhost") as wrapped,
+        ):
+            return wrapped.version()
+
+    trusting = ssl.create_default_context(cafile=str(hospital.ca))
+    assert await asyncio.to_thread(shake, trusting) == "TLSv1.3"
+    trusting.maximum_version = ssl.TLSVersion.TLSv1_2
+    for context in (trusting, ssl.create_default_context()):
+        with pytest.raises(ssl.SSLError):
+            await asyncio.to_thread(shake, context)
+
+
+# Orthanc
+
+
+@asynccontextmanager
+async def orthanc(folder: Path, hospital: Hospital) -> AsyncIterator[Callable[..., requests.Response]]:
+    """A running Orthanc that knows the node as a modality and as a DICOMweb server; yields its REST interface."""
+    dicom, http = free_ports(2)
+    folder.mkdir()
+    plugins = sorted(Path("/usr/share/orthanc/plugins").glob("*OrthancDicomWeb.so"))
+    settings = {
+        "StorageDirectory": str(folder),
+        "IndexDirectory": str(folder),
+        "HttpPort": http,
+        "HttpBindAddresses": ["127.0.0.1"],
+        "AuthenticationEnabled": False,
+        "DicomAet": ORTHANC_TITLE,
+        "DicomPort": dicom,
+        "DicomModalities": {"node": [AE, "127.0.0.1", hospital.node.plain_port]},
+        "HttpsVerifyPeers": True,
+        "HttpsCACertificates": str(hospital.ca),
+        "Plugins": [str(plugin) for plugin in plugins],
+        "DicomWeb": {
+            "Enable": True,
+            "Servers": {
+                "node": {
+                    "Url": f"{hospital.node.web}/dicom-web/",
+                    "HttpHeaders": {"Authorization": f"Bearer {hospital.node.token}"},
+                }
+            },
+        },
+    }
+    (folder / "orthanc.json").write_text(json.dumps(settings))
+    assert ORTHANC is not None
+    process = await asyncio.create_subprocess_exec(
+        ORTHANC, str(folder / "orthanc.json"),
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+
+    def call(method: str, path: str, **more: object) -> requests.Response:
+        return requests.request(method, f"http://127.0.0.1:{http}{path}", timeout=60, **more)  # type: ignore[arg-type]
+
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            while True:
+                try:
+                    (await asyncio.to_thread(call, "GET", "/system")).raise_for_status()
+                    break
+                except requests.ConnectionError:
+                    assert process.returncode is None, "Orthanc ended"
+                    await asyncio.sleep(0.2)
+        yield call
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+@needs_orthanc
+@pytest.mark.requirement("T1", "C1")
+async def test_orthanc_sends_and_asks(hospital: Hospital, tmp_path: Path) -> None:
+    """Orthanc echoes and stores by DICOM as a named plain device, then stores and searches by DICOMweb."""
+    by_dicom, by_web = study(name="interop/orthanc", slices=3), study(name="interop/orthanc-web", slices=2)
+    async with orthanc(tmp_path / "orthanc", hospital) as call:
+
+        def talk() -> None:
+            held: dict[str, list[str]] = {}
+            for name, made in (("dicom", by_dicom), ("web", by_web)):
+                for one in made:
+                    answer = call("POST", "/instances", data=one.file())
+                    answer.raise_for_status()
+                    held.setdefault(name, []).append(answer.json()["ID"])
+            call("POST", "/modalities/node/echo", data="").raise_for_status()
+            stored = call("POST", "/modalities/node/store", json={"Resources": held["dicom"]})
+            stored.raise_for_status()
+            assert stored.json()["InstancesCount"] == 3 and stored.json()["FailedInstancesCount"] == 0
+            if call("GET", "/dicom-web/servers").status_code == 200:
+                call(
+                    "POST",
+                    "/dicom-web/servers/node/stow",
+                    json={"Resources": held["web"], "Synchronous": True},
+                ).raise_for_status()
+                found = call("POST", "/dicom-web/servers/node/qido", json={"Uri": "/studies"})
+                found.raise_for_status()
+
+        await asyncio.to_thread(talk)
+    for made in (by_dicom, by_web):
+        uids = {one.sop_instance_uid for one in made}
+        back = await arrived(hospital, str(made[0].dataset().StudyInstanceUID), uids)
+        assert all(back[one.sop_instance_uid].PixelData == one.dataset().PixelData for one in made)

@@ -117,12 +117,17 @@ class AsyncChannel:
         loop = asyncio.get_running_loop()
         if self.socket.fileno() < 0:
             raise Closed
-        ready = loop.create_future()
+        ready: asyncio.Future[None] = loop.create_future()
+
+        def now() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
         add, remove = (
             (loop.add_writer, loop.remove_writer) if writing else (loop.add_reader, loop.remove_reader)
         )
         descriptor = self.socket.fileno()
-        add(descriptor, lambda: ready.done() or ready.set_result(None))
+        add(descriptor, now)
         try:
             await ready
         finally:

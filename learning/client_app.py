@@ -91,7 +91,7 @@ def vector_in(content: RecordDict) -> Vector:
     arrays = content.array_records.get(ARRAYS)
     if arrays is None or len(arrays) != 1:
         raise Invalid("The message does not carry exactly one array of parameters.")
-    vector = next(iter(arrays.values())).numpy()
+    vector: Vector = next(iter(arrays.values())).numpy()
     if vector.ndim != 1 or vector.dtype != np.float32:
         raise Invalid("The parameters are not one vector of 32-bit numbers.")
     return vector

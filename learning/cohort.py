@@ -201,7 +201,7 @@ def _grey(png: bytes, rows: int, columns: int) -> NDArray[np.float32]:
         grey = opened.convert("L")
         if grey.size != (columns, rows):
             grey = grey.resize((columns, rows), Pictures.Resampling.BILINEAR)
-        return np.asarray(grey, np.float32) / 255
+        return np.asarray(grey, np.float32) / np.float32(255)
 
 
 def _stacked(examples: list[Example]) -> Examples:

@@ -32,7 +32,7 @@ def die_with_parent(parent: int) -> None:
 
 def leave_network() -> bool:
     """Move into a network namespace of our own, which has no interface that is up. False when not permitted."""
-    return _libc.unshare(CLONE_NEWNET) == 0 or _libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0
+    return any(int(_libc.unshare(flags)) == 0 for flags in (CLONE_NEWNET, CLONE_NEWUSER | CLONE_NEWNET))
 
 
 def forbid_dumps() -> None:

@@ -83,7 +83,7 @@ def digits_as_examples(site: int, sites: int, *, limit: int | None = None) -> Ex
     """The same scans as examples, without any DICOM in between: what a perfect pipeline would deliver."""
     digits = digits_of(site, sites, limit=limit)
     return Examples(
-        np.stack([digit.pixels for digit in digits]).astype(np.float32) / 16,
+        np.stack([digit.pixels for digit in digits]).astype(np.float32) / np.float32(16),
         np.array([digit.label for digit in digits], np.int64),
         np.array([digit.reference for digit in digits], np.bool_),
     )

@@ -24,6 +24,7 @@ from learning.flower import Control, HubRuntime, HubTask
 from learning.plans import TrainingPlan
 from learning.sealed import read_sealed
 from learning.server_app import make_app
+from learning.wording import Ending
 
 BUSY_SECONDS = 0.1
 IDLE_SECONDS = 30.0
@@ -130,7 +131,7 @@ def _run(task: HubTask, started: Started) -> None:
         ending = {"event": "failed", "words": error.message}
     except BaseException as error:
         print(f"driver: run {started.run}: {type(error).__name__}: {_first_line(error)}", file=sys.stderr)
-        ending = {"event": "failed", "words": "The run was stopped, or Flower failed."}
+        ending = {"event": "failed", "words": Ending.FLOWER_FAILED}
     with contextlib.suppress(Closed):
         started.channel.send(ending)
 

@@ -191,7 +191,7 @@ def to_npz(vector: Vector, plan: TrainingPlan) -> bytes:
     """The parameters as an npz of the declared arrays: the same vector gives the same bytes."""
     arrays = split_vector(vector, declared_arrays(plan.model, len(plan.labels.codes)))
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 

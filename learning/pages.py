@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from consent.errors import AccordError
+from consent.vocabulary import Role
 from learning.intake import DECIDERS, FOLLOWERS, READERS, TEMPLATE, decide_on, plan_of_form
 from learning.keys import PLANBOOK, RUNS, SITE
 from learning.plans import LABEL_ATTRIBUTES, Verdict
@@ -58,11 +59,26 @@ REFUSAL_WORDS = (
 )
 """`plans.Refusal`, marked for translation; a test keeps the two the same."""
 
+ENDING_WORDS = (
+    N_("Too few sites are connected."),
+    N_("Too few sites took part in a round."),
+    N_("The plan's deadline passed before the last round."),
+    N_("The averaged model is not finite."),
+    N_("The run ended without a measured model."),
+    N_("Stopped by the researcher."),
+    N_("The hub stopped during the run."),
+    N_("The learning service ended during the run."),
+    N_("The run was stopped, or Flower failed."),
+    N_("The run failed in the hub."),
+)
+"""`wording.Ending`, marked for translation; a test keeps the two the same."""
+
 WORDS: dict[str, Any] = {
     "state_words": STATE_WORDS,
     "state_tones": STATE_TONES,
     "report_words": REPORT_WORDS,
     "report_tones": REPORT_TONES,
+    "roles": {role.value: role for role in Role},
 }
 
 
@@ -106,7 +122,7 @@ async def plan_page(request: web.Request) -> web.Response:
     require_role(request, *FOLLOWERS)
     listed = await request.app[PLANBOOK].listed(request.match_info["digest"])
     approving = await request.app[PLANBOOK].approvals(listed.plan.digest)
-    context = {"listed": listed, "plan": listed.plan.body, "approving": approving, "problem": None}
+    context = WORDS | {"listed": listed, "plan": listed.plan.body, "approving": approving}
     return render(request, "learning/plan.html", context)
 
 

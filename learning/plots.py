@@ -110,7 +110,7 @@ def _draw_bars(axes: Axes, progress: Progress, words: PlotWords) -> None:
         words.federated,
     )
     axes.set_xticks(list(places), sites)
-    axes.legend(loc="lower right", fontsize=8, framealpha=0.9)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8, frameon=False)
 
 
 def _bars(axes: Axes, places: Sequence[float], values: Sequence[float], colour: str, label: str) -> None:

@@ -42,7 +42,7 @@ from learning.runtables import (
 )
 from learning.sealed import read_sealed
 from learning.superlink import Superlink
-from learning.wording import EVALUATE, TRAIN, VOID
+from learning.wording import EVALUATE, TRAIN, VOID, Ending
 from node.audit.event import Event
 from node.audit.log import Log
 from node.clock import Clock
@@ -56,8 +56,6 @@ GRACE_SECONDS = 30.0
 """How long after the plan's own deadline the watchdog waits for the server app to say so itself."""
 
 MAX_PARAMETER_BYTES = 1024**3
-HUB_STOPPED = "The hub stopped during the run."
-FLOWER_ENDED = "The learning service ended during the run."
 
 logger = structlog.get_logger()
 
@@ -218,7 +216,7 @@ class Runs:
         """Take a run from its start to one of its ends; nothing that happens leaves it open."""
         flower_run: int | None = None
         channel: AsyncChannel | None = None
-        state, words = RunState.FAILED, FLOWER_ENDED
+        state, words = RunState.FAILED, str(Ending.FLOWER_ENDED)
         try:
             flower_run, channel = await self.superlink.start_run(run.id, plan)
             seconds = plan.body.schedule.deadline_seconds + GRACE_SECONDS
@@ -226,15 +224,15 @@ class Runs:
             async with asyncio.timeout(seconds):
                 state, words = await self._until_end(run, plan, active, channel)
         except TimeoutError:
-            words = "The plan's deadline passed before the last round."
+            words = Ending.DEADLINE
         except AccordError as error:
             words = error.message
         except asyncio.CancelledError:
-            words = HUB_STOPPED
+            words = Ending.HUB_STOPPED
             raise
         except Exception as error:
             logger.error("learning.run", run=run.id, error=type(error).__name__)
-            words = "The run failed in the hub."
+            words = Ending.HUB_FAILED
         finally:
             if channel is not None:
                 channel.close()
@@ -252,11 +250,11 @@ class Runs:
                 receiving = asyncio.create_task(channel.receive())
                 await asyncio.wait({receiving, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if not receiving.done():
-                    return RunState.STOPPED, "Stopped by the researcher."
+                    return RunState.STOPPED, Ending.STOPPED
                 try:
                     message, descriptors = receiving.result()
                 except Closed:
-                    return RunState.FAILED, FLOWER_ENDED
+                    return RunState.FAILED, Ending.FLOWER_ENDED
                 vector = _vector(descriptors)
                 if message.get("event") == "round":
                     await self._keep_round(run, plan, active, message, vector)
@@ -265,7 +263,7 @@ class Runs:
                     await self._register_model(run, plan)
                     return RunState.FINISHED, ""
                 else:
-                    return RunState.FAILED, str(message.get("words", FLOWER_ENDED))[:500]
+                    return RunState.FAILED, str(message.get("words", Ending.FLOWER_ENDED))[:500]
         finally:
             stopping.cancel()
             receiving.cancel()
@@ -285,7 +283,8 @@ class Runs:
             if values:
                 await change_run(tx, run.id, **values)
             sites = {report.site: report.state for report in reports}
-            detail = {"run": run.id, "plan": run.plan, "round": number, "message": kind, "sites": sites}
+            detail: dict[str, Any] = {"run": run.id, "plan": run.plan, "round": number, "sites": sites}
+            detail["message"] = kind
             await self._log.append(
                 tx, Event(EventKind.TRAINING_ROUND_DONE, "system", purpose=Purpose.RESEARCH, detail=detail)
             )
@@ -299,7 +298,7 @@ class Runs:
         view = await self.view(run.id)
         digest = view.run.checkpoint
         if digest is None or view.progress.accuracy is None or not view.progress.final:
-            raise Invalid("The run ended without a measured model.")
+            raise Invalid(Ending.NO_MODEL)
         content = await self.store.get(digest)
         took_part = {
             report.site for one in view.progress.rounds for report in one.sites if report.state == "trained"
@@ -373,7 +372,7 @@ class Runs:
         for run in await self.runs():
             if not run.over:
                 async with self._database.write() as tx:
-                    await self._close(tx, replace(run, state=RunState.FAILED, words=HUB_STOPPED))
+                    await self._close(tx, replace(run, state=RunState.FAILED, words=Ending.HUB_STOPPED))
 
 
 def _vector(descriptors: list[int]) -> Any:

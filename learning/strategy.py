@@ -24,7 +24,7 @@ from learning.egress import METRICS as ALLOWED_METRICS
 from learning.flower import REFUSED_CODE
 from learning.networks import Vector, initial_vector, parameter_count
 from learning.plans import MAX_EXAMPLES_PER_SITE, Refusal, TrainingPlan
-from learning.wording import EVALUATE, TRAIN, VOID
+from learning.wording import EVALUATE, TRAIN, VOID, Ending
 
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 3.0
@@ -104,9 +104,7 @@ class Rounds:
             ):
                 return
             if waited > self._plan.schedule.round_seconds:
-                raise TooFewSites(
-                    f"Only {len(online)} of the {self._minimum} sites that the plan needs are connected."
-                )
+                raise TooFewSites(Ending.NOT_CONNECTED)
             self._check_deadline()
             time.sleep(POLL_SECONDS)
 
@@ -177,21 +175,21 @@ class Rounds:
     def _averaged(self, number: int, replies: list[Message]) -> Vector:
         arrays, _ = self._average.aggregate_train(number, replies)
         if arrays is None:
-            raise TooFewSites("No site's update could be averaged.")
+            raise TooFewSites(Ending.TOO_FEW)
         vector = np.asarray(next(iter(arrays.values())).numpy(), np.float32)
         if not np.isfinite(vector).all():
-            raise Invalid("The averaged model is not finite.")
+            raise Invalid(Ending.NOT_FINITE)
         return vector
 
     def _require(self, number: int, results: Mapping[str, SiteResult], state: str) -> None:
         useful = sum(result.state == state for result in results.values())
         if useful < self._minimum:
             self._store.round_done(number, VOID, results, np.zeros(0, np.float32))
-            raise TooFewSites(f"Only {useful} sites took part; the plan needs {self._minimum}.")
+            raise TooFewSites(Ending.TOO_FEW)
 
     def _check_deadline(self) -> None:
         if time.monotonic() > self._end:
-            raise Unavailable("The plan's deadline passed before the last round.", code="deadline")
+            raise Unavailable(Ending.DEADLINE, code="deadline")
 
 
 def _metrics_of(reply: Message) -> dict[str, Any]:

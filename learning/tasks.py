@@ -118,7 +118,7 @@ def train_round(
 ) -> tuple[Vector, dict[str, float]]:
     """One federated round at this site: measure what came, then train on it."""
     start = monotonic()
-    metrics = measure(plan, vector, examples)
+    metrics: dict[str, float] = measure(plan, vector, examples)
     seed = plan.training.seed + round_number
     update, loss = train(plan, vector, examples, epochs=plan.training.local_epochs, seed=seed)
     return update, metrics | {"loss": loss, "seconds": monotonic() - start}
@@ -127,7 +127,7 @@ def train_round(
 def measure_final(plan: TrainingPlan, vector: Vector, examples: Examples) -> dict[str, float]:
     """Measure the finished model and, where the plan asks for it, what this site reaches alone with as much work."""
     start = monotonic()
-    metrics = measure(plan, vector, examples)
+    metrics: dict[str, float] = measure(plan, vector, examples)
     if plan.baseline:
         epochs = plan.schedule.rounds * plan.training.local_epochs
         alone, _ = train(plan, initial_vector(plan), examples, epochs=epochs, seed=plan.training.seed)

@@ -17,8 +17,9 @@ from learning.api import HUB_ROUTES, NODE_ROUTES
 from learning.intake import TEMPLATE
 from learning.keys import PLANBOOK, RUNS, SITE
 from learning.models import ModelVersion
-from learning.pages import REFUSAL_WORDS
+from learning.pages import ENDING_WORDS, REFUSAL_WORDS
 from learning.plans import Refusal, Verdict
+from learning.wording import Ending
 from tests.learning.hubs import HubFixture, learning_hub
 from tests.learning.region import digits_plan
 from tests.learning.test_site import SiteFixture, at  # noqa: F401  (a fixture)
@@ -200,6 +201,7 @@ async def test_a_security_officer_reads_and_decides_and_others_cannot(at: SiteFi
         assert await at.site.book.approvals(plan.digest) == {}
 
 
-def test_every_refusal_can_be_translated() -> None:
+def test_every_refusal_and_ending_can_be_translated() -> None:
     """The fixed words are marked, word for word."""
     assert set(REFUSAL_WORDS) == {words.value for words in Refusal}
+    assert set(ENDING_WORDS) == {words.value for words in Ending}

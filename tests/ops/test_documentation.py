@@ -145,3 +145,33 @@ def _serve(*words: str) -> subprocess.Popen[str]:
         if line.startswith("ready"):
             return process
     raise AssertionError("the server ended before it was ready")
+
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    """Every relative link and picture is a file of this repository."""
+    text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert missing == []
+
+
+def shell_lines(page: Path) -> list[str]:
+    """The `accord` commands in a page's sh blocks, continued lines joined."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.startswith("accord ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_command_in_the_documentation_is_one_that_exists(page: Path) -> None:
+    """Its words, options and the kinds of their values are taken by the program."""
+    for line in shell_lines(page):
+        words = shlex.split(line.partition(" > ")[0], comments=True)[1:]
+        name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
+        assert name is not None, line
+        with COMMANDS[name].make_context(name, words[len(name.split()) :]) as context:
+            assert context.params is not None

@@ -168,7 +168,7 @@ class Story:
         await accord("care", "add", self.a.folder, "--user", "dr.li", "--patient", ZHANG.id)
         li = await self.person("a-general", "dr.li")
         exact = await li.get("/api/v1/studies", PatientID=ZHANG.id)
-        wild = await li.get("/api/v1/studies", PatientName="zhangwei*")
+        wild = await li.get("/api/v1/studies", PatientName="zhang^wei*")
         hold(
             [s["study_instance_uid"] for s in exact] == [STUDY_UID],
             "the exact search does not find the study",

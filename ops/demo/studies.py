@@ -41,7 +41,7 @@ class Patient:
         return tuple(word for word in words if len(word.encode()) >= MIN_WORD_BYTES)
 
 
-ZHANG = Patient("GH-2026-471108", "Zhangweiming^Suyin=张伟明^素音", "19530417", "ACC7730915")
+ZHANG = Patient("GH-2026-471108", "Zhang^Weiming=张^伟明", "19530417", "ACC7730915")
 SAMPLES = (
     Patient("77654033", "Doe^Archibald", "", ""),
     Patient("98890234", "Doe^Peter", "", ""),
@@ -71,21 +71,55 @@ def write_ct(folder: Path, patient: Patient = ZHANG, *, slices: int = SLICES, se
 
 
 def _phantom(slices: int, seed: int) -> Iterator[NDArray[np.int16]]:
-    """A body with two lungs, a spine and one small nodule, in stored values (Hounsfield units + 1024)."""
+    """A chest with lungs, vessels, heart, ribs, spine and one small nodule: stored values (Hounsfield units + 1024)."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j].astype(np.float32)
-    noise = random.normal(0, 14, (SIDE, SIDE)).astype(np.float32)
+    noise = random.normal(0, 16, (SIDE, SIDE)).astype(np.float32)
+    vessels = random.uniform(-1, 1, (80, 3)).astype(np.float32)
     for number in range(slices):
-        z = number / slices
-        image = np.full((SIDE, SIDE), -1000, np.float32)
-        image[(x / 0.82) ** 2 + (y / 0.6) ** 2 < 1] = 40
-        wide = 0.27 * (0.55 + 0.45 * np.sin(np.pi * z))
-        for side in (-0.36, 0.36):
-            image[((x - side) / wide) ** 2 + ((y + 0.04) / (wide * 1.45)) ** 2 < 1] = -820
-        image[(x / 0.11) ** 2 + ((y - 0.38) / 0.12) ** 2 < 1] = 420
-        image[((x + 0.36) / 0.03) ** 2 + ((y - 0.05) / 0.03) ** 2 + ((z - 0.5) / 0.05) ** 2 < 1] = 60
-        image += np.roll(noise, number * 37, axis=(0, 1))
-        yield np.clip(image + 1024, 0, 4095).astype(np.int16)
+        z = 2 * number / slices - 1
+        yield np.clip(
+            _chest(x, y, z, vessels) + np.roll(noise, number * 37, axis=(0, 1)) + 1024, 0, 4095
+        ).astype(np.int16)
+
+
+def _chest(
+    x: NDArray[np.float32], y: NDArray[np.float32], z: float, vessels: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """One slice at height `z` (-1 … 1), in Hounsfield units."""
+    image = np.full_like(x, -1000)
+    image[_ellipse(x, y, 0, 0, 0.84, 0.6)] = -95  # fat
+    image[_ellipse(x, y, 0, 0, 0.79, 0.55)] = 45  # muscle
+    angle = np.arctan2(y, x)
+    wall = _ellipse(x, y, 0, -0.02, 0.735, 0.505) & ~_ellipse(x, y, 0, -0.02, 0.69, 0.46)
+    image[wall & (np.sin(angle * 9 + z * 14) > 0.35)] = 520  # ribs, slanting from slice to slice
+    swell = float(np.sqrt(max(0.0, 1 - (z * 0.9) ** 2)))
+    for side in (-1, 1):
+        lung = _ellipse(x, y, side * 0.37, -0.03, 0.28 * swell + 0.03, 0.41 * swell + 0.03)
+        image[lung] = -840
+        for depth, place, width in vessels:
+            if abs(depth - z) < 0.12:
+                at_x, at_y = side * (0.16 + 0.4 * abs(place)), 0.34 * width
+                image[
+                    lung & _ellipse(x, y, at_x, at_y, 0.004 + 0.012 * abs(depth), 0.004 + 0.014 * abs(width))
+                ] = -60
+    if z > -0.35:
+        image[_ellipse(x, y, -0.1, -0.12, 0.27, 0.23 - 0.1 * z)] = 60  # heart
+    image[_ellipse(x, y, -0.1, 0.2, 0.055, 0.055)] = 170  # aorta
+    image[_ellipse(x, y, 0.02, 0.1, 0.045, 0.035)] = -980  # trachea
+    image[_ellipse(x, y, 0, 0.33, 0.115, 0.09)] = 330  # vertebra
+    image[_ellipse(x, y, 0, 0.45, 0.045, 0.04)] = 20  # spinal canal
+    image[_ellipse(x, y, 0, 0.52, 0.03, 0.05)] = 480  # spinous process
+    nodule = max(0.0, 0.035**2 - (z * 0.1) ** 2) ** 0.5
+    if nodule:
+        image[_ellipse(x, y, 0.42, 0.1, nodule, nodule)] = 70
+    return image
+
+
+def _ellipse(
+    x: NDArray[np.float32], y: NDArray[np.float32], at_x: float, at_y: float, width: float, height: float
+) -> NDArray[np.bool_]:
+    return np.asarray(((x - at_x) / width) ** 2 + ((y - at_y) / height) ** 2 < 1)
 
 
 def _ct_slice(patient: Patient, number: int, pixels: NDArray[np.int16], seed: int) -> Dataset:

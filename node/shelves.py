@@ -24,6 +24,7 @@ from node.arrival import ATTRIBUTES_SUFFIX, entry_of
 from node.facts import FactFinder
 from node.index import Entry, Index, InstanceRow, Placement, Pseudonyms, SeriesRow
 from node.index.index import pixel_place
+from node.index.sealing import altered
 from node.openings import Contents, InstanceView, SeriesView, Visit
 from node.vault.blobs import BlobStore
 from node.vault.keys import KeyRing, object_key
@@ -141,6 +142,9 @@ class Archive:
         row = await self._index.study(study)
         series = await self._index.series(study)
         instances = await self._index.instances(study)
+        # The grade in the study's row is in clear; those of the instances are sealed, and the highest of them is the study's.
+        if max((one.data_set.grade for one in instances), default=row.grade) > row.grade:
+            raise altered("index_study")
         by_series: dict[str, list[InstanceRow]] = defaultdict(list)
         for one in instances:
             by_series[one.series].append(one)

@@ -23,7 +23,7 @@ from node.index.pseudonyms import Pseudonyms
 from node.index.query import Query
 from node.index.reads import Reads
 from node.index.rows import Entry, InstanceRow, MetadataPlace, Placement, SeriesRow, StudyRow
-from node.index.sealing import RowSealer
+from node.index.sealing import RowSealer, altered
 from node.index.search import EVERYTHING, Page, Search, Visible
 from node.index.tables import INSTANCES, NO_NUMBER, SERIES, STUDIES
 
@@ -146,6 +146,9 @@ class Index:
             )
         row = rows[0]
         values = self._sealer.open_json("index_study", study, row.sealed)
+        # The column is in clear and decides whose study it is: it must be the patient of the sealed values.
+        if not self.pseudonyms.fits(row.patient, str(values.get("PatientID") or "")):
+            raise altered("index_study")
         return StudyRow(
             study=study,
             patient=row.patient,

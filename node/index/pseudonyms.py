@@ -37,6 +37,10 @@ class Pseudonyms:
         """The patient's pseudonym; without a Patient ID, one that belongs to this study alone."""
         return self._remembered("pt_", "patient", patient_id or f"\x00{study_instance_uid}")
 
+    def fits(self, patient: str, patient_id: str) -> bool:
+        """Whether the clear pseudonym of a study's row is that of its sealed Patient ID (if it has one)."""
+        return not patient_id or self.patient(patient_id) == patient
+
     def series(self, series_instance_uid: str) -> str:
         """The SeriesId."""
         return self._remembered("se_", "series", series_instance_uid)

@@ -32,10 +32,7 @@ class RowSealer:
             place = _place(table, column, row)
             return self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], place)
         except (InvalidTag, ValueError) as error:
-            raise Corrupt(
-                f"A row of {table} was altered.",
-                mend="Stop the node and restore the database from its backup; never delete it, the keys lie in it too.",
-            ) from error
+            raise altered(table) from error
 
     def seal_json(self, table: str, row: str, value: dict[str, Any]) -> bytes:
         """Seal a JSON object in column `sealed`."""
@@ -47,6 +44,14 @@ class RowSealer:
         value = json.loads(self.open(table, "sealed", row, sealed).decode("utf-8", "surrogatepass"))
         assert isinstance(value, dict)
         return value
+
+
+def altered(table: str) -> Corrupt:
+    """The error for a row that says something else than was put into it."""
+    return Corrupt(
+        f"A row of {table} was altered.",
+        mend="Stop the node and restore the database from its backup; never delete it, the keys lie in it too.",
+    )
 
 
 def _place(table: str, column: str, row: str) -> bytes:

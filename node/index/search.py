@@ -20,7 +20,7 @@ from node.index.pseudonyms import Pseudonyms
 from node.index.query import ATTRIBUTES, Level, Matcher, Query, is_wild, matcher, uids
 from node.index.reads import Reads
 from node.index.rows import Match
-from node.index.sealing import RowSealer
+from node.index.sealing import RowSealer, altered
 from node.index.tables import INSTANCES, NO_NUMBER, SERIES, STUDIES
 
 PAGE_ROWS = 500
@@ -168,6 +168,8 @@ class Search:
     def _open(self, level: Level, row: Row[Any], opened: dict[str, dict[str, Any]]) -> Match:
         """Open a row; `opened` remembers the study and series that the rows before it shared."""
         values = dict(self._opened("index_study", row.study, row.study_sealed, opened))
+        if not self._pseudonyms.fits(row.patient, str(values.get("PatientID") or "")):
+            raise altered("index_study")
         department = values.pop("InstitutionalDepartmentName", None)
         values["StudyDate"] = row.study_date
         values["ModalitiesInStudy"] = row.modalities.strip("/").replace("/", "\\")

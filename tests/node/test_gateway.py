@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sqlalchemy import update
 
 from consent.emergency import EmergencyClaim
 from consent.errors import Corrupt, Denied, NotFound
@@ -17,6 +18,7 @@ from consent.principals import Principal
 from consent.vocabulary import Action, EventKind, Grade, Outcome, Purpose, Role
 from node import gateway as gateway_module
 from node.index import Level, Query
+from node.index.tables import STUDIES
 from node.ingest import Receipt
 from tests.support.dicom import ct_slice, pydicom_samples, study, uid
 from tests.support.node import NodeFixture, small_node
@@ -119,6 +121,33 @@ async def test_permission_for_something_else_opens_no_study(node: NodeFixture, a
 
     assert len(await node.events(EventKind.ACCESS_REFUSED)) == 8
     assert await node.events(EventKind.STUDY_OPENED) == await node.events(EventKind.EMERGENCY_OPENED) == []
+
+
+@pytest.mark.requirement("U1")
+@pytest.mark.parametrize("column", ["patient", "grade"])
+async def test_a_study_given_to_another_patient_in_the_database_opens_for_nobody(
+    node: NodeFixture, column: str
+) -> None:
+    """Whoever can write to the database can neither move a study to a patient in their care nor lower its grade."""
+    treating, mine = await treated(node)
+    (other,) = await node.store(
+        ct_slice(study="x", patient_id="P-2", InstitutionalDepartmentName="PSYCHIATRY")
+    )
+    await node.care.record(treating.id, await node.index.patient_of(other.study))
+    who, study = (treating, other.study) if column == "grade" else (await node.person(), mine.study)
+    if column == "patient":
+        await node.care.record(who.id, await node.index.patient_of(other.study))
+    forged = {"patient": await node.index.patient_of(other.study), "grade": int(Grade.ORDINARY)}
+    async with node.database.write() as tx:
+        change = update(STUDIES).where(STUDIES.c.study == study)
+        await tx.execute(change.values({column: forged[column]}))
+
+    with pytest.raises(Corrupt):
+        opening = await node.gateway.open(who, study)
+        await node.gateway.series(opening)
+    if column == "patient":
+        with pytest.raises(Corrupt):
+            await node.gateway.search(who, Level.STUDY, Query.of(Level.STUDY), Purpose.TREATMENT, None)
 
 
 @pytest.mark.requirement("U1")

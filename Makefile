@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test check bench messages screenshots clean help
+.PHONY: demo test check bench messages clean help
 
 help:
 	@echo "make demo      start a hub and three hospitals on this machine and play one study's whole life"

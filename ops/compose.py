@@ -467,11 +467,6 @@ def _duties(base: Foundation, gateway: Gateway, exchange: Exchange, doors: Doors
         while await base.keys.rewrap():
             pass
 
-    async def sweep() -> None:
-        await exchange.asking.deliver()
-        await exchange.holdings.sweep()
-        await exchange.fetching.fetch_waiting()
-
     async def proposals() -> None:
         await base.approvals.close_expired()
 
@@ -482,7 +477,9 @@ def _duties(base: Foundation, gateway: Gateway, exchange: Exchange, doors: Doors
     return [
         Job("roster", every.roster_seconds, _when_member(member, exchange.following.refresh)),
         Job("checkpoint", every.checkpoint_seconds, _when_member(member, exchange.witnessing.submit)),
-        Job("exchange", every.sweep_seconds, _when_member(member, sweep)),
+        Job("holdings", every.sweep_seconds, _when_member(member, exchange.holdings.sweep)),
+        Job("asking", every.sweep_seconds, _when_member(member, exchange.asking.deliver)),
+        Job("fetching", every.sweep_seconds, _when_member(member, exchange.fetching.fetch_waiting)),
         Job("notices", NOTICE_SECONDS, _when_member(member, exchange.notices.sweep)),
         Job("report", every.report_seconds, _when_member(member, exchange.reporter.send)),
         Job("openings", OPENING_SWEEP_SECONDS, gateway.sweep),

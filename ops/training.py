@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from aiohttp import web
 
 from federation.channel import Channel
@@ -28,9 +29,14 @@ from learning.superlink import Superlink
 from node.gateway import Gateway
 from node.imaging.rendering import Renderer
 from node.web.pages import NavItem
+from node.web.problems import where
 from ops.foundation import Foundation
 
 MODEL_KEY = "learning/models"
+FIRST_PAUSE_SECONDS = 2.0
+LONGEST_PAUSE_SECONDS = 300.0
+
+_log = structlog.get_logger("training")
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Training:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run until the block ends; the Flower processes end with it."""
-        task = asyncio.create_task(self.run(), name="training")
+        task = asyncio.create_task(self._keep_running(), name="training")
         try:
             yield
         finally:
@@ -55,6 +61,19 @@ class Training:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
             await self.close()
+
+    async def _keep_running(self) -> None:
+        """Start again after an error, ever later: training must not end with one full disk."""
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                await self.run()
+            except Exception as error:
+                _log.error(
+                    "training stopped", kind=type(error).__name__, at=where(error), again_in_seconds=pause
+                )
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
 async def build_site(

@@ -32,10 +32,10 @@ def pack_of(root: Path, study: str) -> Path:
 
 
 @contextmanager
-def flipped_byte(pack: Path) -> Iterator[None]:
-    """One bit of every 64 KiB of a file is wrong inside the block, and right again after it."""
+def changed(pack: Path, *, everywhere: bool) -> Iterator[None]:
+    """One bit in the middle of a file, or one of every 64 KiB, is wrong inside the block and right again after it."""
     size = pack.stat().st_size
-    places = range(size // 7, size, 64 * 1024)
+    places = range(size // 7, size, 64 * 1024) if everywhere else range(size // 2, size // 2 + 1)
     _flip(pack, places)
     try:
         yield

@@ -7,6 +7,7 @@ from typing import Final
 from aiohttp import web
 
 from consent.errors import AccordError
+from consent.principals import Principal
 from node.web.keys import REGISTRY, SESSIONS
 from node.web.kit import address_of, current_person, local_path, public, render, session_of
 from node.web.kit import with_one_time_password as any_password
@@ -60,15 +61,15 @@ async def sign_out(request: web.Request) -> web.StreamResponse:
 
 @any_password
 async def first_password_page(request: web.Request) -> web.Response:
-    """GET /first-password"""
-    current_person(request)
+    """GET /first-password: for a session that has yet to choose; everybody else changes theirs on /account."""
+    _choosing(request)
     return render(request, "first_password.html", {"error": None})
 
 
 @any_password
 async def choose_password(request: web.Request) -> web.StreamResponse:
     """POST /first-password: setting it ends every session, so sign in anew with it at once."""
-    person = current_person(request)
+    person = _choosing(request)
     form = await request.post()
     chosen, again = str(form.get("password", "")), str(form.get("again", ""))
     if chosen != again:
@@ -82,6 +83,14 @@ async def choose_password(request: web.Request) -> web.StreamResponse:
     response = web.HTTPSeeOther("/")
     give_cookie(response, session.cookie)
     raise response
+
+
+def _choosing(request: web.Request) -> Principal:
+    """The person, if the session proved itself with a one-time password; else /account asks for the present one."""
+    person, session = current_person(request), session_of(request)
+    if session is None or not session.must_change_password:
+        raise web.HTTPSeeOther("/account")
+    return person
 
 
 ROUTES = [

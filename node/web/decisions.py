@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from consent.decision import Deny, Facts, Permit, Request, Resource, decide
+from consent.decision import Deny, Facts, Request, Resource, Verdict, decide
 from consent.errors import Denied
 from consent.principals import Principal
 from consent.vocabulary import Action, EventKind, Outcome, Purpose, ResourceKind
@@ -19,30 +19,39 @@ from node.web.text import N_
 KIND_OF = {Action.READ_LOG: ResourceKind.LOG, Action.ADMINISTER: ResourceKind.NODE}
 
 
+def verdict_of(request: web.Request, action: Action) -> Verdict:
+    """What the policy says of this person and `action` at this node; nothing is on record yet."""
+    node = request.app[IDENTITY].node_id
+    resource = Resource(KIND_OF[action], node, None, node)
+    asked = Request(current_person(request), action, resource, Purpose.OPERATIONS, request.app[CLOCK].now())
+    return decide(request.app[POLICIES].current, asked, Facts())
+
+
 async def permitted(request: web.Request, action: Action) -> Principal:
     """The person, when the policy lets them do `action` at this node. Raises Denied with the reasons."""
-    person = current_person(request)
-    app = request.app
-    node = app[IDENTITY].node_id
-    resource = Resource(KIND_OF[action], node, None, node)
-    asked = Request(person, action, resource, Purpose.OPERATIONS, app[CLOCK].now())
-    match decide(app[POLICIES].current, asked, Facts()):
-        case Permit():
-            return person
-        case Deny(reasons):
-            await app[LOG].record(
-                Event(
-                    EventKind.ACCESS_REFUSED,
-                    person.actor,
-                    outcome=Outcome.REFUSED,
-                    address=address_of(request),
-                    reason=" ".join(reasons),
-                    detail={"action": action.value},
-                )
-            )
-            raise Denied(
-                N_("Your role does not include this."),
-                reasons=reasons,
-                mend=N_("If you need it for your work, ask your hospital's administrator."),
-                code="role",
-            )
+    verdict = verdict_of(request, action)
+    if isinstance(verdict, Deny):
+        raise await refusal(request, action, verdict.reasons)
+    return current_person(request)
+
+
+async def refusal(
+    request: web.Request, action: Action, reasons: tuple[str, ...], *, code: str = "role"
+) -> Denied:
+    """Put a refusal on record and return the error for the person."""
+    await request.app[LOG].record(
+        Event(
+            EventKind.ACCESS_REFUSED,
+            current_person(request).actor,
+            outcome=Outcome.REFUSED,
+            address=address_of(request),
+            reason=" ".join(reasons),
+            detail={"action": action.value},
+        )
+    )
+    return Denied(
+        N_("Your role does not include this."),
+        reasons=reasons,
+        mend=N_("If you need it for your work, ask your hospital's administrator."),
+        code=code,
+    )

@@ -14,7 +14,7 @@ from node.audit.event import Entry, Event
 from node.web.decisions import permitted
 from node.web.inputs import choice_of, moment_of, whole_number
 from node.web.keys import LOG
-from node.web.kit import address_of, respond
+from node.web.kit import address_of, current_person, respond
 from node.web.text import N_
 
 MAX_PAGE: Final = 500
@@ -33,7 +33,7 @@ async def show(request: web.Request) -> web.Response:
 
 async def proof(request: web.Request) -> web.Response:
     """GET /{index}/proof → a C2SP tlog-proof file that can be checked without this node."""
-    entry = await find_entry(request)
+    entry = await find_entry(request, proof=True)
     await request.app[LOG].checkpoint()  # a new entry may not be under one yet
     text = await request.app[LOG].proof_file(entry.index)
     return web.Response(
@@ -45,36 +45,53 @@ async def proof(request: web.Request) -> web.Response:
 async def checkpoint(request: web.Request) -> web.Response:
     """GET /checkpoint → the latest signed checkpoint (C2SP signed note)."""
     await permitted(request, Action.READ_LOG)
+    await record_reading(request, {"checkpoint": True})
     return web.Response(text=await request.app[LOG].checkpoint())
 
 
 async def find_entries(request: web.Request, limit: int) -> list[Entry]:
     """Search the log with the request's query, and put the search on record."""
-    person = await permitted(request, Action.READ_LOG)
+    await permitted(request, Action.READ_LOG)
     terms = search_terms(request.query)
     entries = await request.app[LOG].search(**terms, limit=min(max(limit, 1), MAX_PAGE))
     asked = {name: str(value) for name, value in terms.items() if value is not None}
-    await request.app[LOG].record(
-        Event(
-            EventKind.LOG_READ,
-            person.actor,
-            patient=terms["patient"],
-            study=terms["study"],
-            address=address_of(request),
-            detail={"asked": asked, "entries": len(entries)},
-        )
+    await record_reading(
+        request, {"asked": asked, "entries": len(entries)}, patient=terms["patient"], study=terms["study"]
     )
     return entries
 
 
-async def find_entry(request: web.Request) -> Entry:
-    """The entry that the path names. Raises NotFound."""
+async def find_entry(request: web.Request, *, proof: bool = False) -> Entry:
+    """The entry that the path names; the reading is on record before anybody sees it. Raises NotFound."""
     await permitted(request, Action.READ_LOG)
     index = whole_number(request.match_info, "index", 0)
     entry = await request.app[LOG].entry(index)
     if entry is None:
         raise NotFound(N_("The log has no such entry."), mend=N_("Search the log."))
+    event = entry.event
+    detail = {"asked": {"entry": index}, "proof": proof}
+    await record_reading(request, detail, patient=event.patient, study=event.study)
     return entry
+
+
+async def record_reading(
+    request: web.Request,
+    detail: Mapping[str, Any],
+    *,
+    patient: str | None = None,
+    study: str | None = None,
+) -> None:
+    """Put on record that this person read the log, and what of it."""
+    await request.app[LOG].record(
+        Event(
+            EventKind.LOG_READ,
+            current_person(request).actor,
+            patient=patient,
+            study=study,
+            address=address_of(request),
+            detail=detail,
+        )
+    )
 
 
 def search_terms(query: Mapping[str, str]) -> dict[str, Any]:

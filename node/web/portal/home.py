@@ -8,10 +8,12 @@ from typing import Any
 from aiohttp import web
 
 from consent.principals import CLINICAL, Principal
-from consent.vocabulary import EventKind, Purpose, Role
+from consent.vocabulary import Action, EventKind, Purpose, Role
 from node.access.devices import DeviceState
 from node.audit.event import Entry
 from node.index import Level, Query
+from node.web.api.log import record_reading
+from node.web.decisions import verdict_of
 from node.web.keys import CLOCK, GATEWAY, INDEX, LOG, REGISTRY
 from node.web.kit import address_of, current_person, render
 from node.web.pages import SITE, NavItem, parts
@@ -47,8 +49,8 @@ async def home(request: web.Request) -> web.Response:
         context |= await _for_clinicians(request, person)
     elif person.role is Role.ADMINISTRATOR:
         context |= await _for_administrators(request)
-    elif person.role is Role.SECURITY_OFFICER:
-        context |= await _for_security_officers(request)
+    if verdict_of(request, Action.READ_LOG).permitted:
+        context |= await _for_readers_of_the_log(request)
     return render(request, "home.html", context)
 
 
@@ -77,13 +79,15 @@ async def _for_administrators(request: web.Request) -> dict[str, Any]:
     }
 
 
-async def _for_security_officers(request: web.Request) -> dict[str, Any]:
+async def _for_readers_of_the_log(request: web.Request) -> dict[str, Any]:
     counts = await _counts_of_a_day(request)
     log = request.app[LOG]
     alarms: list[Entry] = []
     for kind in ALARMS:
         alarms += await log.search(kind=kind, limit=RECENT_ALARMS)
     alarms.sort(key=lambda entry: entry.index, reverse=True)
+    shown = [entry.index for entry in alarms[:RECENT_ALARMS]]
+    await record_reading(request, {"alarms": shown, "entries": len(shown)})
     return {
         "entries": await log.size(),
         "refused": sum(counts.get(kind, 0) for kind in REFUSALS),

@@ -8,7 +8,7 @@ from typing import Final
 from aiohttp import web
 
 from consent.vocabulary import Action, EventKind
-from node.web.api.log import find_entries, find_entry, proof
+from node.web.api.log import find_entries, find_entry, proof, record_reading
 from node.web.decisions import permitted
 from node.web.keys import LOG
 from node.web.kit import render
@@ -43,6 +43,7 @@ async def entry_page(request: web.Request) -> web.Response:
 async def verify_page(request: web.Request) -> web.Response:
     """POST /log/verify: recompute the whole log now and say what was found."""
     await permitted(request, Action.READ_LOG)
+    await record_reading(request, {"verified": True})
     result = await request.app[LOG].verify()
     # A node does not vouch for a log that it has just found altered.
     checkpoint = await request.app[LOG].checkpoint() if result.ok else ""

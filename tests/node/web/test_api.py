@@ -234,6 +234,32 @@ async def test_log_is_searched_by_the_security_officer_alone_and_the_reading_is_
     assert evidence.event.kind is EventKind.STUDY_OPENED and evidence.event.study == hospital.study
 
 
+@pytest.mark.requirement("V4", "A1")
+async def test_reading_single_entries_proofs_and_checkpoints_is_on_record(hospital: Hospital) -> None:
+    """Who walks the log entry by entry leaves as many traces, each with the patient it was about."""
+    async with hospital.site.client("li") as client:
+        await post(client, "/api/v1/openings", {"study": hospital.study})
+    (opened,) = await hospital.node.events(EventKind.STUDY_OPENED)
+    async with hospital.site.client("sec") as client:
+        await get(client, f"/api/v1/log/{opened.index}")
+        async with client.get(f"/api/v1/log/{opened.index}/proof") as answer:
+            assert answer.status == 200
+        async with client.get("/api/v1/log/checkpoint") as answer:
+            assert answer.status == 200
+        async with client.get(f"/log/{opened.index}", headers={"Accept": "text/html"}) as answer:
+            assert answer.status == 200
+    read = [entry.event for entry in await hospital.node.events(EventKind.LOG_READ)]
+    entry = {"entry": opened.index}
+    assert [dict(event.detail) for event in read] == [
+        {"asked": entry, "proof": False},
+        {"asked": entry, "proof": True},
+        {"checkpoint": True},
+        {"asked": entry, "proof": False},
+    ]
+    assert {event.actor for event in read} == {"person:sec@a-general"}
+    assert [event.patient for event in read] == [hospital.patient, hospital.patient, None, hospital.patient]
+
+
 async def test_session_falls_asleep(hospital: Hospital) -> None:
     """After the idle time the cookie opens nothing."""
     async with hospital.site.client("li") as client:

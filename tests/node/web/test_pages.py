@@ -307,6 +307,33 @@ async def test_account_page_makes_and_revokes_tokens_and_changes_the_password(ho
     await hospital.site.sessions.sign_in("li", PASSWORD + " new", "x")
 
 
+@pytest.mark.requirement("U1")
+async def test_a_password_is_changed_only_with_the_present_one(hospital: Hospital) -> None:
+    """The page for the first password is closed to a session that has chosen: a walk-up takes no account."""
+    async with hospital.site.client("li", **PAGE) as client:
+        async with client.get("/first-password", allow_redirects=False) as answer:
+            assert (answer.status, answer.headers["Location"]) == (303, "/account")
+        fresh = {"password": PASSWORD + " stolen", "again": PASSWORD + " stolen"}
+        where, _page = await send(client, "/first-password", **fresh)
+        assert where == "/account"
+        await send(client, "/account/password", 403, **fresh)
+    await hospital.site.sessions.sign_in("li", PASSWORD, "x")
+
+
+@pytest.mark.requirement("V4", "A1")
+async def test_alarms_on_the_start_page_are_a_reading_of_the_log(hospital: Hospital) -> None:
+    """Shown to whom the policy lets read the log, and on record like a search."""
+    async with hospital.site.client("wu", **PAGE) as client:
+        await send(client, f"/emergency/{hospital.study}", reason="Unconscious")
+        await fetch(client, "/")
+    assert await hospital.node.events(EventKind.LOG_READ) == []
+    (alarm,) = await hospital.node.events(EventKind.EMERGENCY_OPENED)
+    async with hospital.site.client("sec", **PAGE) as client:
+        assert f"/log/{alarm.index}" in await fetch(client, "/")
+    (read,) = await hospital.node.events(EventKind.LOG_READ)
+    assert read.event.actor == "person:sec@a-general" and read.event.detail["alarms"] == [alarm.index]
+
+
 @pytest.mark.requirement("F6")
 async def test_static_files_are_kept_by_digest_and_nothing_else_is_served(hospital: Hospital) -> None:
     """Immutable under their digest, revalidated without it; no path leads out."""

@@ -151,11 +151,18 @@ class Registry:
         return secret
 
     async def disable(self, login: str, *, by: str = "system") -> None:
-        """Close an account: sessions and tokens stop at their next use."""
-        await self._change(login, {"disabled": self._clock.now()}, by, "disabled")
+        """Close an account: its sessions are over and its tokens revoked, also should it be opened again."""
+        now = self._clock.now()
+        async with self._database.write() as tx:
+            await self._change_in(tx, login, {"disabled": now}, by, "disabled")
+            mine = (token_table.c.login == login, token_table.c.revoked.is_(None))
+            tokens = (await tx.execute(select(token_table.c.id).where(*mine))).scalars().all()
+            await tx.execute(update(token_table).where(*mine).values(revoked=now))
+            for token_id in tokens:
+                await self._tell(tx, EventKind.TOKEN_REVOKED, by, {"token": token_id})
 
     async def enable(self, login: str, *, by: str = "system") -> None:
-        """Open a closed account again; its old sessions stay over."""
+        """Open a closed account again; its old sessions and tokens stay over."""
         await self._change(login, {"disabled": None}, by, "enabled")
 
     # Devices
@@ -320,12 +327,15 @@ class Registry:
     async def _change(self, login: str, changes: Mapping[str, Any], by: str, what: str) -> None:
         """Change an account; its sessions made before are over."""
         async with self._database.write() as tx:
-            row = await self._row(tx, login)
-            if row is None:
-                raise NotFound("There is no such account.", mend="Check the login.")
-            change = update(person_table).where(person_table.c.login == login)
-            await tx.execute(change.values(credentials=row.credentials + 1, **changes))
-            await self._tell(tx, EventKind.PERSON_CHANGED, by, {"login": login, "what": what})
+            await self._change_in(tx, login, changes, by, what)
+
+    async def _change_in(self, tx: Tx, login: str, changes: Mapping[str, Any], by: str, what: str) -> None:
+        row = await self._row(tx, login)
+        if row is None:
+            raise NotFound("There is no such account.", mend="Check the login.")
+        change = update(person_table).where(person_table.c.login == login)
+        await tx.execute(change.values(credentials=row.credentials + 1, **changes))
+        await self._tell(tx, EventKind.PERSON_CHANGED, by, {"login": login, "what": what})
 
     async def _row(self, tx: Tx, login: str) -> Any:
         query = select(person_table).where(person_table.c.login == login)

@@ -7,12 +7,14 @@ from the cookie's value, so it needs no place of its own. Cookie attributes are 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import secrets
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
+from weakref import WeakValueDictionary
 
 from sqlalchemy import (
     Boolean,
@@ -89,6 +91,7 @@ class Sessions:
         self._node = node
         self._passwords = passwords
         self._pace = Pace()
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         terms = parameters or Parameters()
         self._idle = timedelta(minutes=terms.session_idle_minutes)
         self._absolute = timedelta(hours=terms.session_hours)
@@ -104,16 +107,18 @@ class Sessions:
         login = login.strip().casefold()
         # What was typed as the login may be a password, or very long: only what could be a login is kept.
         account = login if LOGIN.fullmatch(login) else "?"
-        now = self._clock.now()
-        await self._check_pace(account, address, now)
-        person, once = await self._proved(login, password)
-        if person is None:
-            self._pace.failed(account, address, now)
-            await self._refused(account, address, "wrong login or password")
-            raise Denied(
-                "The login or the password is wrong.", mend="Check both and try again.", code="sign-in"
-            )
-        self._pace.succeeded(account, address)
+        # One attempt at a time for an account at an address: many at once must not slip past the pause.
+        async with self._turns.setdefault((account, address), asyncio.Lock()):
+            now = self._clock.now()
+            await self._check_pace(account, address, now)
+            person, once = await self._proved(login, password)
+            if person is None:
+                self._pace.failed(account, address, now)
+                await self._refused(account, address, "wrong login or password")
+                raise Denied(
+                    "The login or the password is wrong.", mend="Check both and try again.", code="sign-in"
+                )
+            self._pace.succeeded(account, address)
         return await self._begin(person, address, once)
 
     async def session(self, cookie: str) -> Session | None:

@@ -105,6 +105,16 @@ async def test_wrong_passwords_make_an_account_wait_at_that_address_only(desk: D
 
 
 @pytest.mark.requirement("U7")
+async def test_many_guesses_at_once_do_not_slip_past_the_pause(desk: Desk) -> None:
+    """Guesses sent together count one after the other: after the free ones the rest must wait."""
+    await doctor(desk)
+    guesses = await asyncio.gather(*(refused(desk) for _ in range(FREE_ATTEMPTS + 5)))
+
+    assert [one.code for one in guesses].count("sign-in") == FREE_ATTEMPTS
+    assert [one.code for one in guesses].count("sign-in-paced") == 5
+
+
+@pytest.mark.requirement("U7")
 async def test_an_idle_session_ends(desk: Desk) -> None:
     """Use keeps it awake; a quarter of an hour without use ends it."""
     await doctor(desk)

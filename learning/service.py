@@ -5,15 +5,22 @@ The member was identified by the peer listener; a decision counts only when that
 
 from __future__ import annotations
 
+import base64
+import binascii
+
 from aiohttp import web
 
-from consent.errors import Invalid
+from consent.errors import Denied, Invalid
 from federation.doorway import peer_of
 from federation.keys import MEMBERS
-from learning.door import DOOR_ROUTES
+from learning.door import FLEET_DOOR, MAX_MESSAGE_BYTES
 from learning.hublink import DECISIONS_PATH, MAX_PLANS, PLANS_PATH
 from learning.keys import PLANBOOK, RUNS
-from node.web.kit import address_of, read_json, respond
+from learning.superlink import public_pem
+from node.web.kit import address_of, body_limit, read_json, respond
+
+KEY_HEADER = "flwr-public-key"
+"""Where a supernode says which key signs its calls: base64 of its PEM."""
 
 
 async def offers(request: web.Request) -> web.Response:
@@ -37,8 +44,24 @@ async def decided(request: web.Request) -> web.Response:
     return respond({"decision": decision.digest})
 
 
+@body_limit(MAX_MESSAGE_BYTES)
+async def fleet(request: web.Request) -> web.Response:
+    """POST /v1/…: Flower's calls. Only under the learning key that the roster pins for this very member."""
+    if not same_key(request.headers.get(KEY_HEADER, ""), peer_of(request).learning_key):
+        raise Denied("These calls are not signed with this member's learning key.", code="fleet-key")
+    return await request.app[FLEET_DOOR].pass_on(request)
+
+
+def same_key(claimed: str, pinned: str) -> bool:
+    """Whether the header names the pinned key (an OpenSSH line)."""
+    try:
+        return base64.b64decode(claimed, validate=True).decode("ascii") == public_pem(pinned)
+    except (binascii.Error, ValueError):
+        return False
+
+
 HUB_PEER_ROUTES: list[web.RouteDef] = [
     web.get(PLANS_PATH, offers),
     web.post(DECISIONS_PATH, decided),
-    *DOOR_ROUTES,
+    web.route("*", "/v1/{call:.*}", fleet),
 ]

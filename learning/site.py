@@ -204,7 +204,7 @@ class TrainingSite:
             started = monotonic()
             try:
                 await self._one_life()
-            except (AccordError, OSError) as error:
+            except Exception as error:  # whatever it was, the next start may go well
                 logger.warning("training.processes", error=type(error).__name__)
             backoff = 1.0 if monotonic() - started > STEADY_SECONDS else min(2 * backoff, MAX_BACKOFF_SECONDS)
             self.status.restarts += 1

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Any
 
 import structlog
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 from consent.errors import AccordError, Unavailable
@@ -70,6 +71,8 @@ class Superlink:
                 await self._one_life()
             except (AccordError, OSError) as error:
                 logger.warning("learning.superlink", error=str(error))
+            except Exception as error:  # whatever it was, the next start may go well
+                logger.error("learning.superlink", error=type(error).__name__)
             backoff = 1.0 if monotonic() - started > STEADY_SECONDS else min(2 * backoff, MAX_BACKOFF_SECONDS)
             await asyncio.sleep(backoff)
 
@@ -180,15 +183,26 @@ class Superlink:
             await self._register_members()
 
     async def _register_members(self) -> None:
-        wanted = dict(self._learning_keys())
+        try:
+            wanted = dict(self._learning_keys())
+        except AccordError as error:  # no roster in force: the peer door lets nobody in meanwhile
+            logger.warning("learning.roster", error=error.code)
+            return
         for member, (key, node) in list(self._nodes.items()):
             if wanted.get(member) != key:
                 await self._call({"do": "unregister", "node": node})
                 del self._nodes[member]
         for member, key in wanted.items():
             if member not in self._nodes:
-                node = await self._call({"do": "register", "key": _pem(key)})
-                self._nodes[member] = (key, int(node))
+                await self._register(member, key)
+
+    async def _register(self, member: str, key: str) -> None:
+        try:
+            pem = public_pem(key)
+        except ValueError:
+            logger.warning("learning.key", member=member)
+            return
+        self._nodes[member] = (key, int(await self._call({"do": "register", "key": pem})))
 
     async def _call(self, request: Message, descriptors: tuple[int, ...] = ()) -> Any:
         if self._channel is None:
@@ -235,6 +249,10 @@ async def _listening(port: int, crew: Crew) -> None:
     )
 
 
-def _pem(openssh: str) -> str:
-    public = load_ssh_public_key(openssh.encode())
+def public_pem(openssh: str) -> str:
+    """A public key as PEM, from its OpenSSH line. Raises ValueError when it is none."""
+    try:
+        public = load_ssh_public_key(openssh.encode())
+    except UnsupportedAlgorithm as error:
+        raise ValueError("not a public key of a known kind") from error
     return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
 
 import aiohttp
@@ -15,8 +17,11 @@ from aiohttp import web
 from learning import door as door_module
 from learning.door import DOOR_ROUTES, FLEET_DOOR, MAX_MESSAGE_BYTES, PASSED, PULL, FleetDoor, Tunnel
 from learning.loopback import throwaway_certificate
+from learning.service import same_key
+from learning.superlink import public_pem
 from node.tls import client_context, server_context
 from node.web.kit import Listener, make_app
+from tests.learning.region import party
 
 
 @dataclass
@@ -174,3 +179,17 @@ async def test_a_message_past_the_bound_is_refused(way: Way) -> None:
     way.upstream.answers.append(bytes(MAX_MESSAGE_BYTES + 1))
     assert (await way.post("/v1/fleet/pull-object"))[0] == 503
     assert "/v1/fleet/register-node" not in PASSED
+
+
+@pytest.mark.requirement("E1", "R1")
+async def test_a_member_speaks_under_its_own_learning_key_only(tmp_path: Path) -> None:
+    """What the header names must be the key that the roster pins; anything else is no match, never an error."""
+    parties = [await party(name, tmp_path / name) for name in "ab"]
+    keys = [base64.b64encode(public_pem(each.identity.learning_public).encode()).decode() for each in parties]
+    pinned = parties[0].identity.learning_public
+    assert same_key(keys[0], pinned)
+    for claimed in (keys[1], "", "not base64 !", base64.b64encode(b"\xff\xfe").decode(), keys[0][:-8]):
+        assert not same_key(claimed, pinned)
+    assert not same_key(keys[0], "not a key")
+    for each in parties:
+        await each.database.close()

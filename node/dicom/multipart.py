@@ -81,6 +81,11 @@ class MultipartParser:
             del self._buffer[: after if closing else line_end]
             self._searched = 0
 
+    @property
+    def held_bytes(self) -> int:
+        """How much of the stream waits here for the rest of its part."""
+        return len(self._buffer)
+
     def finish(self) -> None:
         """Say that the stream has ended. Raises Invalid when it was cut short."""
         if not self._ended:

@@ -1,6 +1,7 @@
 """STOW-RS (PS3.18 §10.5): instances by POST, read as they come and given to ingest one by one.
 
 The body is never whole in memory: at most MAX_IN_FLIGHT_BYTES of parts wait for the disk while the next are
+read, and all requests together hold at most MEMORY_BYTES. Who may bring nothing in is refused before the body is
 read. Every instance succeeds or fails for itself; the answer says which and why.
 """
 
@@ -16,16 +17,23 @@ from aiohttp import web
 
 from consent.errors import AccordError, Conflict, Corrupt, Denied, Invalid, Unavailable
 from node.arrival import Arrival, Receipt, Source
+from consent.vocabulary import Action
 from node.dicom.accept import DICOM
+from node.dicom.gate import Memory
 from node.dicom.multipart import MAX_PART_BYTES, MultipartParser, parameters
 from node.imaging.part10 import Part10, read_part10
 from node.ingest import Ingest
+from node.web.decisions import permitted
 from node.web.keys import INGEST
-from node.web.people import address_of, current_person
+from node.web.people import address_of
 
 MAX_IN_FLIGHT_BYTES = 64 * 1024 * 1024
 MAX_IN_FLIGHT = 32
+MEMORY_BYTES = MAX_PART_BYTES + 2 * MAX_IN_FLIGHT_BYTES
+"""Of bodies, over all requests; the largest part always fits while nobody else sends."""
 STALL_SECONDS = 60.0
+ROOM_SECONDS = 60.0
+"""How long a request waits for others to give memory back."""
 MAX_REQUEST_BYTES = 256 * 1024**3
 """A study of the largest kind there is; more comes in several requests."""
 
@@ -41,6 +49,8 @@ FAILURE_OF_CODE = {"uid-mismatch": 0xA900, "study-mismatch": 0xA901, "transfer-s
 
 logger = structlog.get_logger()
 
+_MEMORY = Memory(MEMORY_BYTES)
+
 
 @dataclass
 class _Outcome:
@@ -51,15 +61,40 @@ class _Outcome:
 
 
 class _Room:
-    """Bounds what waits for the disk, by bytes and by number."""
+    """What one request holds: its share of the memory of all, and bounds on what waits for the disk."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
         self._bytes = 0
         self._count = 0
+        self._read = 0
+        self._held = 0
         self._changed = asyncio.Condition()
 
+    async def read(self, size: int) -> None:
+        """Reserve `size` bytes of body that are being read. Raises Unavailable when others will not make room."""
+        while not self._memory.reserve(self, size):
+            free = asyncio.Event()
+            if not self._memory.wait(self, free.set, busy=self._count > 0):
+                raise _no_room()
+            try:
+                async with asyncio.timeout(ROOM_SECONDS):
+                    await free.wait()
+            except TimeoutError:
+                raise _no_room() from None
+            finally:
+                self._memory.leave(self)
+        self._read += size
+        self._held += size
+
+    def keep(self, size: int) -> None:
+        """Give back what was reserved for reading beyond the `size` bytes that still wait for their part."""
+        surplus = max(0, self._read - size)
+        self._read -= surplus
+        self._free(surplus)
+
     async def take(self, size: int) -> None:
-        """Wait until `size` more bytes fit; one part always does."""
+        """Pass a part on from reading to the disk: wait until `size` more bytes fit there; one part always does."""
         async with self._changed:
             await self._changed.wait_for(
                 lambda: (
@@ -69,31 +104,53 @@ class _Room:
             )
             self._bytes += size
             self._count += 1
+            self._read -= size
 
     async def give_back(self, size: int) -> None:
         """Say that a part is done."""
+        self._free(size)
         async with self._changed:
             self._bytes -= size
             self._count -= 1
             self._changed.notify_all()
 
+    def close(self) -> None:
+        """Give everything back: also for parts whose task was cancelled before it began."""
+        self._free(self._held)
+
+    def _free(self, size: int) -> None:
+        self._held -= size
+        self._memory.release(self, size)
+
+
+def _no_room() -> Unavailable:
+    return Unavailable(
+        "Other requests fill the memory for studies that come in.",
+        mend="Send it again in a moment, or fewer studies at once.",
+        code="no-room",
+    )
+
 
 async def store(request: web.Request, study_uid: str) -> tuple[int, dict[str, Any]]:
     """Take in the instances of a request; return the status and the DICOM JSON of the answer.
 
-    Raises Invalid when the body is not what STOW-RS takes, Unavailable when nothing could be stored for now.
+    Raises Denied for whom the rules let bring nothing in, Invalid when the body is not what STOW-RS takes,
+    Unavailable when nothing could be stored for now.
     """
-    source = Source(current_person(request), "stow", address_of(request))
+    source = Source(await permitted(request, Action.INGEST), "stow", address_of(request))
     ingest = request.app[INGEST]
-    outcome, room = _Outcome(), _Room()
+    outcome, room = _Outcome(), _Room(_MEMORY)
     broken: Exception | None = None
-    async with asyncio.TaskGroup() as group:
-        try:
-            async for data in _bodies(request):
-                await room.take(len(data))
-                group.create_task(_store_one(ingest, data, source, study_uid, outcome, room))
-        except (Invalid, TimeoutError) as error:
-            broken = error  # the parts that came whole are finished first
+    try:
+        async with asyncio.TaskGroup() as group:
+            try:
+                async for data in _bodies(request, room):
+                    await room.take(len(data))
+                    group.create_task(_store_one(ingest, data, source, study_uid, outcome, room))
+            except (Invalid, Unavailable, TimeoutError) as error:
+                broken = error  # the parts that came whole are finished first
+    finally:
+        room.close()
     if broken is not None:
         if isinstance(broken, Invalid):
             await ingest.refused(broken, source)
@@ -146,12 +203,13 @@ async def _require_stored(ingest: Ingest, outcome: _Outcome) -> None:
         logger.warning("stored and not yet in the index", error=error.message)
 
 
-async def _bodies(request: web.Request) -> AsyncIterator[bytes]:
+async def _bodies(request: web.Request, room: _Room) -> AsyncIterator[bytes]:
     """The DICOM files of the request, each as soon as it is whole."""
     media_type, found = parameters(request.headers.get("Content-Type") or "application/octet-stream")
     if media_type == DICOM:
         body = bytearray()
         async for chunk in _chunks(request):
+            await room.read(len(chunk))
             body += chunk
             if len(body) > MAX_PART_BYTES:
                 raise Invalid("This instance is too large to be sent this way.", code="too-large")
@@ -165,10 +223,12 @@ async def _bodies(request: web.Request) -> AsyncIterator[bytes]:
         )
     parser = MultipartParser(found.get("boundary", ""))
     async for chunk in _chunks(request):
+        await room.read(len(chunk))
         for part in parser.feed(chunk):
             if not part.headers.get("content-type", DICOM).lower().startswith(DICOM):
                 raise Invalid("A part is not a DICOM file.", code="unsupported-media-type")
             yield part.body
+        room.keep(parser.held_bytes)
     parser.finish()
 
 

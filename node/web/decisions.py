@@ -1,6 +1,6 @@
-"""The decisions that doors themselves ask for: reading the log, administering the node.
+"""The decisions that doors themselves ask for: reading the log, administering the node, sending to it.
 
-Studies are never decided here; the gateway does that. A refusal is on record before the person sees it.
+Studies are never decided here; gateway and ingest do that. A refusal is on record before the person sees it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from node.web.keys import CLOCK, IDENTITY, LOG, POLICIES
 from node.web.people import address_of, current_person
 from node.web.text import N_
 
-KIND_OF = {Action.READ_LOG: ResourceKind.LOG, Action.ADMINISTER: ResourceKind.NODE}
+KIND_OF = {
+    Action.READ_LOG: ResourceKind.LOG,
+    Action.ADMINISTER: ResourceKind.NODE,
+    Action.INGEST: ResourceKind.STUDY,
+}
+"""What is asked about; for studies, any of this node's: a first word before the study itself is known."""
 
 
 def verdict_of(request: web.Request, action: Action) -> Verdict:

@@ -22,8 +22,19 @@ from consent.principals import Principal
 from consent.vocabulary import EventKind, Role
 from node.access.sessions import Sessions
 from node.dicom.dicomweb import ROUTES
+from node.dicom.gate import Memory
 from node.dicom.multipart import MultipartParser, MultipartWriter, parameters
-from node.web.keys import CLOCK, GATEWAY, INGEST, PSEUDONYMS, REGISTRY, SESSIONS
+from node.web.keys import (
+    CLOCK,
+    GATEWAY,
+    IDENTITY,
+    INGEST,
+    LOG,
+    POLICIES,
+    PSEUDONYMS,
+    REGISTRY,
+    SESSIONS,
+)
 from node.web.kit import make_app, serve
 from tests.support.dicom import Instance, ct_slice, pydicom_samples, study, uid
 from tests.support.node import NodeFixture, small_node
@@ -74,6 +85,9 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
             REGISTRY: node.registry,
             SESSIONS: sessions,
             CLOCK: node.clock,
+            IDENTITY: node.identity,
+            LOG: node.log,
+            POLICIES: node.policies,
         }
         listener = await serve(make_app(routes=ROUTES, services=services), "127.0.0.1", 0)
         async with aiohttp.ClientSession() as http:
@@ -324,12 +338,63 @@ async def test_each_instance_stored_succeeds_or_fails_for_itself(door: Door) -> 
 
 @pytest.mark.requirement("U1")
 async def test_who_may_not_bring_images_is_told_so(door: Door) -> None:
-    """A researcher's STOW fails with "not authorized" and stores nothing."""
+    """A researcher is refused, on record, before a byte of the body is read: the body never ends here."""
     who = await door.node.person(Role.RESEARCHER)
-    status, answer = await door.post(who, *multipart(ct_slice().file()))
+    done = asyncio.Event()
 
-    assert (status, answer["00081198"]["Value"][0]["00081197"]["Value"]) == (409, [0x0124])
+    async def endless() -> AsyncIterator[bytes]:
+        yield multipart(ct_slice().file())[0][:99]
+        await done.wait()
+
+    headers = {
+        "Authorization": f"Bearer {await door.token(who)}",
+        "Content-Type": multipart(b"")[1],
+    }
+    async with asyncio.timeout(20):
+        async with door.http.post(f"{door.url}/studies", data=endless(), headers=headers) as answer:
+            assert answer.status == 403
+            assert json.loads(await answer.read())["reasons"]
+        done.set()
+
+    (entry,) = await door.node.events(EventKind.ACCESS_REFUSED)
+    assert entry.event.actor == who.actor and entry.event.detail["action"] == "study:ingest"
     assert await door.node.vault.studies() == []
+
+
+async def test_parallel_requests_share_one_bound_of_memory(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one request holds the memory, another waits and is told to come again; afterwards nothing is held."""
+    from node.dicom import stow
+
+    memory = Memory(60_000)
+    monkeypatch.setattr(stow, "_MEMORY", memory)
+    monkeypatch.setattr(stow, "ROOM_SECONDS", 0.2)
+    who = await chief(door)
+    token = {"Authorization": f"Bearer {await door.token(who)}"}
+    body, kind = multipart(*(one.file() for one in study(slices=3)), b"\0" * 40_000)
+    go_on = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield body[:-100]
+        await go_on.wait()
+        yield body[-100:]
+
+    async def store(data: Any) -> int:
+        async with door.http.post(
+            f"{door.url}/studies", data=data, headers={**token, "Content-Type": kind}
+        ) as answer:
+            return answer.status
+
+    first = asyncio.create_task(store(slow()))
+    async with asyncio.timeout(20):
+        while memory.held < 40_000:
+            await asyncio.sleep(0.01)
+        assert await store(body) == 503
+        assert memory.held <= memory.limit
+        go_on.set()
+        assert await first == 202  # three images, and a part that is none
+    assert memory.held == 0
 
 
 BAD_BODIES = {

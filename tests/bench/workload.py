@@ -1,7 +1,7 @@
-"""Synthetic CT studies for the benchmarks: 512×512 16-bit slices of a phantom, about 525 kB each.
+"""Synthetic studies for the benchmarks: CT of 512×512 16-bit slices, about 525 kB each, and thousands of tiny ones.
 
-Every study has UIDs and a patient of its own over the same pixels, so that no server meets an instance twice.
-`python -m tests.bench.workload FOLDER` writes studies as folders of DICOM files.
+Every study has UIDs and a patient of its own, so that no server meets an instance twice.
+`python -m tests.bench.workload FOLDER` writes CT studies as folders of DICOM files.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support.dicom import Instance, ct_slice, phantom
+from tests.support.dicom import Instance, ct_slice, phantom, uid
 
 SLICES = 200
 SIZE = 512
+TINY_SIZE = 16
+NAMES = ("Dupont^Marie", "Nguyen^Van An", "Muller^Jorg", "Garcia^Lucia", "Smith^Alex", "Okafor^Ada")
 
 
 @cache
@@ -32,19 +34,54 @@ def ct_study(number: int, *, slices: int = SLICES, size: int = SIZE) -> Iterator
             patient_id=f"BENCH-{number:06d}",
             patient_name=f"Bench^Patient {number}",
             accession_number=f"B{number:08d}",
-            study=f"bench/{number}",
+            study=ct_name(number),
             number=z,
             pixels=pixels,
         )
 
 
+def ct_name(number: int) -> str:
+    """What the UIDs of CT study `number` are made from."""
+    return f"bench/{number}"
+
+
+def tiny_study(number: int) -> Instance:
+    """A study of one small instance: for searches among many."""
+    return ct_slice(
+        patient_id=tiny_patient(number),
+        patient_name=NAMES[number % len(NAMES)],
+        accession_number=f"T{number:08d}",
+        study=f"bench/tiny/{number}",
+        study_date=f"202{number % 6}{number % 12 + 1:02d}{number % 28 + 1:02d}",
+        size=TINY_SIZE,
+    )
+
+
+def tiny_patient(number: int) -> str:
+    """The Patient ID of a tiny study."""
+    return f"TINY-{number:06d}"
+
+
+def tiny_uid(number: int) -> str:
+    """The Study Instance UID of a tiny study."""
+    return uid(f"bench/tiny/{number}")
+
+
 def write_study(folder: Path, number: int, *, slices: int = SLICES, size: int = SIZE) -> list[Path]:
-    """Write study `number` as files into `folder`; return them in order."""
-    target = folder / f"study{number:04d}"
-    target.mkdir(parents=True, exist_ok=True)
+    """Write CT study `number` as files into `folder`; return them in order."""
+    return _written(folder / f"study{number:04d}", ct_study(number, slices=slices, size=size))
+
+
+def write_tiny(folder: Path, count: int) -> list[Path]:
+    """Write the first `count` tiny studies as files."""
+    return _written(folder / "tiny", (tiny_study(number) for number in range(count)))
+
+
+def _written(folder: Path, instances: Iterator[Instance]) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for z, instance in enumerate(ct_study(number, slices=slices, size=size)):
-        path = target / f"{z:05d}.dcm"
+    for number, instance in enumerate(instances):
+        path = folder / f"{number:05d}.dcm"
         path.write_bytes(instance.file())
         paths.append(path)
     return paths

@@ -16,8 +16,8 @@ import structlog
 from aiohttp import web
 
 from consent.errors import AccordError, Conflict, Corrupt, Denied, Invalid, Unavailable
-from node.arrival import Arrival, Receipt, Source
 from consent.vocabulary import Action
+from node.arrival import Arrival, Receipt, Source
 from node.dicom.accept import DICOM
 from node.dicom.gate import Memory
 from node.dicom.multipart import MAX_PART_BYTES, MultipartParser, parameters

@@ -45,6 +45,8 @@ __all__ = ["LIVING", "HeldState", "HeldStudy", "Holdings"]
 
 MAX_LISTED = 500
 OVERWRITTEN = "overwritten and removed"
+REMOVED_BEFORE = "removed before"
+"""A copy was held and is gone: with another grant's end, or by an end that was cut short after the removal."""
 NEVER_HELD = "no copy was held"
 KEPT_ELSEWHERE = "another living grant keeps the copy"
 
@@ -220,17 +222,18 @@ class Holdings:
             )
         for forget in self._on_end:
             forget(grant_id)
-        await self._finish()
+        await self._finish_one(grant_id)
 
     async def fetched(self, grant: Signed[Grant], manifest: Signed[Manifest]) -> None:
         """The pack of a grant has come, was verified, and lies in its place."""
         body = manifest.body
         async with self._database.write() as tx:
             await self._records.keep(tx, manifest, subjects=[_subject(body.home, body.study)])
+            # The size also of a grant that ended meanwhile: its receipt must say that a copy was here.
+            this = update(held_grant).where(held_grant.c.id == grant.id)
+            await tx.execute(this.values(size_bytes=body.size))
             await tx.execute(
-                update(held_grant)
-                .where(held_grant.c.id == grant.id, held_grant.c.state == HeldState.GRANTED)
-                .values(state=HeldState.HELD, size_bytes=body.size, words="")
+                this.where(held_grant.c.state == HeldState.GRANTED).values(state=HeldState.HELD, words="")
             )
             await self._log.append(
                 tx,
@@ -301,32 +304,36 @@ class Holdings:
 
     async def _finish(self) -> None:
         """Shred what has ended, then send the receipts that are not taken yet."""
-        query = select(held_grant).where(
+        query = select(held_grant.c.id).where(
             held_grant.c.state.in_((HeldState.ENDED, HeldState.SHREDDED)),
             held_grant.c.receipt_taken.is_(None),
         )
         async with self._database.read() as tx:
-            rows = (await tx.execute(query)).all()
-        for row in rows:
-            async with self.turn(row.home, row.study):
-                token = row.receipt or await self._shred(row)
-            await self._send_receipt(row, token)
+            ended = [str(row.id) for row in await tx.execute(query)]
+        for grant_id in ended:
+            await self._finish_one(grant_id)
+
+    async def _finish_one(self, grant_id: str) -> None:
+        row = await self._row(grant_id)
+        async with self.turn(row.home, row.study):
+            row = await self._row(grant_id)  # what happened while others had their turn
+            if row.state in LIVING or row.receipt_taken is not None:
+                return
+            token = row.receipt or await self._shred(row)
+        await self._send_receipt(row, token)
 
     async def _shred(self, row: Any) -> str:
-        """Remove the copy; return the signed receipt, which is durable with the log's entry."""
+        """Remove the copy; return the signed receipt, which is durable with the log's entry. Within the turn only."""
         grant = await self._records.get(row.id, Grant)
-        method, size = NEVER_HELD, 0
-        blobs, name = FileBlobs(self._root / row.home), pack_name(row.study)
+        # The size was set when the copy came, so it tells of one that was removed before this could be written down.
+        method, size = (REMOVED_BEFORE, int(row.size_bytes)) if row.size_bytes else (NEVER_HELD, 0)
+        name, home = pack_name(row.study), self._root / row.home
         if await self._living(row.home, row.study):
-            method = KEPT_ELSEWHERE
+            method, size = KEPT_ELSEWHERE, 0
         else:
-            for store in (blobs, FileBlobs(self._root / row.home / "incoming")):
-                try:
-                    size += await asyncio.to_thread(store.size, name)
-                except NotFound:
-                    continue
-                await asyncio.to_thread(store.delete, name)
-                method = OVERWRITTEN
+            removed = [await _remove(FileBlobs(folder), name) for folder in (home, home / "incoming")]
+            if any(found is not None for found in removed):
+                method, size = OVERWRITTEN, sum(found or 0 for found in removed)
         now = self._clock.now()
         receipt = sign(
             ShredReceipt(row.id, row.study, row.home, row.words or "The grant has ended.", method, size, now),
@@ -389,3 +396,13 @@ class Holdings:
 def _subject(home: str, name: str) -> str:
     # Another hospital's pseudonyms live in a name space of their own.
     return f"{home}/{name}"
+
+
+async def _remove(store: FileBlobs, name: str) -> int | None:
+    """Overwrite and remove; how many bytes it had, or None when it was not there."""
+    try:
+        size = await asyncio.to_thread(store.size, name)
+    except NotFound:
+        return None
+    await asyncio.to_thread(store.delete, name)
+    return size

@@ -101,6 +101,8 @@ def readme_commands() -> list[list[str]]:
     return [shlex.split(line) for line in block[1].splitlines() if line.strip()]
 
 
+@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.requirement("F6", "F3")
 def test_the_readmes_commands_make_a_hospital(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run as they stand, in a temporary folder: init to doctor, with a hub's invitation for the joining."""

@@ -21,7 +21,7 @@ from tests.support.browser import chromium, needs_chromium
 from tests.support.cli import Said, accord
 from tests.support.dicom import study
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow, pytest.mark.journey]
 
 PASSWORD = "a long enough passphrase"
 WAIT_SECONDS = 40.0

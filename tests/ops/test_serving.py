@@ -20,6 +20,8 @@ from ops.demo.processes import free_ports
 from ops.foundation import opened
 from tests.support.cli import Said, accord
 
+pytestmark = [pytest.mark.slow, pytest.mark.journey]
+
 READY_SECONDS = 60
 
 

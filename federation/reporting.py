@@ -28,7 +28,7 @@ from federation.notices import GrantState, issued_grant
 from federation.protocol import MESSAGE_SECONDS, PREFIX
 from federation.roster import Member
 from node.audit.log import Log
-from node.audit.note import MAX_NOTE_BYTES, Verifier, open_checkpoint
+from node.audit.note import MAX_NOTE_BYTES, open_checkpoint
 from node.clock import Clock
 from node.database import Database, UtcDateTime, metadata
 from node.identity import Identity
@@ -214,7 +214,7 @@ class Reports:
         if signed.issuer != member.id:
             raise Denied("This report is another member's.", code="wrong-party")
         if signed.body.checkpoint:
-            open_checkpoint(signed.body.checkpoint, [Verifier.from_vkey(member.log_vkey)])
+            open_checkpoint(signed.body.checkpoint, [member.log_verifier])
         async with self._database.write() as tx:
             await tx.execute(delete(member_report).where(member_report.c.member == member.id))
             await tx.execute(insert(member_report).values(member=member.id, received=now, token=token))
@@ -231,7 +231,7 @@ class Reports:
         report = NodeReport.from_json(peek(row.token)[2]["body"])
         size = None
         if report.checkpoint:
-            checkpoint, _ = open_checkpoint(report.checkpoint, [Verifier.from_vkey(member.log_vkey)])
+            checkpoint, _ = open_checkpoint(report.checkpoint, [member.log_verifier])
             size = checkpoint.size
         silent = self._clock.now() - row.received > SILENT_AFTER
         return MemberState(member, report, row.received, silent, size)

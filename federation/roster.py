@@ -28,6 +28,8 @@ from consent.errors import Conflict, Corrupt, Denied, Invalid
 from consent.signed import Json, Signed, key_id, peek, verify
 from federation.envelope import HPKE_KEY_BYTES, HpkePublicKey, read_hpke_key, thumbprint
 from federation.fields import NODE_ID, read_object, unbase64
+from node.audit.note import SignatureType, Verifier
+from node.identity import origin_of
 
 MAX_MEMBERS = 800
 MAX_REGION_KEYS = 16
@@ -92,6 +94,11 @@ class Member:
         """SHA-256 of the TLS authority's DER, hex: what a discovery hint carries."""
         return sha256(self.authority.public_bytes(Encoding.DER)).hexdigest()
 
+    @cached_property
+    def log_verifier(self) -> Verifier:
+        """The key that signs this member's log, under the log's name. Raises Invalid when it is not one."""
+        return Verifier.from_vkey(self.log_vkey)
+
     def to_json(self) -> Json:
         return {
             "id": self.id,
@@ -109,7 +116,7 @@ class Member:
 
     @classmethod
     def from_json(cls, data: object) -> Member:
-        """Raise Invalid unless every field is present, bounded, and every key can be loaded."""
+        """Raise Invalid unless every field is present, bounded, every key can be loaded, and the log is the member's."""
         read = read_object(data, "member")
         member = cls(
             id=read.matching("id", NODE_ID),
@@ -128,6 +135,13 @@ class Member:
             _ = member.signing_key, member.hpke_key, member.authority
         except ValueError as error:
             raise Invalid(f"Member {member.id!r} has a key that cannot be read.", code="field") from error
+        if member.log_verifier.type is not SignatureType.ED25519 or member.log_verifier.name != origin_of(
+            member.id
+        ):
+            # Witnesses keep what they saw of a log under its name: nobody lists another's.
+            raise Invalid(
+                f"The log_vkey of the member with the id {member.id!r} is another log's.", code="field"
+            )
         return member
 
 

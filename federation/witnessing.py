@@ -58,7 +58,7 @@ class Witnessing:
         try:
             request = AddCheckpoint.parse(text)
             checkpoint = Checkpoint.parse(Note.parse(request.note).text)
-            verifier = _verifier(member)
+            verifier = member.log_verifier
             if checkpoint.origin != verifier.name:
                 raise Denied("A member shows its own log.", code="wrong-party")
             first = await self._witness.latest(checkpoint.origin) is None
@@ -119,7 +119,7 @@ class Witnessing:
 
     async def cosigned_size(self, member: Member) -> int:
         """How many entries of a member's log this node has vouched for; 0 when it has seen none."""
-        return await self._witness.known_size(_verifier(member).name)
+        return await self._witness.known_size(member.log_verifier.name)
 
     def vouched(self) -> Mapping[str, int]:
         """Up to which size of our own log each witness has come, as far as this process has heard."""
@@ -127,7 +127,7 @@ class Witnessing:
 
     def verifiers(self) -> tuple[Verifier, ...]:
         """The keys that may cosign our log: those of every other member."""
-        return tuple(_verifier(member).as_cosigner() for member in self._members.others())
+        return tuple(member.log_verifier.as_cosigner() for member in self._members.others())
 
     async def _show(self, member: Member, note: str, size: int) -> None:
         status, body = await self._post(member, note, self._known.get(member.id, 0), size)
@@ -151,7 +151,7 @@ class Witnessing:
             await self._alarm(f"member:{member.id}", self._log.origin, body.strip()[:500], note)
         if status != 200:
             return
-        vouched = await self._log.add_cosignatures(size, body, [_verifier(member).as_cosigner()])
+        vouched = await self._log.add_cosignatures(size, body, [member.log_verifier.as_cosigner()])
         self._known[member.id] = size
         for one in vouched:
             if one.at is not None:
@@ -195,10 +195,6 @@ class Witnessing:
 def cosigned_by(note: str, verifiers: Sequence[Verifier]) -> tuple[str, ...]:
     """The names of those of `verifiers` whose cosignature on a checkpoint holds."""
     return tuple(one.verifier.name for one in Note.parse(note).verify(verifiers))
-
-
-def _verifier(member: Member) -> Verifier:
-    return Verifier.from_vkey(member.log_vkey)
 
 
 def _size(body: str) -> int:

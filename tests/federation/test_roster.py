@@ -135,11 +135,14 @@ async def test_new_region_keys_need_the_old_ones(clock: FakeClock) -> None:
 
 
 @pytest.mark.requirement("E1")
-@pytest.mark.parametrize("name", ["id", "tls_ca", "signing", "hpke", "log_vkey"])
+@pytest.mark.parametrize("name", ["id", "tls_ca", "signing", "hpke"])
 async def test_two_members_never_share_a_key(name: str) -> None:
     """A key or id names one organisation only."""
     first, second = await members()
-    roster = Roster(1, (first, replace(second, **{name: getattr(first, name)})), TWO_OF_THREE)
+    shared = {name: getattr(first, name)}
+    if name == "id":  # with the log that this id must have
+        shared["log_vkey"] = first.log_vkey
+    roster = Roster(1, (first, replace(second, **shared)), TWO_OF_THREE)
 
     with pytest.raises(Invalid, match=name):
         Roster.from_json(roster.to_json())
@@ -157,6 +160,9 @@ async def test_two_members_never_share_a_key(name: str) -> None:
         ("status", "gone"),
         ("roles", "hub"),
         ("name", "n" * 500),
+        ("log_vkey", "accord/a-general+00000000+AAAA"),
+        ("log_vkey", "not a key"),
+        ("log_vkey", ""),
     ],
 )
 async def test_malformed_member_is_refused(field: str, value: object) -> None:
@@ -165,6 +171,19 @@ async def test_malformed_member_is_refused(field: str, value: object) -> None:
 
     with pytest.raises(Invalid):
         Member.from_json(data)
+
+
+@pytest.mark.requirement("E1", "A1")
+async def test_member_lists_only_its_own_log(clock: FakeClock) -> None:
+    """A key under another log's name, or of a witness, would take that log's place in every witness's memory."""
+    first, second = await members()
+    identity = await identity_of("b-central")
+    for vkey in (first.log_vkey, identity.cosigner.verifier.vkey):
+        with pytest.raises(Invalid, match="log_vkey"):
+            Member.from_json({**second.to_json(), "log_vkey": vkey})
+        roster = Roster(1, (first, replace(second, log_vkey=vkey)), TWO_OF_THREE)
+        with pytest.raises(Invalid):
+            accept(signed_by(roster, KEYS[:2], clock), TWO_OF_THREE, None, clock.now())
 
 
 def der(pem: bytes) -> bytes:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from consent.errors import Corrupt, Invalid
 MAX_TOKEN_BYTES = 32 * 1024 * 1024
 """Room for the manifest of a study with tens of thousands of instances. Doors have smaller bounds of their own."""
 MAX_DEPTH = 32
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 CLOCK_SKEW_SECONDS = 120
 
 ALGORITHM = "Ed25519"
@@ -204,12 +206,22 @@ def parse_json(data: bytes) -> Json:
     if not isinstance(value, dict):
         raise Invalid("Not a JSON object.")
     _check_depth(value, MAX_DEPTH)
+    if _SURROGATE.search(data):
+        _check_text(value)
     return value
 
 
 def key_id(key: Ed25519PublicKey) -> str:
     """The first 16 bytes of SHA-256 of the raw public key, hex."""
     return sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()[:32]
+
+
+def _check_text(value: Json) -> None:
+    """Half of a surrogate pair is no text (RFC 8259 §8.2): nothing behind this could store or send it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise Invalid("Not valid JSON: half of a surrogate pair.") from error
 
 
 def _check_signature(

@@ -100,13 +100,30 @@ def test_no_single_changed_character_passes(position: int, letter: str) -> None:
         b'{"a":' * 40 + b"1" + b"}" * 40,
         b"\xff\xfe",
         b"",
+        b'{"a":["\\ud800"]}',
+        b'{"a\\uDFFF":1}',
     ],
-    ids=["duplicate", "list", "nan", "deep and broken", "deep", "not utf-8", "empty"],
+    ids=[
+        "duplicate",
+        "list",
+        "nan",
+        "deep and broken",
+        "deep",
+        "not utf-8",
+        "empty",
+        "half a pair",
+        "half a pair as a key",
+    ],
 )
 def test_hostile_json_is_invalid(data: bytes) -> None:
     """Duplicate keys, other values than objects, NaN and depth are refused, never a crash."""
     with pytest.raises(Invalid):
         parse_json(data)
+
+
+def test_a_whole_surrogate_pair_is_a_character() -> None:
+    """Only half of one is refused: it could be neither stored nor sent."""
+    assert parse_json(b'{"a":"\\ud83d\\ude00"}') == {"a": "\U0001f600"}
 
 
 def test_a_statement_of_many_megabytes_can_be_signed_and_verified() -> None:

@@ -13,7 +13,7 @@ from consent.vocabulary import Action, EventKind
 from node.audit.event import Entry, Event
 from node.web.api.studies import find_studies
 from node.web.inputs import whole_number
-from node.web.keys import CLOCK, CONSENTS, GATEWAY, INDEX, LOG, OPENINGS
+from node.web.keys import CLOCK, CONSENTS, GATEWAY, INDEX, LOG, MEMBERS, OPENINGS
 from node.web.kit import address_of, current_person, render
 from node.web.pages import parts
 from node.web.people import anonymous_id
@@ -63,6 +63,7 @@ async def study_page(request: web.Request) -> web.Response:
     except Denied as error:
         return refused(request, error, study, home)
     context: dict[str, Any] = {"opening": opening, "series": series, "row": None, "consents": None}
+    context["home_name"] = home_name(request, home)
     if not home:
         context["row"] = row = await request.app[INDEX].study(study)
         if isinstance(await request.app[CONSENTS].verdict(person, row.patient), Permit):
@@ -111,6 +112,12 @@ async def opening_of(request: web.Request, study: str, home: str) -> Opening:
         session=anonymous_id(request),
     )
     return openings.put(opening)
+
+
+def home_name(request: web.Request, home: str) -> str:
+    """What people call the hospital with this node id."""
+    known = request.app.get(MEMBERS)
+    return known().get(home, home) if known is not None else home
 
 
 def refused(request: web.Request, error: Denied, study: str, home: str) -> web.Response:

@@ -11,7 +11,7 @@ from consent.errors import Denied, Invalid, NotFound
 from consent.signed import Json
 from node.web.keys import GATEWAY, INDEX
 from node.web.kit import render
-from node.web.portal.studies import opening_of, refused
+from node.web.portal.studies import home_name, opening_of, refused
 from node.web.text import _, format_person_name
 
 if TYPE_CHECKING:
@@ -30,10 +30,11 @@ async def viewer_page(request: web.Request) -> web.Response:
         series = await request.app[GATEWAY].series(opening)
     except Denied as error:
         return refused(request, error, study, home)
-    title = _("Study")
-    if not opening.home:
+    if opening.home:
+        title = _("Study from %(home)s", home=home_name(request, opening.home))
+    else:
         row = await request.app[INDEX].study(opening.study)
-        title = format_person_name(row.values.get("PatientName")) or title
+        title = format_person_name(row.values.get("PatientName")) or _("Study")
     back = f"/studies/{opening.study}?opening={opening.id}" + (
         f"&home={opening.home}" if opening.home else ""
     )

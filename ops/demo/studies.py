@@ -75,7 +75,7 @@ def _phantom(slices: int, seed: int) -> Iterator[NDArray[np.int16]]:
     random = np.random.default_rng(seed)
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j].astype(np.float32)
     noise = random.normal(0, 16, (SIDE, SIDE)).astype(np.float32)
-    vessels = random.uniform(-1, 1, (80, 3)).astype(np.float32)
+    vessels = random.uniform(-1, 1, (160, 3)).astype(np.float32)
     for number in range(slices):
         z = 2 * number / slices - 1
         yield np.clip(
@@ -86,7 +86,7 @@ def _phantom(slices: int, seed: int) -> Iterator[NDArray[np.int16]]:
 def _chest(
     x: NDArray[np.float32], y: NDArray[np.float32], z: float, vessels: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """One slice at height `z` (-1 … 1), in Hounsfield units."""
+    """One slice at height `z` (-1 … 1, towards the head), in Hounsfield units; the patient's left is on the right."""
     image = np.full_like(x, -1000)
     image[_ellipse(x, y, 0, 0, 0.84, 0.6)] = -95  # fat
     image[_ellipse(x, y, 0, 0, 0.79, 0.55)] = 45  # muscle
@@ -97,22 +97,21 @@ def _chest(
     for side in (-1, 1):
         lung = _ellipse(x, y, side * 0.37, -0.03, 0.28 * swell + 0.03, 0.41 * swell + 0.03)
         image[lung] = -840
-        for depth, place, width in vessels:
-            if abs(depth - z) < 0.12:
-                at_x, at_y = side * (0.16 + 0.4 * abs(place)), 0.34 * width
-                image[
-                    lung & _ellipse(x, y, at_x, at_y, 0.004 + 0.012 * abs(depth), 0.004 + 0.014 * abs(width))
-                ] = -60
-    if z > -0.35:
-        image[_ellipse(x, y, -0.1, -0.12, 0.27, 0.23 - 0.1 * z)] = 60  # heart
-    image[_ellipse(x, y, -0.1, 0.2, 0.055, 0.055)] = 170  # aorta
-    image[_ellipse(x, y, 0.02, 0.1, 0.045, 0.035)] = -980  # trachea
+        for place, height, depth in vessels[vessels[:, 0] * side > 0]:
+            if abs(depth - z) < 0.12:  # wide at the root of the lung, fine at its edge
+                width = 0.019 * (1 - abs(place)) + 0.004
+                image[lung & _ellipse(x, y, 0.14 * side + 0.44 * place, 0.36 * height, width, width)] = -60
+    if z < 0.35:
+        image[_ellipse(x, y, 0.1, -0.12, 0.27, 0.23 + 0.1 * z)] = 60  # heart, towards the patient's left
+    if z > 0.1:
+        image[_ellipse(x, y, -0.02, 0.1, 0.045, 0.035)] = -980  # trachea, above its fork
+    image[_ellipse(x, y, 0.12, 0.2, 0.055, 0.055)] = 170  # aorta
     image[_ellipse(x, y, 0, 0.33, 0.115, 0.09)] = 330  # vertebra
     image[_ellipse(x, y, 0, 0.45, 0.045, 0.04)] = 20  # spinal canal
     image[_ellipse(x, y, 0, 0.52, 0.03, 0.05)] = 480  # spinous process
     nodule = max(0.0, 0.035**2 - (z * 0.1) ** 2) ** 0.5
     if nodule:
-        image[_ellipse(x, y, 0.42, 0.1, nodule, nodule)] = 70
+        image[_ellipse(x, y, -0.44, 0.1, nodule, nodule)] = 70
     return image
 
 

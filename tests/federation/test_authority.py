@@ -17,6 +17,7 @@ from federation.authority import Authority
 from federation.joining import describe, read_invitation
 from federation.members import Members
 from federation.roster import HUB, Anchor, Roster, Standing
+from node.audit.note import Signer
 from node.database import Database
 from node.identity import Identity
 from tests.federation.conftest import entry_of, identity_of, log_of
@@ -140,7 +141,8 @@ async def test_taken_id_is_refused(hub: Hub, clock: FakeClock) -> None:
     """A second node cannot take a listed id with other keys, and keeps its code."""
     await hub.admit("a-general")
     other = await identity_of("other")
-    entry = replace(entry_of(other), id="a-general")
+    log_key = Signer("accord/a-general", secrets.token_bytes(32)).verifier.vkey
+    entry = replace(entry_of(other), id="a-general", log_vkey=log_key)
     token = describe(
         entry, region="north", key=other.signing, record_id=secrets.token_hex(16), now=clock.now()
     ).token

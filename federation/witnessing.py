@@ -2,13 +2,14 @@
 
 The rule itself is `node.audit.witness`. A log that does not extend what was seen of it is an alarm on record, at
 the witness and at the log. Routine cosigning is not logged: two logs that recorded each other's growth would never
-rest. Cosignature times raise this node's trusted clock, but never on the word of one witness where there are more.
+rest. Cosignature times raise this node's trusted clock, but never on the word of one witness where there are more, and
+never far ahead of the machine's own clock: time that has run on ends every grant and session until a restart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from consent.errors import AccordError, Corrupt, Denied, Invalid, Unavailable
 from consent.vocabulary import EventKind, Outcome
@@ -29,6 +30,8 @@ from node.audit.witness import (
 )
 
 MAX_WITNESSES = 8
+MAX_AHEAD = timedelta(minutes=5)
+"""How far past the machine's own clock witnesses may move this node's time, however many agree."""
 PLAIN = "text/plain"
 
 
@@ -43,12 +46,14 @@ class Witnessing:
         members: Members,
         client: PeerClient,
         raise_floor: Callable[[datetime], None] | None = None,
+        system_time: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._log = log
         self._witness = witness
         self._members = members
         self._client = client
         self._raise_floor = raise_floor
+        self._system_time = system_time
         self._known: dict[str, int] = {}
         self._seen_at: dict[str, datetime] = {}
         self._alarmed: set[tuple[str, str]] = set()
@@ -105,7 +110,7 @@ class Witnessing:
                 await self._show(member, note, size)
             except (Unavailable, Denied, Invalid):
                 continue  # an away witness delays no other; it is asked again next time
-        self._take_time()
+        await self._take_time()
 
     def witnesses(self) -> tuple[Member, ...]:
         """The members that we ask: the hub, and those that follow this node in the order of ids."""
@@ -166,15 +171,30 @@ class Witnessing:
             limit=MAX_CHECKPOINT_BODY_BYTES,
         )
 
-    def _take_time(self) -> None:
-        """Raise the clock's floor to what two witnesses agree is past; to one's word when there is one only."""
+    async def _take_time(self) -> None:
+        """Raise the clock's floor to what two witnesses agree is past; to one's word when there is one only.
+
+        What lies more than `MAX_AHEAD` past the system clock counts up to there and is an alarm: either they or this
+        machine's clock are wrong, and people must say which.
+        """
         if self._raise_floor is None or not self._seen_at:
             return
         times = sorted(self._seen_at.values(), reverse=True)
         if len(times) >= 2:
-            self._raise_floor(times[1])
+            agreed = times[1]
         elif len(self._members.others()) == 1:
-            self._raise_floor(times[0])
+            agreed = times[0]
+        else:
+            return
+        latest = self._system_time() + MAX_AHEAD
+        if agreed > latest:
+            await self._alarm(
+                "system",
+                self._log.origin,
+                "The witnesses' clocks are far ahead of this machine's. Check this machine's clock, then theirs.",
+                "\n".join(f"{member} {at.isoformat()}" for member, at in sorted(self._seen_at.items())),
+            )
+        self._raise_floor(min(agreed, latest))
 
     async def _alarm(self, actor: str, origin: str, words: str, offered: str) -> None:
         """Put an alarm on record, once for each log and reason while this process runs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -135,25 +135,66 @@ async def test_member_shows_only_its_own_log(r: Region) -> None:
     assert status == 403
 
 
-@pytest.mark.requirement("A1", "U2")
-async def test_cosignatures_raise_the_clock_but_not_on_one_witness_word(r: Region) -> None:
-    """The floor is what two witnesses agree is past; one with a clock far ahead moves nothing."""
-    floors = []
-    witnessing = Witnessing(
+def keeping_time(r: Region, floors: list[datetime]) -> Witnessing:
+    """A's witnessing, with a floor to look at; the machine's clock is the region's."""
+    return Witnessing(
         log=r.a.log,
         witness=Witness(r.a.node.database, signer=r.a.node.identity.cosigner, clock=r.clock),
         members=r.a.members,
         client=r.a.client,
         raise_floor=floors.append,
+        system_time=r.clock.now,
     )
+
+
+@pytest.mark.requirement("A1", "U2")
+async def test_cosignatures_raise_the_clock_but_not_on_one_witness_word(r: Region) -> None:
+    """The floor is what two witnesses agree is past; one with a clock far ahead moves nothing."""
+    floors: list[datetime] = []
+    witnessing = keeping_time(r, floors)
     await grow(r)
     await witnessing.submit()
     assert floors == [r.clock.now()]
 
     honest = r.clock.now()
     witnessing._seen_at["b-central"] = honest + timedelta(days=400)
-    witnessing._take_time()
+    await witnessing._take_time()
     assert floors[-1] == honest
+    assert not await r.a.log.search(kind=EventKind.WITNESS_ALARMED)
+
+
+@pytest.mark.requirement("A1", "U2")
+async def test_witnesses_that_agree_cannot_move_time_decades_ahead(r: Region) -> None:
+    """Two clocks far ahead move the floor by minutes, not by decades, and that is on record, once."""
+    floors: list[datetime] = []
+    witnessing = keeping_time(r, floors)
+    for witness in ("b-central", "c-clinic"):
+        witnessing._seen_at[witness] = r.clock.now() + timedelta(days=30 * 365)
+
+    for _ in range(2):
+        await witnessing._take_time()
+
+    assert max(floors) == r.clock.now() + timedelta(minutes=5)
+    (alarm,) = await r.a.log.search(kind=EventKind.WITNESS_ALARMED)
+    assert "ahead" in alarm.event.reason
+    witnessing._seen_at.clear()
+    witnessing._seen_at["hub"] = r.clock.now() + timedelta(minutes=4)
+    witnessing._seen_at["b-central"] = r.clock.now() + timedelta(minutes=3)
+    await witnessing._take_time()
+    assert floors[-1] == r.clock.now() + timedelta(minutes=3)
+
+
+@pytest.mark.requirement("A1", "U2")
+async def test_only_witness_cannot_move_time_decades_ahead(tmp_path: Path) -> None:
+    """A region of a hub and one hospital: the one witness's word is bounded too."""
+    async with region(tmp_path, nodes=("a-general",)) as r:
+        floors: list[datetime] = []
+        witnessing = keeping_time(r, floors)
+        witnessing._seen_at["hub"] = r.clock.now() + timedelta(days=30 * 365)
+        await witnessing._take_time()
+
+        assert floors == [r.clock.now() + timedelta(minutes=5)]
+        assert await r.a.log.search(kind=EventKind.WITNESS_ALARMED)
 
 
 @pytest.mark.requirement("A1")

@@ -75,7 +75,8 @@ class Facts:
     """What the caller knows. Absent facts are the cautious ones.
 
     `directives` are all known versions of the patient's consents; `revoked` are record ids of grants taken back;
-    `member_active` speaks of the other hospital whenever two are involved.
+    `member_active` speaks of the other hospital whenever two are involved; `another` says that the deed concerns
+    somebody else than who asks (whose relationship, whose emergency access).
     """
 
     relationship: bool = False
@@ -86,6 +87,7 @@ class Facts:
     member_active: bool = True
     plan_approved: bool = False
     device_registered: bool = False
+    another: bool = False
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,7 @@ def _circumstances(
         plan_approved=facts.plan_approved,
         device_registered=facts.device_registered,
         member_active=facts.member_active,
+        another=facts.another,
     )
 
 

@@ -1,4 +1,4 @@
-"""Break-glass: what an emergency claim must say, how long it stands, and who may review it.
+"""Break-glass: what an emergency claim must say, how long it stands, and when its review is due.
 
 The claim is judged inside `consent.decision.decide`; nothing opens a study around the rules. A claim never
 waits for anybody: care comes first, the review afterwards.
@@ -18,6 +18,7 @@ MIN_REASON_CHARACTERS = 2
 MAX_REASON_CHARACTERS = 500
 
 REVIEWERS = frozenset({Role.SECURITY_OFFICER, Role.CHIEF_PHYSICIAN})
+"""To whom the portal shows the page of reviews; who may do one is the rules' word (`emergency:review`)."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,3 @@ def ends(claim: EmergencyClaim, parameters: Parameters) -> datetime:
 def review_due(opened: datetime, parameters: Parameters) -> datetime:
     """When the review must have been done."""
     return opened + timedelta(hours=parameters.emergency_review_hours)
-
-
-def may_review(claimant: str, reviewer: Principal) -> Verdict:
-    """A review is somebody else's: an active security officer or chief physician who did not open it."""
-    if not reviewer.active or reviewer.role not in REVIEWERS:
-        return Deny(("Emergency access is reviewed by a security officer or a chief physician.",))
-    if reviewer.id == claimant:
-        return Deny(("Nobody reviews their own emergency access.",))
-    return Permit(reasons=("Review by a second person.",))

@@ -63,6 +63,8 @@ def _office(case: Case) -> tuple[str, ...]:
         Action.READ_LOG: "Only the security officer reads the log.",
         Action.APPROVE_PLAN: "Training plans are approved by the security officer or a chief physician.",
         Action.LAUNCH_RUN: "Only researchers launch training.",
+        Action.RECORD_CARE: "Treatment relationships are entered by a chief physician or hospital IT.",
+        Action.REVIEW_EMERGENCY: "Emergency access is reviewed by a security officer or a chief physician.",
     }
     return (words[case.action],) if case.action in words else ()
 

@@ -29,6 +29,7 @@ class Circumstances:
     plan_approved: bool
     device_registered: bool
     member_active: bool
+    another: bool
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ action {actions} appliesTo {{
   context: {{
     "purpose": String, "relationship": Bool, "emergency": Bool, "emergency_review_overdue": Bool,
     "granted": Set<String>, "consented": Bool, "research_consented": Bool, "plan_approved": Bool,
-    "device_registered": Bool, "member_active": Bool
+    "device_registered": Bool, "member_active": Bool, "another": Bool
   }}
 }};
 """
@@ -88,6 +89,7 @@ def cedar_request(
             "plan_approved": circumstances.plan_approved,
             "device_registered": circumstances.device_registered,
             "member_active": circumstances.member_active,
+            "another": circumstances.another,
         },
     }
     person = {

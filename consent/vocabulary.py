@@ -27,6 +27,8 @@ class Action(StrEnum):
     LAUNCH_RUN = "run:launch"
     READ_LOG = "log:read"
     ADMINISTER = "node:administer"
+    RECORD_CARE = "care:record"
+    REVIEW_EMERGENCY = "emergency:review"
 
 
 class Purpose(StrEnum):

@@ -5,20 +5,21 @@ Reads, and decides nothing. Facts about a study of another hospital come from wh
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from datetime import datetime, timedelta
 
 from consent.decision import Facts
 from consent.directives import Directive
-from consent.emergency import EmergencyClaim, review_due
+from consent.emergency import EmergencyClaim
 from consent.policy import Parameters
 from consent.principals import CLINICAL, Principal
-from consent.vocabulary import EventKind
+from node import emergencies
 from node.access.care import Care
 from node.audit.log import Log
 from node.records import Records
 
-REVIEWS_LOOKED_BACK = timedelta(days=366)
-MAX_EMERGENCIES = 200
+MAX_ANSWERS = 1024
+"""Claims whose answer about overdue reviews is kept."""
 
 
 class FactFinder:
@@ -28,6 +29,7 @@ class FactFinder:
         self._care = care
         self._records = records
         self._log = log
+        self._answers: OrderedDict[tuple[str, EmergencyClaim], bool] = OrderedDict()
 
     async def about(
         self,
@@ -40,7 +42,7 @@ class FactFinder:
         """What bears on a person's access to a patient of this hospital."""
         return Facts(
             relationship=who.role in CLINICAL and await self._care.related(who.id, patient, now),
-            emergency_review_overdue=claim is not None and await self._overdue(who, now, parameters),
+            emergency_review_overdue=claim is not None and await self._overdue(who, claim, now, parameters),
         )
 
     async def for_research(self, patient: str, *, plan_approved: bool) -> Facts:
@@ -52,16 +54,26 @@ class FactFinder:
         """The pseudonyms of the patients whom a clinician treats."""
         return await self._care.patients_of(who.id, now) if who.role in CLINICAL else frozenset()
 
-    async def _overdue(self, who: Principal, now: datetime, parameters: Parameters) -> bool:
-        """Whether an earlier emergency of this person waits for its review past its time."""
-        since = now - REVIEWS_LOOKED_BACK
-        opened = await self._log.search(
-            kind=EventKind.EMERGENCY_OPENED, actor=who.actor, since=since, limit=MAX_EMERGENCIES
-        )
-        late = {
-            entry.event.detail.get("opening") for entry in opened if review_due(entry.at, parameters) <= now
-        }
-        if not late:
+    async def _overdue(
+        self, who: Principal, claim: EmergencyClaim, now: datetime, parameters: Parameters
+    ) -> bool:
+        """Whether an earlier emergency of this person waits for its review past its time.
+
+        Asked of the log once for a claim, not with every picture: the answer serves the whole opening.
+        """
+        key = (who.actor, claim)
+        if key not in self._answers:
+            late = await self._late(who, now, parameters)
+            self._answers[key] = late
+            while len(self._answers) > MAX_ANSWERS:
+                self._answers.popitem(last=False)
+            return late
+        return self._answers[key]
+
+    async def _late(self, who: Principal, now: datetime, parameters: Parameters) -> bool:
+        overdue = now - timedelta(hours=parameters.emergency_review_hours)
+        opened = await emergencies.openings(self._log, now, actor=who.actor, until=overdue)
+        if not opened:
             return False
-        reviewed = await self._log.search(kind=EventKind.EMERGENCY_REVIEWED, since=since, limit=1000)
-        return bool(late - {entry.event.detail.get("opening") for entry in reviewed})
+        reviewed = await emergencies.reviews(self._log, now)
+        return any(emergencies.opening_of(entry) not in reviewed for entry in opened)

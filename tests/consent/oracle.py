@@ -12,6 +12,10 @@ from consent.vocabulary import Action, Grade, Purpose, Right, Role
 
 CARE = {Purpose.TREATMENT, Purpose.EMERGENCY}
 CLINICAL = {Role.CLINICIAN, Role.CHIEF_PHYSICIAN}
+FOR_OTHERS = {
+    Action.RECORD_CARE: {Role.CHIEF_PHYSICIAN, Role.ADMINISTRATOR},
+    Action.REVIEW_EMERGENCY: {Role.CHIEF_PHYSICIAN, Role.SECURITY_OFFICER},
+}
 RIGHTS = {Action.VIEW: Right.VIEW, Action.DOWNLOAD: Right.DOWNLOAD, Action.PRINT: Right.PRINT}
 
 
@@ -26,10 +30,14 @@ class Situation:
     second_factor: bool
     emergency: bool
     granted: frozenset[Right]
+    another: bool = False
 
 
 def judge(case: Situation) -> frozenset[str] | None:
     """What is owed for doing it, or None."""
+    if case.action in FOR_OTHERS:
+        done = case.another and case.at_home and case.role in FOR_OTHERS[case.action]
+        return frozenset() if done else None
     if case.role not in CLINICAL:
         return None
     if not case.at_home:

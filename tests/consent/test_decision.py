@@ -12,7 +12,7 @@ from consent.decision import Deny, Facts, Permit, Resource, decide
 from consent.emergency import EmergencyClaim
 from consent.errors import Denied
 from consent.obligations import Deidentify, ExpireAt, Notify, ReviewWithin, Watermark
-from consent.principals import Principal
+from consent.principals import PEOPLE, Principal
 from consent.vocabulary import Action, Grade, Purpose, ResourceKind, Right, Role
 from tests.support.consents import (
     ABROAD,
@@ -371,6 +371,38 @@ def test_offices_do_their_own_work_and_no_other(role: Role, action: Action, kind
     assert answer(person(role), action, resource=node(kind)).permitted
     assert not clinician.permitted
     assert clinician.reasons != ("No rule permits this.",)
+
+
+@pytest.mark.requirement("U1", "U3")
+@pytest.mark.parametrize(
+    ("action", "kind", "roles", "own"),
+    [
+        (
+            Action.RECORD_CARE,
+            ResourceKind.PATIENT,
+            {Role.CHIEF_PHYSICIAN, Role.ADMINISTRATOR},
+            "Nobody records their own treatment relationship.",
+        ),
+        (
+            Action.REVIEW_EMERGENCY,
+            ResourceKind.STUDY,
+            {Role.CHIEF_PHYSICIAN, Role.SECURITY_OFFICER},
+            "Nobody reviews their own emergency access.",
+        ),
+    ],
+)
+def test_what_is_done_for_others_is_never_done_for_oneself(
+    action: Action, kind: ResourceKind, roles: set[Role], own: str
+) -> None:
+    """The offices do it for somebody else at their own node; a disabled account and everybody else do not."""
+    other = Facts(another=True)
+
+    for role in PEOPLE:
+        assert answer(person(role), action, resource=node(kind), facts=other).permitted is (role in roles)
+    for role in roles:
+        assert answer(person(role), action, resource=node(kind)).reasons == (own,)
+        assert not answer(person(role), action, resource=node(kind, ABROAD), facts=other).permitted
+        assert not answer(person(role, active=False), action, resource=node(kind), facts=other).permitted
 
 
 def test_an_office_ends_at_the_node() -> None:

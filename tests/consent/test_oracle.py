@@ -8,13 +8,13 @@ from itertools import product
 
 import pytest
 
-from consent.decision import Facts, Permit, Request, Verdict, decide
+from consent.decision import Facts, Permit, Request, Resource, Verdict, decide
 from consent.directives import Directive, withdraw
 from consent.emergency import EmergencyClaim
 from consent.grants import Grant
 from consent.obligations import Deidentify, ExpireAt, Notify, Obligation, ReviewWithin, Watermark
 from consent.signed import Signed, sign
-from consent.vocabulary import Action, Grade, Purpose, Right, Role
+from consent.vocabulary import Action, Grade, Purpose, ResourceKind, Right, Role
 from tests.consent.oracle import Situation, judge
 from tests.support.consents import (
     ABROAD,
@@ -121,6 +121,26 @@ def test_decide_agrees_with_the_oracle_on_every_action_of_people(state: str) -> 
     everything = product(PEOPLE, ACTIONS, Purpose, Grade, FLAGS, FLAGS, FLAGS, FLAGS)
 
     assert not disagreements(state, everything)
+
+
+@pytest.mark.requirement("U1", "U3")
+def test_decide_agrees_with_the_oracle_on_what_is_done_for_others() -> None:
+    """Every role, place and purpose, for oneself and for another, with and without a relationship."""
+    kinds = {Action.RECORD_CARE: ResourceKind.PATIENT, Action.REVIEW_EMERGENCY: ResourceKind.STUDY}
+    found = []
+    for role, action, purpose, at_home, related, other in product(
+        PEOPLE, kinds, Purpose, FLAGS, FLAGS, FLAGS
+    ):
+        who = person(role, node=HOME if at_home else ABROAD)
+        asked = Request(who, action, Resource(kinds[action], "x", "pt_1", HOME), purpose, NOW)
+        verdict = decide(compiled(), asked, Facts(relationship=related, another=other))
+        case = Situation(
+            role, action, purpose, Grade.ORDINARY, at_home, related, False, False, NONE, another=other
+        )
+        if owed(verdict) != judge(case) or not verdict.reasons:
+            found.append((case, verdict))
+
+    assert not found
 
 
 Combination = tuple[Role, Action, Purpose, Grade, bool, bool, bool, bool]

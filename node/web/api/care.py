@@ -12,10 +12,10 @@ from typing import Any
 
 from aiohttp import web
 
-from consent.errors import Denied, Invalid
+from consent.errors import Invalid
 from consent.principals import Principal
 from consent.signed import Json
-from consent.vocabulary import Action, Role
+from consent.vocabulary import Action
 from node.access.care import Relationship
 from node.web.decisions import permitted
 from node.web.inputs import moment_of
@@ -50,17 +50,11 @@ async def record_care(request: web.Request, data: Mapping[str, Any]) -> Relation
 
 
 async def may_enter(request: web.Request, login: str) -> Principal:
-    """The person, when they may enter relationships of `login`. Raises Denied."""
-    person = current_person(request)
-    if person.role is Role.CHIEF_PHYSICIAN and person.id != login:
-        return person
-    if person.id == login:
-        raise Denied(
-            N_("Nobody records their own treatment relationship."),
-            mend=N_("Ask a chief physician or hospital IT."),
-            code="own-relationship",
-        )
-    return await permitted(request, Action.ADMINISTER)
+    """The person, when the rules let them enter relationships of `login`. Raises Denied, on record."""
+    another = current_person(request).id != login.strip().casefold()
+    return await permitted(
+        request, Action.RECORD_CARE, another=another, words=N_("You may not enter this relationship.")
+    )
 
 
 async def patient_of(request: web.Request, data: Mapping[str, Any]) -> str:

@@ -5,26 +5,26 @@ The claim is judged inside `consent.decision.decide` when the gateway opens; not
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any, Final
 
 from aiohttp import web
 
-from consent.emergency import MAX_REASON_CHARACTERS, REVIEWERS, EmergencyClaim, may_review, review_due
+from consent.emergency import MAX_REASON_CHARACTERS, EmergencyClaim, review_due
 from consent.errors import Conflict, Denied, Invalid, NotFound
-from consent.principals import CLINICAL
-from consent.verdict import Deny
-from consent.vocabulary import EventKind
+from consent.principals import CLINICAL, Principal
+from consent.vocabulary import Action, EventKind
+from node import emergencies
 from node.audit.event import Entry, Event
+from node.web.api.log import record_reading
 from node.web.api.studies import make_opening
+from node.web.decisions import permitted
 from node.web.inputs import text_of, whole_number
 from node.web.keys import CLOCK, LOG, POLICIES
-from node.web.kit import address_of, render, require_role
+from node.web.kit import address_of, current_person, render, require_role
 from node.web.portal.studies import refused
 from node.web.text import N_
 
-LOOK_BACK: Final = timedelta(days=180)
-MAX_ENTRIES: Final = 500
+MAX_REVIEWED_SHOWN: Final = 200
 
 
 async def declare_page(request: web.Request) -> web.Response:
@@ -56,8 +56,9 @@ async def declare(request: web.Request) -> web.StreamResponse:
 
 async def reviews_page(request: web.Request) -> web.Response:
     """GET /emergencies: what waits for a review, the oldest first, and what was reviewed."""
-    person = require_role(request, *REVIEWERS)
+    person = await _may_review(request)
     waiting, reviewed = await _cases(request)
+    await record_reading(request, {"emergencies": len(waiting) + len(reviewed)})
     parameters = request.app[POLICIES].parameters
     now = request.app[CLOCK].now()
     rows = [
@@ -69,12 +70,12 @@ async def reviews_page(request: web.Request) -> web.Response:
         }
         for entry in waiting
     ]
-    return render(request, "emergencies.html", {"waiting": rows, "reviewed": reviewed})
+    return render(request, "emergencies.html", {"waiting": rows, "reviewed": reviewed[:MAX_REVIEWED_SHOWN]})
 
 
 async def review(request: web.Request) -> web.StreamResponse:
     """POST /emergencies/{index} {verdict, words}"""
-    person = require_role(request, *REVIEWERS)
+    await _may_review(request)
     form = await request.post()
     index = whole_number(request.match_info, "index", 0)
     waiting, reviewed = await _cases(request)
@@ -84,9 +85,7 @@ async def review(request: web.Request) -> web.StreamResponse:
             raise Conflict(N_("This emergency access has been reviewed already."))
         raise NotFound(N_("There is no such emergency access."), mend=N_("Choose one from the list."))
     claimant = entry.event.actor.removeprefix("person:").rpartition("@")[0]
-    verdict = may_review(claimant, person)
-    if isinstance(verdict, Deny):
-        raise Denied(N_("You may not review this."), reasons=verdict.reasons)
+    person = await _may_review(request, claimant)
     judged = str(form.get("verdict", ""))
     if judged not in ("justified", "unjustified"):
         raise Invalid(N_("The review says neither justified nor unjustified."), mend=N_("Choose one."))
@@ -110,18 +109,23 @@ async def review(request: web.Request) -> web.StreamResponse:
     raise web.HTTPSeeOther("/emergencies")
 
 
+async def _may_review(request: web.Request, claimant: str = "") -> Principal:
+    """The person, when the rules let them review an emergency access of `claimant`. Raises Denied, on record."""
+    another = current_person(request).id != claimant
+    return await permitted(
+        request, Action.REVIEW_EMERGENCY, another=another, words=N_("You may not review this.")
+    )
+
+
 async def _cases(request: web.Request) -> tuple[list[Entry], list[dict[str, Any]]]:
-    """Emergency openings not reviewed yet (oldest first), and the reviewed ones (newest first)."""
-    log = request.app[LOG]
-    since = request.app[CLOCK].now() - LOOK_BACK
-    opened = await log.search(kind=EventKind.EMERGENCY_OPENED, since=since, limit=MAX_ENTRIES)
-    reviews = await log.search(kind=EventKind.EMERGENCY_REVIEWED, since=since, limit=MAX_ENTRIES)
-    by_opening = {one.event.detail.get("opening"): one for one in reviews}
-    waiting = [entry for entry in reversed(opened) if entry.event.detail.get("opening") not in by_opening]
+    """Emergency accesses not reviewed yet (oldest first), and the reviewed ones (newest first)."""
+    log, now = request.app[LOG], request.app[CLOCK].now()
+    opened, by_opening = await emergencies.openings(log, now), await emergencies.reviews(log, now)
+    waiting = [entry for entry in reversed(opened) if emergencies.opening_of(entry) not in by_opening]
     done = [
-        {"entry": entry, "review": by_opening[entry.event.detail["opening"]]}
+        {"entry": entry, "review": by_opening[emergencies.opening_of(entry)]}
         for entry in opened
-        if entry.event.detail.get("opening") in by_opening
+        if emergencies.opening_of(entry) in by_opening
     ]
     return waiting, done
 

@@ -141,7 +141,9 @@ async def test_relationships_are_entered_by_others_and_by_the_hospitals_own_pati
     async with hospital.site.client("wu") as client:
         await post(client, "/api/v1/care", data, 403)
     async with hospital.site.client("chief") as client:
-        await post(client, "/api/v1/care", {**data, "login": "chief"}, 403)
+        own = await post(client, "/api/v1/care", {**data, "login": "chief"}, 403)
+        assert own["reasons"] == ["Nobody records their own treatment relationship."]
+        await post(client, "/api/v1/care", {**data, "login": " Chief"}, 403)
         made = await post(client, "/api/v1/care", {**data, "until": "2027-01-31"})
         assert made["patient"].startswith("pt_") and made["ends"].startswith("202")
         await post(client, "/api/v1/care", {"login": "wu"}, 400)
@@ -152,6 +154,9 @@ async def test_relationships_are_entered_by_others_and_by_the_hospitals_own_pati
     async with hospital.site.client("it") as client:
         await post(client, "/api/v1/care/end", data, 204)
         await post(client, "/api/v1/care/end", data, 404)
+    refused = [entry.event for entry in await hospital.node.events(EventKind.ACCESS_REFUSED)]
+    assert [event.actor for event in refused] == ["person:wu@a-general", *2 * ["person:chief@a-general"]]
+    assert {event.detail["action"] for event in refused} == {"care:record"}
     told = str([entry.event for entry in await hospital.node.events()])
     assert OTHER_PATIENT_ID not in told
 

@@ -9,7 +9,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from consent.emergency import EmergencyClaim
 from consent.vocabulary import EventKind
+from node import emergencies
 from tests.node.web.conftest import OTHER_PATIENT_ID, Hospital
 from tests.support.node import PASSWORD
 
@@ -154,6 +156,57 @@ async def test_own_emergency_is_reviewed_by_somebody_else(hospital: Hospital) ->
         await send(client, f"/emergency/{hospital.study}", reason="Unconscious")
         (entry,) = await hospital.node.events(EventKind.EMERGENCY_OPENED)
         await send(client, f"/emergencies/{entry.index}", 403, verdict="justified", words="Mine.")
+    (refused,) = await hospital.node.events(EventKind.ACCESS_REFUSED)
+    assert refused.event.reason == "Nobody reviews their own emergency access."
+    assert refused.event.detail["action"] == "emergency:review"
+
+
+@pytest.mark.requirement("U3")
+async def test_an_old_emergency_that_escalates_can_still_be_reviewed(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Page and escalation look back equally far, over every entry; after the review nothing escalates."""
+    monkeypatch.setattr(emergencies, "PAGE_ENTRIES", 2)
+
+    async def told() -> list[str]:
+        hospital.node.clock.tick(seconds=1)
+        async with hospital.site.client("wu", **PAGE) as client:
+            await send(client, f"/emergency/{hospital.study}", reason="Unconscious")
+        entry = (await hospital.node.events(EventKind.EMERGENCY_OPENED))[-1]
+        return list(entry.event.detail["notify"])  # type: ignore[arg-type]
+
+    assert await told() == ["security-officer"]
+    hospital.node.clock.tick(days=200)
+    for _ in range(3):
+        assert "chief-physician" in await told()
+    async with hospital.site.client("sec", **PAGE) as client:
+        waiting = await hospital.node.events(EventKind.EMERGENCY_OPENED)
+        page = await fetch(client, "/emergencies")
+        assert all(f'action="/emergencies/{entry.index}"' in page for entry in waiting)
+        await send(client, f"/emergencies/{waiting[0].index}", verdict="justified", words="In shock.")
+    assert "chief-physician" not in await told()
+
+
+@pytest.mark.requirement("U3")
+async def test_the_pictures_of_an_emergency_do_not_search_the_log_each(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether an earlier review is overdue is asked once for an opening."""
+    asked: list[EventKind | None] = []
+    search = hospital.node.log.search
+
+    async def counted(**terms: Any) -> Any:
+        asked.append(terms.get("kind"))
+        return await search(**terms)
+
+    monkeypatch.setattr(hospital.node.log, "search", counted)
+    who = await hospital.node.registry.principal("wu")
+    claim = EmergencyClaim("Unconscious", hospital.node.clock.now())
+    opening = await hospital.node.gateway.open(who, hospital.study, emergency=claim)
+    series = await hospital.node.gateway.series(opening)
+    for instance in series[0].instances:
+        await hospital.node.gateway.frame(opening, instance.uid, size=64)
+    assert asked.count(EventKind.EMERGENCY_OPENED) == 1
 
 
 @pytest.mark.requirement("E2")

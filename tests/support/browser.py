@@ -14,7 +14,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.async_api import Browser, ConsoleMessage, Page, Route, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, Route, async_playwright, expect
 
 EXECUTABLE = Path("/usr/bin/chromium")
 FLAGS = (
@@ -25,6 +25,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+PATIENCE_MS = 15_000
+"""How long a page may take on a busy machine; what is expected sooner is seen sooner."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 needs_chromium = pytest.mark.skipif(not EXECUTABLE.exists(), reason="Chromium is not installed here")
@@ -60,7 +62,7 @@ class Chromium:
         )
         await context.route("**/*", self._loopback_only)
         page = await context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(PATIENCE_MS)
         page.on("console", self._console)
         page.on("pageerror", lambda error: self.faults.append(f"script: {error}"))
         try:
@@ -85,6 +87,7 @@ class Chromium:
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Chromium]:
     """Start the browser; at the end, fail when anything went wrong in it."""
+    expect.set_options(timeout=PATIENCE_MS)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=EXECUTABLE, headless=True, args=list(FLAGS)

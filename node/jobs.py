@@ -19,6 +19,7 @@ import structlog
 
 from consent.errors import AccordError, Conflict, Invalid, NotFound
 from node.clock import Clock
+from node.web.problems import where
 
 JITTER = 0.1
 MIN_INTERVAL_SECONDS = 0.01
@@ -126,8 +127,7 @@ class Jobs:
                 await job.run()
             except Exception as failure:
                 error = _words(failure)
-                known = isinstance(failure, AccordError)
-                logger.warning("job failed", job=job.name, error=error, exc_info=not known)
+                logger.warning("job failed", job=job.name, error=error)
             finally:
                 was = self._status[job.name]
                 self._show(
@@ -150,5 +150,7 @@ class Jobs:
 
 
 def _words(failure: Exception) -> str:
-    words = str(failure) if isinstance(failure, AccordError) else f"{type(failure).__name__}: {failure}"
+    """Our own words for our own errors; of any other its type and place, for its text may hold a patient's data."""
+    known = isinstance(failure, AccordError)
+    words = str(failure) if known else f"{type(failure).__name__} at {where(failure)}"
     return words[:MAX_ERROR_CHARACTERS]

@@ -7,20 +7,27 @@ bisections. On disk names lie sealed; this list is never written.
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import re
 import unicodedata
-from bisect import bisect_left, insort
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Iterable
 
 MAX_NAMES = 1_000_000
 """Past this the table stops growing and says so: the search then opens rows instead."""
 MAX_GROUPS = 3
+SLICE_NAMES = 5_000
+"""Names compared before other work on the event loop has its turn: about a millisecond."""
 _LAST = "\U0010ffff"
 
 
 class NameTable:
-    """Folded names of studies, sorted. Not thread-safe: it lives on the event loop."""
+    """Folded names of studies, sorted. Not thread-safe: it lives on the event loop.
+
+    A search lets other work have its turn between slices, and goes on behind the last name that it saw: names
+    that come or go meanwhile move nothing out of its way.
+    """
 
     def __init__(self) -> None:
         self._entries: list[tuple[str, str]] = []
@@ -50,7 +57,7 @@ class NameTable:
             if self._entries[at : at + 1] == [(folded, study)]:
                 del self._entries[at]
 
-    def match(self, pattern: str) -> frozenset[str] | None:
+    async def match(self, pattern: str) -> frozenset[str] | None:
         """Studies one of whose name groups matches; None when the table is not complete.
 
         `pattern` may hold `*` and `?`; with `=` in it every given group must match.
@@ -59,22 +66,33 @@ class NameTable:
             return None
         found: frozenset[str] | None = None
         for group in folded_groups(pattern):
-            hits = frozenset(self._search(group))
-            found = hits if found is None else found & hits
+            hits = await self._search(group)
+            found = frozenset(hits) if found is None else found & hits
         return frozenset() if found is None else found
 
-    def _search(self, pattern: str) -> Iterable[str]:
+    async def _search(self, pattern: str) -> set[str]:
         prefix = re.split(r"[*?]", pattern, maxsplit=1)[0]
-        low = bisect_left(self._entries, (prefix,))
-        high = bisect_left(self._entries, (prefix + _LAST,)) if prefix else len(self._entries)
-        rest = pattern[len(prefix) :]
-        if rest == "*":
-            return (study for _, study in self._entries[low:high])
-        inner = pattern.strip("*")
-        if pattern == f"*{inner}*" and not re.search(r"[*?]", inner):
-            return (study for name, study in self._entries if inner in name)
-        matches = wildcard(pattern).fullmatch
-        return (study for name, study in self._entries[low:high] if matches(name))
+        matches = _test(pattern, prefix)
+        found: set[str] = set()
+        at = bisect_left(self._entries, (prefix,))
+        while True:
+            high = bisect_left(self._entries, (prefix + _LAST,)) if prefix else len(self._entries)
+            piece = self._entries[at : min(at + SLICE_NAMES, high)]
+            found.update(study for name, study in piece if matches is None or matches(name))
+            if at + SLICE_NAMES >= high:
+                return found
+            await asyncio.sleep(0)
+            at = bisect_right(self._entries, piece[-1])
+
+
+def _test(pattern: str, prefix: str) -> Callable[[str], object] | None:
+    """What a folded name with this prefix must pass; None when the prefix says it all."""
+    if pattern == f"{prefix}*":
+        return None
+    inner = pattern.strip("*")
+    if pattern == f"*{inner}*" and not re.search(r"[*?]", inner):
+        return lambda name: inner in name
+    return wildcard(pattern).fullmatch
 
 
 def folded_groups(name: str) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ class Search:
 
     async def run(self, query: Query, visible: Visible) -> Page:
         """Return up to `query.limit` answers behind `query.offset`. Raises Invalid when the search is too broad."""
-        plan = self._plan(query, visible)
+        plan = await self._plan(query, visible)
         found: list[Match] = []
         skip = query.offset
         opened: dict[str, dict[str, Any]] = {}
@@ -103,7 +103,7 @@ class Search:
             found.append(match)
         return Page(tuple(found), False)
 
-    def _plan(self, query: Query, visible: Visible) -> _Plan:
+    async def _plan(self, query: Query, visible: Visible) -> _Plan:
         conditions: list[ColumnElement[bool]] = []
         tests: dict[str, Matcher] = {}
         named: frozenset[str] | None = None
@@ -111,7 +111,7 @@ class Search:
             condition = self._condition(keyword, value)
             if condition is not None:
                 conditions.append(condition)
-            elif keyword == "PatientName" and (hits := self._names.match(value)) is not None:
+            elif keyword == "PatientName" and (hits := await self._names.match(value)) is not None:
                 if len(hits) <= MAX_CANDIDATES:
                     conditions.append(STUDIES.c.study.in_(sorted(hits)))
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from consent.vocabulary import Grade
 from node.database import Database
 from node.imaging.attributes import Attributes
 from node.index import Entry, Index, Level, Placement, Pseudonyms, Query, Visible
+from node.index import names as names_module
 from node.index.names import NameTable, folded_groups, wildcard
 from node.index.tables import INSTANCES, SERIES, STUDIES
 
@@ -359,7 +361,7 @@ async def test_how_far_a_pack_is_indexed_only_rises(index: Index, database: Data
     st.lists(st.text(alphabet="abAB^=王 ", max_size=8), max_size=20), st.text(alphabet="ab^*?王", max_size=6)
 )
 def test_the_table_of_names_agrees_with_matching_one_by_one(names: list[str], pattern: str) -> None:
-    """Whatever short cut the table takes, it finds exactly the names that the pattern matches."""
+    """Whatever short cut or slices the table takes, it finds exactly the names that the pattern matches."""
     table = NameTable()
     for number, name in enumerate(names):
         table.add(f"st_{number}", name)
@@ -370,7 +372,25 @@ def test_the_table_of_names_agrees_with_matching_one_by_one(names: list[str], pa
         if groups and all(any(wildcard(p).fullmatch(group) for group in folded_groups(name)) for p in groups)
     }
 
-    assert table.match(pattern) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(names_module, "SLICE_NAMES", 3)
+        assert asyncio.run(table.match(pattern)) == expected
+
+
+async def test_a_search_in_many_names_lets_other_work_have_its_turn() -> None:
+    """Names that come and go between its slices neither hide nor double what was there all along."""
+    table = NameTable()
+    table.load((f"st_{number}", f"Name{number:06}^X") for number in range(40_000))
+    search = asyncio.create_task(table.match("*9^x"))
+    turns = 0
+    while not search.done():
+        await asyncio.sleep(0)
+        turns += 1
+        table.remove(f"st_{turns}", f"Name{turns:06}^X")
+        table.add(f"st_new{turns}", f"Aaa{turns}^Y")
+
+    assert turns >= 40_000 // names_module.SLICE_NAMES
+    assert {f"st_{number}" for number in range(39_009, 40_000, 10)} <= (search.result() or frozenset())
 
 
 def test_a_hostile_pattern_costs_no_more_than_a_kind_one() -> None:
@@ -378,4 +398,4 @@ def test_a_hostile_pattern_costs_no_more_than_a_kind_one() -> None:
     table = NameTable()
     table.add("st_1", "a" * 2000 + "b")
 
-    assert table.match("*a" * 200 + "c") == frozenset()
+    assert asyncio.run(table.match("*a" * 200 + "c")) == frozenset()

@@ -52,11 +52,13 @@ class Fetching:
     async def fetch(self, grant_id: str) -> Manifest:
         """Fetch and verify the pack of one held grant; resumes what came before.
 
-        Raises Unavailable (cut: what came is kept), Corrupt (damaged: nothing is kept), Denied (the home says no).
+        Raises Unavailable (cut: what came is kept), Corrupt (damaged: nothing is kept), Denied (the home says no),
+        Conflict (the grant has ended here: what came now would outlive it).
         """
         grant = await self._holdings.grant(grant_id)
         home, study = grant.body.home, grant.body.study
         async with self._holdings.turn(home, study):
+            await self._holdings.require_living(grant_id)
             try:
                 manifest = await self._manifest(grant)
                 await self._bring(grant, manifest.body)

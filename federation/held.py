@@ -91,12 +91,12 @@ def received_event(member: Member, grant: Signed[Grant], address: str | None) ->
     )
 
 
-def shredded_event(row: Any, grant: Signed[Grant], receipt: Signed[ShredReceipt]) -> Event:
+def shredded_event(row: Any, purpose: Purpose | None, receipt: Signed[ShredReceipt]) -> Event:
     return Event(
         EventKind.COPY_SHREDDED,
         "job:sweep",
         study=row.study,
-        purpose=grant.body.purpose,
+        purpose=purpose,
         reason=receipt.body.reason,
         detail={
             "grant": row.id,

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+import structlog
 from sqlalchemy import insert, select, update
 
 from consent.decision import Deny, Facts
 from consent.directives import Directive
-from consent.errors import AccordError, Denied, Invalid, NotFound
+from consent.errors import AccordError, Conflict, Denied, Invalid, NotFound
 from consent.grants import Grant, alive
 from consent.principals import Principal
 from consent.signed import Signed, sign, verify
-from consent.vocabulary import EventKind, Purpose
+from consent.vocabulary import EventKind, Outcome, Purpose
 from federation.asking import Asking
 from federation.client import PeerClient
 from federation.fields import RECORD_ID, read_object
@@ -34,7 +35,7 @@ from federation.roster import Member
 from node.audit.event import Event
 from node.audit.log import Log
 from node.clock import Clock
-from node.database import Database
+from node.database import Database, Tx
 from node.identity import Identity
 from node.records import Records
 from node.vault.blobs import FileBlobs
@@ -42,6 +43,8 @@ from node.vault.manifest import Manifest
 from node.vault.pack import pack_name
 
 __all__ = ["LIVING", "HeldState", "HeldStudy", "Holdings"]
+
+logger = structlog.get_logger()
 
 MAX_LISTED = 500
 OVERWRITTEN = "overwritten and removed"
@@ -77,6 +80,7 @@ class Holdings:
         self._records = records
         self._asking = asking
         self._on_end: list[Callable[[str], None]] = []
+        self._told_damaged: set[str] = set()
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     def on_end(self, forget: Callable[[str], None]) -> None:
@@ -113,28 +117,43 @@ class Holdings:
         if home != member.id or not grant.body.names(person):
             raise Denied("Nobody here asked for this grant.", code="not-asked")
         async with self._database.write() as tx:
-            if (await tx.execute(select(held_grant.c.id).where(held_grant.c.id == grant.id))).first():
-                return grant.id
-            await self._records.keep(tx, consent, subjects=[_subject(consent.issuer, consent.body.patient)])
-            await self._records.keep(tx, grant, subjects=[_subject(member.id, grant.body.study)])
-            await tx.execute(
-                insert(held_grant).values(
-                    id=grant.id,
-                    home=member.id,
-                    study=grant.body.study,
-                    person=person,
-                    request=request_id,
-                    state=HeldState.GRANTED,
-                    received=now,
-                    expires=grant.expires,
-                    size_bytes=0,
-                    faults=0,
-                    words="",
-                )
-            )
-            await self._log.append(tx, received_event(member, grant, address))
-        await self._asking.granted(request_id, grant.id)
+            known = (
+                await tx.execute(select(held_grant.c.request).where(held_grant.c.id == grant.id))
+            ).first()
+            if known is None:
+                await self._keep(tx, member, grant, consent, request_id, person, address)
+        # Also when it was known: the first time may have been cut short here.
+        await self._asking.granted(known.request if known else request_id, grant.id)
         return grant.id
+
+    async def _keep(
+        self,
+        tx: Tx,
+        member: Member,
+        grant: Signed[Grant],
+        consent: Signed[Directive],
+        request_id: str,
+        person: str,
+        address: str | None,
+    ) -> None:
+        await self._records.keep(tx, consent, subjects=[_subject(consent.issuer, consent.body.patient)])
+        await self._records.keep(tx, grant, subjects=[_subject(member.id, grant.body.study)])
+        await tx.execute(
+            insert(held_grant).values(
+                id=grant.id,
+                home=member.id,
+                study=grant.body.study,
+                person=person,
+                request=request_id,
+                state=HeldState.GRANTED,
+                received=self._clock.now(),
+                expires=grant.expires,
+                size_bytes=0,
+                faults=0,
+                words="",
+            )
+        )
+        await self._log.append(tx, received_event(member, grant, address))
 
     async def told_ended(self, member: Member, token: str) -> None:
         """Take the home's word that one of its grants has ended, and act on it at once."""
@@ -203,14 +222,21 @@ class Holdings:
             rows = (await tx.execute(select(held_grant).where(held_grant.c.state.in_(LIVING)))).all()
         by_home: dict[str, list[str]] = {}
         for row in rows:
-            if words := await self._over(row):
-                await self.end(row.id, words)
+            if words := await self._over_or_unreadable(row):
+                await self._each(row.id, self.end(row.id, words))
             else:
                 by_home.setdefault(row.home, []).append(row.id)
         for home, grants in by_home.items():
             for start in range(0, len(grants), MAX_GRANTS_ASKED):
                 await self._ask_states(home, grants[start : start + MAX_GRANTS_ASKED])
         await self._finish()
+
+    async def _each(self, grant_id: str, duty: Awaitable[None]) -> None:
+        """Do what is due for one grant; what goes wrong there stops no other and is tried again by the next sweep."""
+        try:
+            await duty
+        except AccordError as error:
+            logger.error("held grant not swept", grant=grant_id, code=error.code, error=error.message)
 
     async def end(self, grant_id: str, words: str) -> None:
         """End a grant here: keys forgotten, copy shredded, receipt on its way. Repeating it changes nothing."""
@@ -223,6 +249,13 @@ class Holdings:
         for forget in self._on_end:
             forget(grant_id)
         await self._finish_one(grant_id)
+
+    async def require_living(self, grant_id: str) -> HeldState:
+        """How a grant stands; ask within the turn. Raises NotFound, or Conflict when it has ended."""
+        state = HeldState((await self._row(grant_id)).state)
+        if state not in LIVING:
+            raise Conflict("This grant has ended.", mend="Ask the home hospital again.", code="grant-ended")
+        return state
 
     async def fetched(self, grant: Signed[Grant], manifest: Signed[Manifest]) -> None:
         """The pack of a grant has come, was verified, and lies in its place."""
@@ -292,15 +325,43 @@ class Holdings:
         verdict = alive(grant, known, frozenset(), self._clock.now())
         return "" if verdict.permitted else " ".join(verdict.reasons)
 
+    async def _over_or_unreadable(self, row: Any) -> str:
+        """As `_over`; a grant whose record or consent is damaged opens nothing, and ends at the latest when it would."""
+        try:
+            return await self._over(row)
+        except AccordError as error:
+            await self._unreadable(row, error)
+            return "The grant has run out." if row.expires <= self._clock.now() else ""
+
+    async def _unreadable(self, row: Any, error: AccordError) -> None:
+        """Tell of a damaged record, once while this process runs."""
+        if row.id in self._told_damaged:
+            return
+        self._told_damaged.add(row.id)
+        logger.error("held grant unreadable", grant=row.id, code=error.code, error=error.message)
+        await self._log.record(
+            Event(
+                EventKind.INTEGRITY_FAILED,
+                "job:sweep",
+                outcome=Outcome.FAILED,
+                study=row.study,
+                reason=error.message,
+                detail={"grant": row.id, "home": row.home, "code": error.code, "where": "record"},
+            )
+        )
+
     async def _ask_states(self, home: str, grants: list[str]) -> None:
         try:
             answer = await self._client.post(home, f"{PREFIX}/grants/states", {"ids": grants})
         except AccordError:
             return  # the home does not answer: the lease runs out by itself, and expiry is known here
         for grant_id in grants:
-            state = read_object(answer.get(grant_id), "grant's state")
-            if not state.flag("alive"):
-                await self.end(grant_id, state.text("words", limit=500, empty=True) or "The grant has ended.")
+            await self._each(grant_id, self._take_state(grant_id, answer.get(grant_id)))
+
+    async def _take_state(self, grant_id: str, answer: object) -> None:
+        state = read_object(answer, "grant's state")
+        if not state.flag("alive"):
+            await self.end(grant_id, state.text("words", limit=500, empty=True) or "The grant has ended.")
 
     async def _finish(self) -> None:
         """Shred what has ended, then send the receipts that are not taken yet."""
@@ -311,7 +372,7 @@ class Holdings:
         async with self._database.read() as tx:
             ended = [str(row.id) for row in await tx.execute(query)]
         for grant_id in ended:
-            await self._finish_one(grant_id)
+            await self._each(grant_id, self._finish_one(grant_id))
 
     async def _finish_one(self, grant_id: str) -> None:
         row = await self._row(grant_id)
@@ -324,7 +385,11 @@ class Holdings:
 
     async def _shred(self, row: Any) -> str:
         """Remove the copy; return the signed receipt, which is durable with the log's entry. Within the turn only."""
-        grant = await self._records.get(row.id, Grant)
+        try:
+            purpose = (await self._records.get(row.id, Grant)).body.purpose
+        except AccordError as error:  # the copy goes all the same
+            await self._unreadable(row, error)
+            purpose = None
         # The size was set when the copy came, so it tells of one that was removed before this could be written down.
         method, size = (REMOVED_BEFORE, int(row.size_bytes)) if row.size_bytes else (NEVER_HELD, 0)
         name, home = pack_name(row.study), self._root / row.home
@@ -349,7 +414,7 @@ class Holdings:
                 .where(held_grant.c.id == row.id)
                 .values(state=HeldState.SHREDDED, receipt=receipt.token)
             )
-            await self._log.append(tx, shredded_event(row, grant, receipt))
+            await self._log.append(tx, shredded_event(row, purpose, receipt))
         return receipt.token
 
     async def _send_receipt(self, row: Any, token: str) -> None:

@@ -10,8 +10,13 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import update
 
+from consent.errors import Conflict
 from consent.vocabulary import EventKind
+from federation.asking import asked_request
 from federation.held import HeldState, held_grant
+from federation.notices import issued_grant
+from federation.protocol import RequestState
+from node.records import record
 from node.vault.blobs import FileBlobs
 from node.vault.pack import pack_name
 from tests.support.region import Region, Sharing, region
@@ -84,3 +89,65 @@ async def test_grant_that_ended_before_anything_came_held_no_copy(r: Region) -> 
 
     assert await state_of(r, sharing) is HeldState.SHREDDED
     assert await methods(r, sharing) == ["no copy was held"]
+
+
+@pytest.mark.requirement("E4")
+async def test_copy_is_not_fetched_once_its_grant_has_ended_here(r: Region) -> None:
+    """The home would still give it, but what came after the end would never be shredded."""
+    sharing = await r.share()
+    await r.b.holdings.end(sharing.grant.id, "The holder gave it back.")
+    assert await state_of(r, sharing) is HeldState.SHREDDED
+
+    with pytest.raises(Conflict) as caught:
+        await r.b.fetching.fetch(sharing.grant.id)
+
+    assert caught.value.code == "grant-ended"
+    assert not r.b.pack("a-general", sharing.study).exists()
+
+
+@pytest.mark.requirement("E3")
+async def test_grant_handed_over_again_closes_the_request(r: Region) -> None:
+    """The power failed between keeping the grant and closing the request: the repeat closes it."""
+    sharing = await r.share(fetch=False)
+    (asked,) = await r.b.asking.asked(sharing.asker)
+    async with r.b.node.database.write() as tx:
+        await tx.execute(
+            update(asked_request)
+            .where(asked_request.c.id == asked.id)
+            .values(state=RequestState.WAITING, grant_id=None)
+        )
+    async with r.a.node.database.write() as tx:
+        await tx.execute(
+            update(issued_grant).where(issued_grant.c.id == sharing.grant.id).values(delivered=False)
+        )
+
+    await r.a.notices.sweep()
+
+    (asked,) = await r.b.asking.asked(sharing.asker)
+    assert (asked.state, asked.grant) == (RequestState.GRANTED, sharing.grant.id)
+    assert len(await r.b.log.search(kind=EventKind.GRANT_RECEIVED, study=sharing.study)) == 1
+
+
+@pytest.mark.requirement("E4")
+async def test_damaged_record_of_one_grant_keeps_no_other_copy_alive(r: Region) -> None:
+    """One grant's record was altered: that is on record once, the others end in time, and so does this one."""
+    damaged, later = await r.share(lasts=timedelta(minutes=10)), await r.share(lasts=timedelta(minutes=5))
+    async with r.b.node.database.write() as tx:
+        await tx.execute(
+            update(record).where(record.c.id == damaged.grant.id).values(token=record.c.token + "A")
+        )
+
+    r.clock.tick(minutes=6)
+    for _ in range(2):
+        await r.b.holdings.sweep()
+
+    async with r.b.node.database.read() as tx:
+        states = {row.id: row.state for row in await tx.execute(held_grant.select())}
+    assert (states[damaged.grant.id], states[later.grant.id]) == (HeldState.HELD, HeldState.SHREDDED)
+    (entry,) = await r.b.log.search(kind=EventKind.INTEGRITY_FAILED, study=damaged.study)
+    assert entry.event.detail["where"] == "record"
+
+    r.clock.tick(minutes=5)
+    await r.b.holdings.sweep()
+    assert not r.b.pack("a-general", damaged.study).exists()
+    assert await methods(r, damaged) == ["overwritten and removed"]

@@ -90,7 +90,10 @@ async def decline(request: web.Request) -> web.Response:
 
 
 async def grants(request: web.Request) -> web.Response:
-    """GET /api/v1/grants: what I may take back, and what ended lately."""
+    """GET /api/v1/grants: what I may take back, and what ended lately.
+
+    While a living grant is not delivered, `words` is why its holder refused it, or empty when it is away.
+    """
     found = await request.app[GRANTS].issued(current_person(request))
     return respond(
         [
@@ -106,6 +109,7 @@ async def grants(request: web.Request) -> web.Response:
                 "ends": one.ends.isoformat(),
                 "state": str(one.state),
                 "alive": one.state is GrantState.ALIVE,
+                "delivered": one.delivered,
                 "words": one.words,
             }
             for one in found

@@ -43,7 +43,7 @@ REVOKED = "revoked"
 
 @dataclass(frozen=True)
 class IssuedGrant:
-    """A grant as the home hospital's people see it."""
+    """A grant as the home hospital's people see it. `words` say why it ended, or why its holder has not taken it."""
 
     id: str
     study: str

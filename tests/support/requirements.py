@@ -14,6 +14,7 @@ import pytest
 KNOWN: dict[str, str] = tomllib.loads(
     (Path(__file__).parents[2] / "docs" / "requirements.toml").read_text("utf-8")
 )
+PROPERTY = "requirements"
 _passed: set[str] = set()
 _failed: set[str] = set()
 
@@ -30,11 +31,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
     outcome = yield
-    report = outcome.get_result()
+    # On the report, so that it reaches the one process that sums up when several run the tests.
+    outcome.get_result().user_properties.append((PROPERTY, sorted(_claimed(item))))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    claimed = {name for key, names in report.user_properties if key == PROPERTY for name in names}
     if report.failed:
-        _failed.update(_claimed(item))
+        _failed.update(claimed)
     elif report.when == "call" and report.passed:
-        _passed.update(_claimed(item))
+        _passed.update(claimed)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,6 +1,7 @@
 """`accord doctor`: a look at a node from outside, step by step, in words.
 
-Each step that fails says what to do; steps that need a failed one are left out. Nothing is changed.
+Steps are settings, disk, version, keys, clock, roster, port (of each door), certificate and name. One that fails
+says what to do; steps that need a failed one are left out. Nothing is changed: an older database stays as it is.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ import asyncio
 import shutil
 import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from cryptography import x509
 
 from consent.errors import AccordError
 from node.config import Settings, load_settings
+from node.database import Database
 from node.tls import client_context
 from ops.foundation import Foundation, opened
+from ops.migrate import schema_of
 
 MIN_FREE_BYTES = 2 * 1024**3
 MIN_CERTIFICATE_DAYS = 3
@@ -36,21 +40,47 @@ class Finding:
 
 
 async def examine(folder: Path) -> list[Finding]:
-    """Examine the node in `folder`: settings, keys, clock, disk, roster, listeners and their certificates."""
+    """Examine the node in `folder`: settings, disk, version, keys, clock, roster, ports, certificate and names."""
     try:
         settings = load_settings(folder)
     except AccordError as error:
         return [Finding("settings", False, error.message, error.mend)]
     findings = [Finding("settings", True, f"{settings.node.name} ({settings.node.id})"), _disk(settings)]
+    versions = await _version(settings)
+    if not versions.ok:
+        return [*findings, versions]
     try:
-        async with opened(folder) as node:
+        async with opened(folder, upgrade=False) as node:
+            roster = f", roster {node.members.version}" if node.members.version else ", no roster"
+            findings.append(replace(versions, words=versions.words + roster))
             findings.append(Finding("keys", True, "the credential opens the keystore and the database"))
             findings.append(_clock(node))
             findings.append(_roster(node))
             findings += await _listeners(node)
     except AccordError as error:
-        findings.append(Finding("keys", False, error.message, error.mend))
+        findings += [versions, Finding("keys", False, error.message, error.mend)]
     return findings
+
+
+async def _version(settings: Settings) -> Finding:
+    """Whether this version of the software and the schema of the database belong together."""
+    software = f"Accord {version('accord-imaging')}"
+    database = Database(settings.database_url)
+    try:
+        schema = await schema_of(database)
+    except AccordError as error:
+        return Finding("version", False, f"{software}: {error.message}", error.mend)
+    finally:
+        await database.close()
+    if schema.current is None:
+        return Finding(
+            "version", False, "the database is not there", "Restore it, or correct storage in node.toml."
+        )
+    if schema.older:
+        words = f"{software} needs schema {schema.head}; the database has {schema.current}"
+        mend = "Stop the node and start it with this version: accord serve DIR upgrades it and keeps a copy."
+        return Finding("version", False, words, mend)
+    return Finding("version", True, f"{software}, schema {schema.head}")
 
 
 def _disk(settings: Settings) -> Finding:
@@ -82,42 +112,93 @@ def _roster(node: Foundation) -> Finding:
 
 async def _listeners(node: Foundation) -> list[Finding]:
     settings = node.settings
+    doors = [
+        ("DICOM over TLS", settings.dicom.host, settings.dicom.port),
+        ("plain DICOM", settings.dicom.host, settings.dicom.plain_port),
+        ("peers", settings.peer.host, settings.peer.port),
+    ]
+    findings = await _portal(node) if settings.http.port else [await _names(settings, None)]
+    return [*findings, *[await _port(*door) for door in doors if door[2]]]
+
+
+async def _portal(node: Foundation) -> list[Finding]:
+    """The portal's port, its certificate, and the names under which people call it."""
+    settings = node.settings
+    host, port = settings.http.host, settings.http.port
+    found = await _port("portal", host, port)
+    if not found.ok:
+        return [found, await _names(settings, None)]
     context = client_context([node.identity.authority_pem])
     context.check_hostname = False
-    doors = [
-        ("portal", settings.http.host, settings.http.port, context),
-        ("DICOM over TLS", settings.dicom.host, settings.dicom.port, None),
-        ("plain DICOM", settings.dicom.host, settings.dicom.plain_port, None),
-        ("peers", settings.peer.host, settings.peer.port, None),
-    ]
-    return [await _door(*door) for door in doors if door[2]]
-
-
-async def _door(name: str, host: str, port: int, context: ssl.SSLContext | None) -> Finding:
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             _, writer = await asyncio.open_connection(host, port, ssl=context)
-    except ssl.SSLError as error:
+    except (OSError, TimeoutError) as error:
+        why = error.reason if isinstance(error, ssl.SSLError) else type(error).__name__
+        words = f"{host}:{port} does not show this node's certificate ({why})"
         mend = "Another program uses this port, or the node runs with other keys: look at who listens there."
-        return Finding(
-            name, False, f"{host}:{port} does not show this node's certificate ({error.reason})", mend
-        )
-    except (OSError, TimeoutError):
-        return _closed(name, host, port)
+        return [found, Finding("certificate", False, words, mend), await _names(settings, None)]
     tls = writer.get_extra_info("ssl_object")
-    writer.close()
-    words = f"answers at {host}:{port}"
-    if tls is None:
-        return Finding(name, True, words)
     certificate = x509.load_der_x509_certificate(tls.getpeercert(binary_form=True))
+    protocol = str(tls.version())
+    writer.close()
+    return [found, _certificate(certificate, protocol), await _names(settings, certificate)]
+
+
+def _certificate(certificate: x509.Certificate, protocol: str) -> Finding:
     days = (certificate.not_valid_after_utc - datetime.now(UTC)).days
-    words += f", {tls.version()}, certificate good for {days} days"
+    words = f"{protocol}, certificate good for {days} days"
     if days < MIN_CERTIFICATE_DAYS:
-        return Finding(name, False, words, "Restart the node: it makes a new certificate at every start.")
-    return Finding(name, True, words)
+        mend = "Restart the node: it makes a new certificate at every start."
+        return Finding("certificate", False, words, mend)
+    return Finding("certificate", True, words)
 
 
-def _closed(name: str, host: str, port: int) -> Finding:
+async def _names(settings: Settings, certificate: x509.Certificate | None) -> Finding:
+    """Whether every name of `http.names` leads somewhere, and stands in the certificate that answers."""
+    names = settings.http.names
+    lost = [name for name in names if not await _resolves(name)]
+    if lost:
+        mend = "Enter them in the hospital's DNS, or correct http.names in node.toml."
+        return Finding("name", False, f"not to be resolved from here: {', '.join(lost)}", mend)
+    if certificate is None:
+        return Finding("name", True, f"{', '.join(names)} resolve; no certificate answered")
+    shown = _names_in(certificate)
+    if missing := [name for name in names if name.lower() not in shown]:
+        mend = "Restart the node: its certificate takes http.names from node.toml at every start."
+        return Finding("name", False, f"not in the certificate that answers: {', '.join(missing)}", mend)
+    return Finding("name", True, f"{', '.join(names)} resolve and stand in the certificate")
+
+
+async def _resolves(name: str) -> bool:
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return bool(await asyncio.get_running_loop().getaddrinfo(name, None))
+    except (OSError, UnicodeError, TimeoutError):
+        return False
+
+
+def _names_in(certificate: x509.Certificate) -> frozenset[str]:
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return frozenset()
+    addresses = (str(one) for one in extension.get_values_for_type(x509.IPAddress))
+    return frozenset((*(one.lower() for one in extension.get_values_for_type(x509.DNSName)), *addresses))
+
+
+async def _port(door: str, host: str, port: int) -> Finding:
+    """Whether somebody answers at a port that is switched on."""
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            _, writer = await asyncio.open_connection(host, port)
+    except (OSError, TimeoutError):
+        return _closed(door, host, port)
+    writer.close()
+    return Finding("port", True, f"{door} answers at {host}:{port}")
+
+
+def _closed(door: str, host: str, port: int) -> Finding:
     """Nobody answers: either the node is down, or it could not take the port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -125,5 +206,7 @@ def _closed(name: str, host: str, port: int) -> Finding:
             probe.bind((host, port))
         except OSError as error:
             mend = "Choose another port or address in node.toml, or end the program that holds it."
-            return Finding(name, False, f"{host}:{port} cannot be used: {error.strerror}", mend)
-    return Finding(name, False, f"nobody answers at {host}:{port}", "Start the node: accord serve DIR")
+            return Finding("port", False, f"{door}: {host}:{port} cannot be used: {error.strerror}", mend)
+    return Finding(
+        "port", False, f"{door}: nobody answers at {host}:{port}", "Start the node: accord serve DIR"
+    )

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from consent.errors import Invalid, NotFound
+from consent.errors import Conflict, Invalid, NotFound
 from consent.policy import Policy, shipped_policy, tighten
 from federation.members import Members
 from node.access.care import Care
@@ -31,7 +31,8 @@ from node.policies import Policies, shipped_cedar
 from node.records import Records
 from node.vault.custody.keystore import Keystore
 from node.vault.keys import KeyRing
-from ops.migrate import migrate
+from ops.lock import holds, sole_user
+from ops.migrate import migrate, schema_of
 
 MIN_CREDENTIAL_BYTES = 16
 MAX_CREDENTIAL_BYTES = 4096
@@ -89,8 +90,11 @@ def read_credential(file: Path) -> bytes:
 
 
 @asynccontextmanager
-async def opened(folder: Path) -> AsyncIterator[Foundation]:
-    """Open the node that lies in `folder`. Raises an error family that says which part does not open."""
+async def opened(folder: Path, *, upgrade: bool = True) -> AsyncIterator[Foundation]:
+    """Open the node that lies in `folder`. Raises an error family that says which part does not open.
+
+    An older database is upgraded first, unless another process runs on it, or `upgrade` says to leave it.
+    """
     settings = load_settings(folder)
     custody = Keystore.open(
         settings.path(settings.keys.keystore), read_credential(settings.path(settings.keys.credential_file))
@@ -98,11 +102,39 @@ async def opened(folder: Path) -> AsyncIterator[Foundation]:
     database = Database(settings.database_url)
     passwords = Passwords()
     try:
-        await migrate(database)
+        await _require_schema(settings, database, upgrade)
         yield await _found(settings, custody, database, passwords)
     finally:
         passwords.close()
         await database.close()
+
+
+async def _require_schema(settings: Settings, database: Database, upgrade: bool) -> None:
+    """Bring the database to this version's schema. Raises Conflict when it must not be touched now."""
+    schema = await schema_of(database)
+    if not schema.older:
+        return
+    words = f"The database has schema {schema.current or 'none'}; this version of Accord needs {schema.head}."
+    if not upgrade:
+        raise Conflict(
+            words,
+            mend="Stop the node and start it with this version: accord serve DIR upgrades it.",
+            code="older-schema",
+        )
+    if schema.current is None or holds(settings.folder):
+        await migrate(database)
+        return
+    try:
+        with sole_user(settings.folder):
+            await migrate(database)
+    except Conflict as error:
+        if error.code != "already-running":
+            raise
+        raise Conflict(
+            f"{words} An older one is running on it.",
+            mend="Stop the node first; then start it with this version.",
+            code="older-schema",
+        ) from error
 
 
 async def _found(

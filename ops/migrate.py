@@ -6,6 +6,7 @@ itself (`VACUUM INTO`), so that an operator can go back by putting the copy in p
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +23,43 @@ _log = structlog.get_logger("migrate")
 _LOCATION = Path(__file__).parent / "migrations"
 
 
-async def migrate(database: Database) -> str:
-    """Upgrade to the newest revision; return it. Raises Conflict when the database is newer than this version."""
+@dataclass(frozen=True)
+class Schema:
+    """A database's revision (None: it holds nothing yet) and the newest that this version knows."""
+
+    current: str | None
+    head: str
+
+    @property
+    def older(self) -> bool:
+        """Whether it must be upgraded before this version works on it."""
+        return self.current != self.head
+
+
+async def schema_of(database: Database) -> Schema:
+    """Look at a database and change nothing. Raises Conflict when it is newer than this version."""
     known = _revisions()
-    head = known[-1]
+    if database.engine.dialect.name == "sqlite" and not _file(database.url).exists():
+        return Schema(None, known[-1])  # to connect would make it
     async with database.engine.connect() as connection:
         current = await connection.run_sync(_current)
-        if current == head:
-            return head
-        if current is not None and current not in known:
-            raise Conflict(
-                "The database was made by a newer version of Accord.",
-                mend="Upgrade this installation, or restore the copy made before the upgrade.",
-                code="newer-schema",
-            )
-        if current is not None and database.engine.dialect.name == "sqlite":
+    if current is not None and current not in known:
+        raise Conflict(
+            "The database was made by a newer version of Accord.",
+            mend="Upgrade this installation, or restore the copy made before the upgrade.",
+            code="newer-schema",
+        )
+    return Schema(current, known[-1])
+
+
+async def migrate(database: Database) -> str:
+    """Upgrade to the newest revision; return it. Raises Conflict when the database is newer than this version."""
+    schema = await schema_of(database)
+    current, head = schema.current, schema.head
+    if not schema.older:
+        return head
+    if current is not None and database.engine.dialect.name == "sqlite":
+        async with database.engine.connect() as connection:
             await _copy_aside(connection, database.url, current)
     async with database.write() as tx:
         await tx.run_sync(_upgrade)
@@ -45,10 +68,14 @@ async def migrate(database: Database) -> str:
 
 
 async def _copy_aside(connection: Any, url: str, revision: str) -> None:
-    file = Path(url.partition(":///")[2])
+    file = _file(url)
     copy = file.with_name(f"{file.stem}-before-{revision}.db")
     if not copy.exists():
         await connection.exec_driver_sql("VACUUM INTO ?", (str(copy),))
+
+
+def _file(url: str) -> Path:
+    return Path(url.partition(":///")[2])
 
 
 def _revisions() -> list[str]:

@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import gc
 import json
 import logging
-import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import structlog
 from structlog.typing import EventDict
 
-from consent.errors import Conflict
 from consent.vocabulary import EventKind
 from node.audit.log import Event, Log
 from node.web.problems import where
 from ops.foundation import opened
-
-LOCK_NAME = "lock"
-
-
-@contextmanager
-def sole_user(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process. Raises Conflict when another serves or imports there."""
-    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Conflict(
-                f"Another process runs in {folder}.", mend="Stop it first (SIGTERM).", code="already-running"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
+from ops.lock import sole_user
 
 
 def set_up_logs() -> None:

@@ -15,7 +15,7 @@ from consent.vocabulary import Role
 from ops.commands.people import Folder, Json, operator
 from ops.console import JSON_OPTION, speaks, tell
 from ops.foundation import opened
-from ops.service import sole_user
+from ops.lock import sole_user
 
 if TYPE_CHECKING:
     from node.dicom.sender import Peer

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import re
 import socket
 from datetime import timedelta
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from consent.errors import Conflict
 from consent.vocabulary import EventKind
 from node.audit.event import Event
 from node.config import Settings, load_settings
@@ -19,6 +22,8 @@ from ops.demo.processes import free_ports
 from ops.doctor import Finding, examine
 from ops.doors import Doors
 from ops.foundation import opened
+from ops.lock import LOCK_NAME
+from tests.ops.test_migrate import later_version
 from tests.support.cli import accord
 
 
@@ -51,7 +56,9 @@ async def test_a_stopped_node_is_well_but_for_its_doors(folder: Path) -> None:
     http, dicom, plain, peer = free_ports(4)
     ports(folder, http=http, dicom=dicom, plain=plain, peer=peer)
     found = await failing(folder)
-    assert [one.step for one in found] == ["portal", "DICOM over TLS", "plain DICOM", "peers"]
+    assert [one.step for one in found] == ["port"] * 4
+    doors = [one.words.partition(":")[0] for one in found]
+    assert doors == ["portal", "DICOM over TLS", "plain DICOM", "peers"]
     assert all("nobody answers at 127.0.0.1:" in one.words and "accord serve" in one.mend for one in found)
 
 
@@ -67,12 +74,15 @@ async def test_the_nodes_own_door_is_known_by_its_certificate(folder: Path) -> N
     (http,) = free_ports(1)
     settings = ports(folder, http=http)
     async with opened(folder) as node:
-        doors = Doors(identity=node.identity, registry=node.registry, clock=node.clock, names=("localhost",))
+        doors = Doors(
+            identity=node.identity, registry=node.registry, clock=node.clock, names=settings.http.names
+        )
         app = make_app(routes=[], services={}, people=False)
         async with Listener(app, settings.http.host, http, doors.people):
             findings = {one.step: one for one in await examine(folder)}
-    assert findings["portal"].ok
-    assert re.search(r"TLSv1\.3, certificate good for \d+ days", findings["portal"].words)
+    assert findings["port"].ok and findings["certificate"].ok and findings["name"].ok
+    assert re.search(r"TLSv1\.3, certificate good for \d+ days", findings["certificate"].words)
+    assert "stand in the certificate" in findings["name"].words
 
 
 async def test_another_program_on_the_port_is_told_apart(folder: Path) -> None:
@@ -83,8 +93,8 @@ async def test_another_program_on_the_port_is_told_apart(folder: Path) -> None:
         [finding] = await failing(folder)
     finally:
         server.close()
-    assert finding.step == "portal"
-    assert "cannot be used" in finding.words or "does not show this node's certificate" in finding.words
+    assert finding.step == "certificate"
+    assert "does not show this node's certificate" in finding.words
 
 
 async def test_a_port_held_without_an_answer_is_told_apart(folder: Path) -> None:
@@ -135,6 +145,68 @@ async def test_a_nearly_full_disk_is_named(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 2**60)
     [finding] = await failing(folder)
     assert finding.step == "disk" and "GiB free" in finding.words
+
+
+@pytest.mark.requirement("F6")
+async def test_names_that_lead_nowhere_or_are_missing_in_the_certificate_are_named(folder: Path) -> None:
+    """What people type into a browser is checked from outside."""
+    (http,) = free_ports(1)
+    settings = ports(folder, http=http)
+    node_toml = folder / "node.toml"
+    text = node_toml.read_text("utf-8")
+    async with opened(folder) as node:
+        doors = Doors(identity=node.identity, registry=node.registry, clock=node.clock, names=("127.0.0.1",))
+        app = make_app(routes=[], services={}, people=False)
+        async with Listener(app, settings.http.host, http, doors.people):
+            [finding] = await failing(folder)
+            assert (finding.step, "Restart the node" in finding.mend) == ("name", True)
+            assert "not in the certificate that answers: localhost" in finding.words
+            changed = re.sub(r"^names = .*$", 'names = ["pacs.invalid"]', text, flags=re.MULTILINE)
+            assert changed != text
+            node_toml.write_text(changed, "utf-8")
+            [finding] = await failing(folder)
+    assert finding.step == "name" and "pacs.invalid" in finding.words and "DNS" in finding.mend
+
+
+async def test_versions_of_software_schema_and_roster_are_said(folder: Path) -> None:
+    """So that support can be asked with one line."""
+    ports(folder)
+    findings = {one.step: one for one in await examine(folder)}
+    words = findings["version"].words
+    assert re.fullmatch(r"Accord \d+\.\d+\.\d+, schema \d{4}, no roster", words), words
+
+
+@pytest.mark.requirement("F3")
+async def test_an_older_database_is_named_and_left_as_it_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The doctor upgrades nothing; a command does, but not under a node that runs."""
+    ports(folder)
+    later_version(tmp_path / "later", monkeypatch, "0001")
+    before = sorted(file.name for file in folder.iterdir() if not file.name.endswith(("-wal", "-shm")))
+    [finding] = await failing(folder)
+    assert finding.step == "version" and "needs schema 9999; the database has 0001" in finding.words
+    assert sorted(f.name for f in folder.iterdir() if not f.name.endswith(("-wal", "-shm"))) == before
+    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)  # as a node that runs holds it
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(Conflict, match="An older one is running on it"):
+            async with opened(folder):
+                pass
+        [finding] = await failing(folder)
+        assert finding.step == "version"
+    finally:
+        os.close(descriptor)
+    async with opened(folder):
+        assert await failing(folder) == []
+
+
+async def test_a_missing_database_is_named_and_not_made(folder: Path) -> None:
+    """An empty one in its place would look like a new node."""
+    ports(folder)
+    (folder / "accord.db").unlink()
+    [finding] = await failing(folder)
+    assert finding.step == "version" and not (folder / "accord.db").exists()
 
 
 def test_the_command_exits_1_when_a_step_fails_and_0_when_none_does(folder: Path) -> None:

@@ -77,12 +77,16 @@ class LeasedKeys:
         opening = self._opening((opening_id, who.id, home, study, grant.id), grant.id)
         now = self._clock.now()
         opening.keys = {name: kept for name, kept in opening.keys.items() if now < kept[1]}
-        missing = [name for name in object_ids if name not in opening.keys]
+        # Gathered here: while a lease is awaited, another call may drop what has run out meanwhile.
+        found = {name: opening.keys[name][0] for name in object_ids if name in opening.keys}
+        missing = [name for name in dict.fromkeys(object_ids) if name not in found]
         for start in range(0, len(missing), MAX_LEASE_OBJECTS):
             batch = missing[start : start + MAX_LEASE_OBJECTS]
             wanted = await self._with_following(grant, batch, opening)
-            await self._lease(grant, wanted, who, purpose, opening_id, opening)
-        return {name: opening.keys[name][0] for name in object_ids}
+            leased, until = await self._lease(grant, wanted, who, purpose, opening_id)
+            opening.keys |= {name: (key, until) for name, key in leased.items()}
+            found |= leased
+        return {name: found[name] for name in object_ids}
 
     def forget(self, grant_id: str) -> None:
         """Drop every key that came under this grant."""
@@ -126,8 +130,8 @@ class LeasedKeys:
         who: Principal,
         purpose: Purpose,
         opening_id: str,
-        opening: _Opening,
-    ) -> None:
+    ) -> tuple[Mapping[str, bytes], datetime]:
+        """The keys of `objects`, and when they must be forgotten."""
         now = self._clock.now()
         home, nonce = grant.body.home, secrets.token_hex(32)
         request = sign(
@@ -157,9 +161,7 @@ class LeasedKeys:
                 code="lease-unavailable",
             ) from error
         lease = self._read(answer, grant, nonce, now)
-        until = min(lease.until, now + timedelta(seconds=MAX_LEASE_SECONDS))
-        for name, key in self._opened(lease, objects).items():
-            opening.keys[name] = (key, until)
+        return self._opened(lease, objects), min(lease.until, now + timedelta(seconds=MAX_LEASE_SECONDS))
 
     def _read(self, answer: dict[str, object], grant: Signed[Grant], nonce: str, now: datetime) -> Lease:
         token = read_object(answer, "lease").text("token", limit=2 * 1024 * 1024)

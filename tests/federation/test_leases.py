@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 
@@ -215,3 +215,33 @@ async def test_holder_takes_no_lease_that_answers_another_request(r: Region) -> 
     with pytest.raises(Corrupt) as caught:
         r.b.leased_keys._read({"token": lease.token}, sharing.grant, nonce(), r.clock.now())
     assert caught.value.code == "lease-mismatch"
+
+
+@pytest.mark.requirement("E4")
+async def test_key_that_runs_out_while_another_is_leased_breaks_no_call(r: Region) -> None:
+    """Two pictures are asked for at once; the lease of one ends while the other's is on its way."""
+    sharing = await r.share()
+    first, second = [entry.object_id for entry in (await r.b.holdings.manifest(sharing.grant)).objects[:2]]
+    leased = r.b.leased_keys
+
+    async def keys(*names: str) -> Mapping[str, bytes]:
+        return await leased.keys(
+            "a-general", sharing.study, names, sharing.asker, Purpose.TREATMENT, "opening-7"
+        )
+
+    await keys(first)
+    (opening,) = [one for key, one in leased._openings.items() if key[0] == "opening-7"]
+    opening.keys = {first: opening.keys[first]}  # nothing was leased ahead
+    lease = leased._lease
+
+    async def slow(*arguments: Any) -> Any:
+        leased._lease = lease  # type: ignore[method-assign]
+        r.clock.tick(seconds=901)
+        await keys(second)  # another call, which drops what has run out
+        return await lease(*arguments)
+
+    leased._lease = slow  # type: ignore[method-assign]
+    found = await keys(first, second)
+
+    assert set(found) == {first, second}
+    assert all(len(key) == 32 for key in found.values())

@@ -62,6 +62,7 @@ class Foundation:
 def create_folder(settings: Settings) -> None:
     """Write settings, a random credential and a keystore into a new folder; nothing is overwritten."""
     settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    settings.folder.chmod(0o700)  # it may have been there, open to all
     write_settings(settings)
     credential = settings.path(settings.keys.credential_file)
     credential.parent.mkdir(mode=0o700, exist_ok=True)

@@ -28,6 +28,7 @@ from node.web.problems import where
 
 BACKLOG: Final = 512
 ACCEPT_PAUSE_SECONDS: Final = 0.2
+UNREADABLE: Final = "The request cannot be read."
 TOO_LATE: Final = (
     b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\nServer: accord\r\n\r\n"
 )
@@ -85,6 +86,19 @@ class GuardedHandler(RequestHandler):
         self._disarm()
         self._on_lost()
         super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What cannot be parsed never reaches the application: answer it without echoing it or naming our parts."""
+        response = super().handle_error(request, status, exc, UNREADABLE)
+        response.headers["Server"] = "accord"
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
 
     def _waits_for_headers(self) -> bool:
         if self._request_in_progress or self._messages:

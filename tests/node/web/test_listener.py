@@ -175,3 +175,20 @@ async def test_stop_ends_open_connections_and_frees_the_port() -> None:
         writer.close()
         with pytest.raises(ConnectionError):
             await asyncio.open_connection("127.0.0.1", port)
+
+
+@pytest.mark.requirement("F4")
+async def test_an_unreadable_request_is_answered_without_echo_or_names_of_our_parts() -> None:
+    """What the HTTP parser refuses gets a 400 that repeats nothing and does not name the server's software."""
+    async with listening() as (listener, _metrics):
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+        writer.write(b"GET /ZQXMARK HTTP/9.9\r\nBad Header\r\n\r\n")
+        answer = await reader.read(4096)
+        writer.close()
+
+        assert answer.startswith(b"HTTP/1.")
+        assert b" 400 " in answer.split(b"\r\n")[0]
+        assert b"ZQXMARK" not in answer
+        assert b"Python" not in answer
+        assert b"aiohttp" not in answer
+        assert await served(listener)

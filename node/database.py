@@ -38,6 +38,11 @@ BUSY_TIMEOUT_SECONDS = 15
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+def microseconds(value: datetime) -> int:
+    """An aware moment as whole microseconds since 1970."""
+    return (value - _EPOCH) // timedelta(microseconds=1)
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """An aware UTC moment, stored as microseconds since 1970 so that every dialect gives the same back."""
 
@@ -49,7 +54,7 @@ class UtcDateTime(TypeDecorator[datetime]):
             return None
         if value.tzinfo is None:
             raise ValueError("naive datetime: give an aware one")
-        return (value - _EPOCH) // timedelta(microseconds=1)
+        return microseconds(value)
 
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
         return None if value is None else _EPOCH + timedelta(microseconds=value)

@@ -4,14 +4,14 @@ Holds two tables and nothing about what the records mean. A record lies as the t
 status of our own and the subjects (studies, patients, grants) it is looked up by.
 
 Invariants: a kept token is never changed; the same id with another token is a Conflict; what `get` and `find`
-return still matches its digest and, when `keys_of` is given, still bears a signature by its issuer.
+return still matches its digest and, when `keys_of` is given, still bears a signature by its issuer; a status
+that this node did not write raises RowAltered (`node.access.rows`).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -21,6 +21,8 @@ from sqlalchemy import Column, ForeignKey, Select, String, Table, Text, insert, 
 
 from consent.errors import Conflict, Corrupt, NotFound
 from consent.signed import Body, KeysOf, Signed, T, peek, read
+from node.access.rows import UNSEALED, Rows, mac_column
+from node.audit.log import Log
 from node.database import Database, Tx, UtcDateTime, metadata
 
 MAX_CACHED = 4096
@@ -37,6 +39,9 @@ record = Table(
     Column("status", String(32), nullable=False, index=True),
     Column("digest", String(64), nullable=False, unique=True),
     Column("token", Text, nullable=False),
+    mac_column(),
+    # The token's signature covers these; `id` and `digest` tie the status to the token.
+    info={UNSEALED: ("kind", "issuer", "issued", "expires", "token")},
 )
 record_subject = Table(
     "record_subject",
@@ -55,10 +60,15 @@ class Kept:
 
 
 class Records:
-    """Keeps verified records. Without `keys_of`, what was verified before `keep` is trusted on reading."""
+    """Keeps verified records. Without `keys_of`, what was verified before `keep` is trusted on reading.
 
-    def __init__(self, database: Database, keys_of: KeysOf | None = None) -> None:
-        self._database = database
+    `key` seals the rows. Without `log`, an altered row is refused and not written down.
+    """
+
+    def __init__(
+        self, database: Database, keys_of: KeysOf | None = None, *, key: bytes, log: Log | None = None
+    ) -> None:
+        self._rows = Rows(database, key, log)
         self._keys_of = keys_of
         self._parsed: OrderedDict[tuple[str, type[Any]], Signed[Any]] = OrderedDict()
 
@@ -75,18 +85,17 @@ class Records:
             return
         if taken is not None:
             raise Conflict(f"Another {signed.kind} with this id is kept already.", code="record-exists")
-        await tx.execute(
-            insert(record).values(
-                id=signed.id,
-                kind=signed.kind,
-                issuer=signed.issuer,
-                issued=signed.issued,
-                expires=signed.expires,
-                status=status,
-                digest=signed.digest,
-                token=signed.token,
-            )
-        )
+        values = {
+            "id": signed.id,
+            "kind": signed.kind,
+            "issuer": signed.issuer,
+            "issued": signed.issued,
+            "expires": signed.expires,
+            "status": status,
+            "digest": signed.digest,
+            "token": signed.token,
+        }
+        await tx.execute(insert(record).values(self._rows.new(record, values)))
         names = dict.fromkeys(subjects_of(signed.body) if subjects is None else subjects)
         if names:
             await tx.execute(
@@ -95,13 +104,12 @@ class Records:
 
     async def mark(self, tx: Tx, record_id: str, status: str, *, expected: str | None = None) -> None:
         """Change a record's status. Raises NotFound, or Conflict when it is not `expected` now."""
-        change = update(record).where(record.c.id == record_id)
-        if expected is not None:
-            change = change.where(record.c.status == expected)
-        if (await tx.execute(change.values(status=status))).rowcount:
-            return
-        current = await self._status(tx, record_id)
-        raise Conflict(f"This record is {current} now, not {expected}.", code="wrong-status")
+        async with self._rows.writing(tx):
+            row = await self._row(tx, record_id, lock=True)
+            change = self._rows.changed(record, row, {"status": status})
+            if expected is not None and row.status != expected:
+                raise Conflict(f"This record is {row.status} now, not {expected}.", code="wrong-status")
+            await tx.execute(update(record).where(record.c.id == record_id).values(change))
 
     async def get(self, record_id: str, body_type: type[T], *, tx: Tx | None = None) -> Signed[T]:
         """The record with this id. Raises NotFound when there is none of this kind."""
@@ -115,8 +123,10 @@ class Records:
 
     async def status(self, record_id: str, *, tx: Tx | None = None) -> str:
         """The status of a record. Raises NotFound."""
-        async with self._reading(tx) as connection:
-            return await self._status(connection, record_id)
+        async with self._rows.reading(tx) as connection:
+            row = await self._row(connection, record_id)
+            self._rows.check(record, row)
+            return str(row.status)
 
     async def find(
         self,
@@ -152,9 +162,9 @@ class Records:
         return await self._fetch(query, body_type, tx)
 
     async def _fetch(self, query: Select[Any], body_type: type[T], tx: Tx | None) -> tuple[Kept, ...]:
-        async with self._reading(tx) as connection:
+        async with self._rows.reading(tx) as connection:
             rows = (await connection.execute(query)).all()
-        return tuple(Kept(self._read(row, body_type), row.status) for row in rows)
+            return tuple(Kept(self._read(row, body_type), row.status) for row in rows)
 
     def _read(self, row: Any, body_type: type[T]) -> Signed[T]:
         if sha256(row.token.encode()).hexdigest() != row.digest:
@@ -170,22 +180,15 @@ class Records:
         said = (found.id, found.issuer, found.issued, found.expires)
         if said != (row.id, row.issuer, row.issued, row.expires):
             raise Corrupt(f"A kept {row.kind} was altered.", code="record-altered")
+        self._rows.check(record, row)
         return found
 
-    async def _status(self, tx: Tx, record_id: str) -> str:
-        query = select(record.c.status).where(record.c.id == record_id)
-        status = (await tx.execute(query)).scalar_one_or_none()
-        if status is None:
+    async def _row(self, tx: Tx, record_id: str, *, lock: bool = False) -> Any:
+        query = select(record).where(record.c.id == record_id)
+        row = (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
+        if row is None:
             raise NotFound("There is no such record here.")
-        return str(status)
-
-    @asynccontextmanager
-    async def _reading(self, tx: Tx | None) -> AsyncIterator[Tx]:
-        if tx is not None:
-            yield tx
-            return
-        async with self._database.read() as connection:
-            yield connection
+        return row
 
 
 def subjects_of(body: Body) -> tuple[str, ...]:

@@ -163,7 +163,8 @@ async def _found(
         own_key=identity.signing.public_key(),
     )
     await members.load()
-    records = Records(database, members.keys_of)
+    key = await keys.secret("registry")
+    records = Records(database, members.keys_of, key=key, log=log)
     return Foundation(
         settings=settings,
         clock=clock,
@@ -179,15 +180,22 @@ async def _found(
             database,
             log,
             clock,
+            key=key,
             node=identity.node_id,
             ae_title=settings.node.ae_title,
             passwords=passwords,
             parameters=parameters,
         ),
         sessions=Sessions(
-            database, log, clock, node=identity.node_id, passwords=passwords, parameters=parameters
+            database,
+            log,
+            clock,
+            key=key,
+            node=identity.node_id,
+            passwords=passwords,
+            parameters=parameters,
         ),
-        care=Care(database, log, clock),
+        care=Care(database, log, clock, key=key),
         approvals=Approvals(database, records, log, clock, node_id=identity.node_id, key=identity.signing),
     )
 

@@ -1,7 +1,7 @@
 """Treatment relationships: who treats which patient, since when, until when, and where that is known from.
 
 Patients are pseudonyms. The rules ask `related`; without a relationship a clinician sees nothing of a patient.
-Every change is an entry of the log.
+Every change is an entry of the log. Rows are sealed (`rows`): one that this node did not write relates nobody.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sqlalchemy import Column, ForeignKey, Select, String, Table, insert, select
 from consent.errors import Invalid, NotFound
 from consent.vocabulary import EventKind
 from node.access.people import person_table
+from node.access.rows import Rows, mac_column
 from node.audit.log import Event, Log
 from node.clock import Clock
 from node.database import Database, Tx, UtcDateTime, metadata
@@ -33,6 +34,7 @@ care_table = Table(
     Column("recorded_by", String(120), nullable=False),
     Column("begins", UtcDateTime, nullable=False),
     Column("ends", UtcDateTime),
+    mac_column(),
 )
 
 
@@ -57,10 +59,10 @@ class Relationship:
 
 
 class Care:
-    """The relationships of one node."""
+    """The relationships of one node. `key` seals the rows; a row altered outside raises RowAltered."""
 
-    def __init__(self, database: Database, log: Log, clock: Clock) -> None:
-        self._database = database
+    def __init__(self, database: Database, log: Log, clock: Clock, *, key: bytes) -> None:
+        self._rows = Rows(database, key, log)
         self._log = log
         self._clock = clock
 
@@ -84,21 +86,20 @@ class Care:
         if not 0 < len(patient) <= MAX_PATIENT_CHARACTERS or not patient.isascii():
             raise Invalid("This is not a patient pseudonym.", code="patient")
         relationship = Relationship(secrets.token_hex(16), login, patient, source, by, now, until)
-        if tx is not None:
-            await self._insert(tx, relationship)
-        else:
-            async with self._database.write() as own:
-                await self._insert(own, relationship)
+        async with self._rows.writing(tx) as own:
+            await self._insert(own, relationship)
         return relationship
 
     async def end(self, login: str, patient: str, by: str = "system", *, reason: str = "") -> None:
         """End every present relationship of the two. Raises NotFound when there is none."""
         now = self._clock.now()
-        async with self._database.write() as tx:
-            present = [row.id for row in await tx.execute(_present(login, now, patient))]
+        async with self._rows.writing() as tx:
+            present = (await tx.execute(_present(login, now, patient).with_for_update())).all()
             if not present:
                 raise NotFound("There is no such treatment relationship.")
-            await tx.execute(update(care_table).where(care_table.c.id.in_(present)).values(ends=now))
+            for row in present:
+                ended = self._rows.changed(care_table, row, {"ends": now})
+                await tx.execute(update(care_table).where(care_table.c.id == row.id).values(ended))
             detail = {"login": login}
             event = Event(EventKind.CARE_ENDED, by, patient=patient, reason=reason, detail=detail)
             await self._log.append(tx, event)
@@ -107,17 +108,15 @@ class Care:
         """Whether the person treats the patient at `now`."""
         if patient is None:
             return False
-        query = _present(login, now, patient).limit(1)
-        if tx is not None:
-            return (await tx.execute(query)).first() is not None
-        async with self._database.read() as own:
-            return (await own.execute(query)).first() is not None
+        async with self._rows.reading(tx) as own:
+            row = (await own.execute(_present(login, now, patient).limit(1))).first()
+            return row is not None and self._checked(row) is not None
 
     async def patients_of(self, login: str, now: datetime | None = None) -> frozenset[str]:
         """The pseudonyms of all whom the person treats at `now` (default: the present)."""
-        async with self._database.read() as tx:
-            rows = await tx.execute(_present(login, now or self._clock.now()))
-            return frozenset(row.patient for row in rows)
+        async with self._rows.reading() as tx:
+            rows = (await tx.execute(_present(login, now or self._clock.now()))).all()
+            return frozenset(self._checked(row).patient for row in rows)
 
     async def carers_of(self, patient: str) -> list[Relationship]:
         """Who treats a patient now, the longest first."""
@@ -125,24 +124,28 @@ class Care:
         query = select(care_table).where(
             care_table.c.patient == patient, care_table.c.begins <= now, _open(now)
         )
-        async with self._database.read() as tx:
-            return [_relationship(row) for row in await tx.execute(query.order_by(care_table.c.begins))]
+        async with self._rows.reading() as tx:
+            rows = (await tx.execute(query.order_by(care_table.c.begins))).all()
+            return [_relationship(self._checked(row)) for row in rows]
+
+    def _checked(self, row: Any) -> Any:
+        self._rows.check(care_table, row)
+        return row
 
     async def _insert(self, tx: Tx, relationship: Relationship) -> None:
         known = select(person_table.c.login).where(person_table.c.login == relationship.login)
         if (await tx.execute(known)).first() is None:
             raise NotFound("There is no such account.", mend="Add it first: accord user add.")
-        await tx.execute(
-            insert(care_table).values(
-                id=relationship.id,
-                login=relationship.login,
-                patient=relationship.patient,
-                source=relationship.source.value,
-                recorded_by=relationship.recorded_by,
-                begins=relationship.begins,
-                ends=relationship.ends,
-            )
-        )
+        values = {
+            "id": relationship.id,
+            "login": relationship.login,
+            "patient": relationship.patient,
+            "source": relationship.source.value,
+            "recorded_by": relationship.recorded_by,
+            "begins": relationship.begins,
+            "ends": relationship.ends,
+        }
+        await tx.execute(insert(care_table).values(self._rows.new(care_table, values)))
         detail = {
             "login": relationship.login,
             "source": relationship.source.value,

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import Column, String, Table, Text
 
 from consent.errors import Denied, Invalid
+from node.access.rows import mac_column
 from node.database import UtcDateTime, metadata
 
 MAX_AE_CHARACTERS = 16
@@ -37,6 +38,7 @@ device_table = Table(
     Column("department", String(120)),
     Column("state", String(16), nullable=False),
     Column("registered", UtcDateTime, nullable=False),
+    mac_column(),
 )
 
 

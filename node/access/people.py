@@ -16,6 +16,7 @@ from sqlalchemy import Boolean, Column, Integer, String, Table, Text
 from consent.errors import Invalid
 from consent.principals import PEOPLE, Principal
 from consent.vocabulary import Role
+from node.access.rows import UNSEALED, mac_column
 from node.database import UtcDateTime, metadata
 
 MAX_NAME_CHARACTERS = 120
@@ -36,6 +37,8 @@ person_table = Table(
     Column("disabled", UtcDateTime),
     Column("created", UtcDateTime, nullable=False),
     Column("signed_in", UtcDateTime),
+    mac_column(),
+    info={UNSEALED: ("signed_in",)},  # shown, and decides nothing
 )
 
 

@@ -1,7 +1,8 @@
 """The registry: the people, devices and tokens of one node, and the gate for devices.
 
 Every change and its log entry share one transaction. Every question reads the database anew, because the command
-line changes it from another process. Holds no session (`sessions`) and no treatment relationship (`care`).
+line changes it from another process. Every row is sealed (`rows`): one altered outside raises RowAltered, from
+whatever method meets it. Holds no session (`sessions`) and no treatment relationship (`care`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Select, insert, select, update
 
 from consent.errors import Conflict, Invalid, NotFound
 from consent.policy import Parameters
@@ -30,6 +31,7 @@ from node.access.devices import (
 )
 from node.access.passwords import Passwords, check_password
 from node.access.people import Person, check_person, person_of, person_table
+from node.access.rows import Rows, labelled
 from node.access.tokens import (
     DEFAULT_DAYS,
     MAX_TOKEN_CHARACTERS,
@@ -49,7 +51,7 @@ ONE_TIME_BYTES = 16
 
 
 class Registry:
-    """Accounts, devices and tokens. `node` is this node's id, `ae_title` its AE title."""
+    """Accounts, devices and tokens. `key` seals the rows, `node` is this node's id, `ae_title` its AE title."""
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class Registry:
         log: Log,
         clock: Clock,
         *,
+        key: bytes,
         node: str,
         ae_title: str,
         passwords: Passwords,
@@ -65,7 +68,7 @@ class Registry:
         self.node = node
         self.ae_title = ae_title.strip()
         self.passwords = passwords
-        self._database = database
+        self._rows = Rows(database, key, log)
         self._log = log
         self._clock = clock
         self._parameters = parameters or Parameters()
@@ -89,37 +92,38 @@ class Registry:
         """
         check_person(login, name, role, department)
         stored = await self._hashed(login, password)
-        async with self._database.write() as tx:
+        async with self._rows.writing() as tx:
             if await self._row(tx, login) is not None:
                 raise Conflict(f"The login {login} is taken.", mend="Choose another one.", code="login-taken")
-            await tx.execute(
-                insert(person_table).values(
-                    login=login,
-                    name=name,
-                    role=role.value,
-                    department=department,
-                    password=stored,
-                    credentials=1,
-                    must_change=must_change_password,
-                    created=self._clock.now(),
-                )
-            )
+            values = {
+                "login": login,
+                "name": name,
+                "role": role.value,
+                "department": department,
+                "password": stored,
+                "credentials": 1,
+                "must_change": must_change_password,
+                "created": self._clock.now(),
+            }
+            await tx.execute(insert(person_table).values(self._rows.new(person_table, values)))
             await self._tell(tx, EventKind.PERSON_ADDED, by, {"login": login, "role": role.value})
         return await self.person(login)
 
     async def person(self, login: str) -> Person:
         """One account. Raises NotFound."""
-        async with self._database.read() as tx:
+        async with self._rows.reading() as tx:
             row = await self._row(tx, login)
-        if row is None:
-            raise NotFound("There is no such account.", mend="Check the login: accord user add makes one.")
-        return person_of(row)
+            if row is None:
+                raise NotFound(
+                    "There is no such account.", mend="Check the login: accord user add makes one."
+                )
+            return self._person(row)
 
     async def people(self) -> list[Person]:
         """Every account, by login."""
-        async with self._database.read() as tx:
+        async with self._rows.reading() as tx:
             rows = await tx.execute(select(person_table).order_by(person_table.c.login))
-            return [person_of(row) for row in rows]
+            return [self._person(row) for row in rows]
 
     async def principal(self, login: str) -> Principal:
         """The person as the rules see them, without a second factor. Raises NotFound."""
@@ -136,8 +140,10 @@ class Registry:
 
     async def proves(self, login: str, password: str) -> bool:
         """Whether `password` is the person's present one, for confirming a change."""
-        async with self._database.read() as tx:
+        async with self._rows.reading() as tx:
             row = await self._row(tx, login)
+            if row is not None:
+                self._rows.check(person_table, row)
         return await self.passwords.matches(None if row is None else row.password, password)
 
     async def create_one_time(self, login: str, *, by: str = "system") -> str:
@@ -152,14 +158,13 @@ class Registry:
 
     async def disable(self, login: str, *, by: str = "system") -> None:
         """Close an account: its sessions are over and its tokens revoked, also should it be opened again."""
-        now = self._clock.now()
-        async with self._database.write() as tx:
-            await self._change_in(tx, login, {"disabled": now}, by, "disabled")
-            mine = (token_table.c.login == login, token_table.c.revoked.is_(None))
-            tokens = (await tx.execute(select(token_table.c.id).where(*mine))).scalars().all()
-            await tx.execute(update(token_table).where(*mine).values(revoked=now))
-            for token_id in tokens:
-                await self._tell(tx, EventKind.TOKEN_REVOKED, by, {"token": token_id})
+        async with self._rows.writing() as tx:
+            await self._change_in(tx, login, {"disabled": self._clock.now()}, by, "disabled")
+            mine = select(token_table).where(token_table.c.login == login, token_table.c.revoked.is_(None))
+            for row in (await tx.execute(mine.with_for_update())).all():
+                # An altered token is refused wherever it is shown; it must not keep an account open.
+                if self._rows.intact(token_table, row):
+                    await self._revoke(tx, row, by)
 
     async def enable(self, login: str, *, by: str = "system") -> None:
         """Open a closed account again; its old sessions and tokens stay over."""
@@ -191,6 +196,7 @@ class Registry:
             )
         pem, fingerprint = read_certificate(certificate_pem) if certificate_pem else (None, None)
         values = {
+            "ae_title": title,
             "address": check_address(address),
             "certificate": pem,
             "fingerprint": fingerprint,
@@ -199,39 +205,40 @@ class Registry:
             "state": DeviceState.ACTIVE.value,
             "registered": self._clock.now(),
         }
-        async with self._database.write() as tx:
-            known = await self._device(tx, title) is not None
-            await tx.execute(
-                update(device_table).where(device_table.c.ae_title == title).values(values)
+        async with self._rows.writing() as tx:
+            # Every column is written anew, so what an older row says does not matter.
+            there = select(device_table.c.ae_title).where(device_table.c.ae_title == title)
+            known = (await tx.execute(there)).first() is not None
+            write = (
+                update(device_table).where(device_table.c.ae_title == title)
                 if known
-                else insert(device_table).values(values | {"ae_title": title})
+                else insert(device_table)
             )
+            await tx.execute(write.values(self._rows.new(device_table, values)))
             detail = {"ae_title": title, "address": values["address"], "fingerprint": fingerprint or ""}
             await self._tell(tx, EventKind.DEVICE_REGISTERED, by, detail, reason=plain_reason or "")
         return await self.device(title)
 
     async def device(self, ae_title: str) -> Device:
         """One device. Raises NotFound."""
-        async with self._database.read() as tx:
-            device = await self._device(tx, ae_title)
-        if device is None:
-            raise NotFound("There is no such device.", mend="List them in the portal, or add it.")
-        return device
+        async with self._rows.reading() as tx:
+            row = await self._device_row(tx, ae_title)
+            return self._device_of(row)
 
     async def devices(self) -> list[Device]:
         """Every device, by AE title."""
-        async with self._database.read() as tx:
+        async with self._rows.reading() as tx:
             rows = await tx.execute(select(device_table).order_by(device_table.c.ae_title))
-            return [device_of(row) for row in rows]
+            return [self._device_of(row) for row in rows]
 
     async def set_device_state(
         self, ae_title: str, state: DeviceState, *, by: str = "system", reason: str = ""
     ) -> None:
         """Put a device in or out of use. Raises NotFound."""
-        await self.device(ae_title)
-        async with self._database.write() as tx:
-            change = update(device_table).where(device_table.c.ae_title == ae_title)
-            await tx.execute(change.values(state=state.value))
+        async with self._rows.writing() as tx:
+            row = await self._device_row(tx, ae_title, lock=True)
+            change = self._rows.changed(device_table, row, {"state": state.value})
+            await tx.execute(update(device_table).where(device_table.c.ae_title == ae_title).values(change))
             detail = {"ae_title": ae_title, "state": state.value}
             await self._tell(tx, EventKind.DEVICE_CHANGED, by, detail, reason=reason)
 
@@ -240,8 +247,9 @@ class Registry:
     ) -> Principal:
         """The gate for one association. Raises Denied naming AE title, address or certificate that was wrong."""
         calling = calling_ae.strip(" ")
-        async with self._database.read() as tx:
-            known = await self._device(tx, calling)
+        async with self._rows.reading() as tx:
+            row = (await tx.execute(_device_query(calling))).one_or_none()
+            known = None if row is None else self._device_of(row)
         device = examine(
             known,
             calling=calling,
@@ -267,18 +275,17 @@ class Registry:
             )
         await self.person(login)
         secret, now = new_secret(), self._clock.now()
-        async with self._database.write() as tx:
+        async with self._rows.writing() as tx:
             token_id = secrets.token_hex(8)
-            await tx.execute(
-                insert(token_table).values(
-                    id=token_id,
-                    hash=secret_hash(secret),
-                    login=login,
-                    scopes=" ".join(sorted(wanted)),
-                    created=now,
-                    expires=now + timedelta(days=days),
-                )
-            )
+            values = {
+                "id": token_id,
+                "hash": secret_hash(secret),
+                "login": login,
+                "scopes": " ".join(sorted(wanted)),
+                "created": now,
+                "expires": now + timedelta(days=days),
+            }
+            await tx.execute(insert(token_table).values(self._rows.new(token_table, values)))
             detail = {"token": token_id, "login": login, "scopes": sorted(wanted), "days": days}
             await self._tell(tx, EventKind.TOKEN_CREATED, by, detail)
         return secret
@@ -286,24 +293,24 @@ class Registry:
     async def tokens_of(self, login: str) -> list[Token]:
         """The tokens of one person, newest first."""
         mine = select(token_table).where(token_table.c.login == login)
-        async with self._database.read() as tx:
-            return [token_of(row) for row in await tx.execute(mine.order_by(token_table.c.created.desc()))]
+        async with self._rows.reading() as tx:
+            return [self._token(row) for row in await tx.execute(mine.order_by(token_table.c.created.desc()))]
 
     async def revoke_token(self, token_id: str, *, by: str = "system") -> None:
         """End a token. Raises NotFound."""
-        async with self._database.write() as tx:
-            change = update(token_table).where(token_table.c.id == token_id, token_table.c.revoked.is_(None))
-            done = await tx.execute(change.values(revoked=self._clock.now()))
-            if done.rowcount == 0:
+        async with self._rows.writing() as tx:
+            living = select(token_table).where(token_table.c.id == token_id, token_table.c.revoked.is_(None))
+            row = (await tx.execute(living.with_for_update())).one_or_none()
+            if row is None:
                 raise NotFound("There is no such token.")
-            await self._tell(tx, EventKind.TOKEN_REVOKED, by, {"token": token_id})
+            await self._revoke(tx, row, by)
 
     async def principal_of_token(self, secret: str) -> tuple[Principal, frozenset[str]] | None:
         """The owner and the scopes of a living token of an active account; None for any other."""
         if len(secret) > MAX_TOKEN_CHARACTERS:
             return None
         query = (
-            select(person_table, token_table.c.scopes.label("token_scopes"))
+            select(person_table, *labelled(token_table, "token_"))
             .join(token_table, token_table.c.login == person_table.c.login)
             .where(
                 token_table.c.hash == secret_hash(secret),
@@ -312,11 +319,12 @@ class Registry:
                 person_table.c.disabled.is_(None),
             )
         )
-        async with self._database.read() as tx:
+        async with self._rows.reading() as tx:
             row = (await tx.execute(query)).one_or_none()
-        if row is None:
-            return None
-        return person_of(row).principal(self.node), frozenset(row.token_scopes.split())
+            if row is None:
+                return None
+            self._rows.check(token_table, row, "token_")
+            return self._person(row).principal(self.node), frozenset(row.token_scopes.split())
 
     async def _hashed(self, login: str, password: str | None) -> str | None:
         if password is None:
@@ -326,27 +334,50 @@ class Registry:
 
     async def _change(self, login: str, changes: Mapping[str, Any], by: str, what: str) -> None:
         """Change an account; its sessions made before are over."""
-        async with self._database.write() as tx:
+        async with self._rows.writing() as tx:
             await self._change_in(tx, login, changes, by, what)
 
     async def _change_in(self, tx: Tx, login: str, changes: Mapping[str, Any], by: str, what: str) -> None:
-        row = await self._row(tx, login)
+        row = await self._row(tx, login, lock=True)
         if row is None:
             raise NotFound("There is no such account.", mend="Check the login.")
-        change = update(person_table).where(person_table.c.login == login)
-        await tx.execute(change.values(credentials=row.credentials + 1, **changes))
+        change = self._rows.changed(person_table, row, {"credentials": row.credentials + 1, **changes})
+        await tx.execute(update(person_table).where(person_table.c.login == login).values(change))
         await self._tell(tx, EventKind.PERSON_CHANGED, by, {"login": login, "what": what})
 
-    async def _row(self, tx: Tx, login: str) -> Any:
+    async def _row(self, tx: Tx, login: str, *, lock: bool = False) -> Any:
         query = select(person_table).where(person_table.c.login == login)
-        return (await tx.execute(query)).one_or_none()
+        return (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
 
-    async def _device(self, tx: Tx, ae_title: str) -> Device | None:
-        query = select(device_table).where(device_table.c.ae_title == ae_title)
-        row = (await tx.execute(query)).one_or_none()
-        return None if row is None else device_of(row)
+    async def _device_row(self, tx: Tx, ae_title: str, *, lock: bool = False) -> Any:
+        query = _device_query(ae_title)
+        row = (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
+        if row is None:
+            raise NotFound("There is no such device.", mend="List them in the portal, or add it.")
+        return row
+
+    async def _revoke(self, tx: Tx, row: Any, by: str) -> None:
+        change = self._rows.changed(token_table, row, {"revoked": self._clock.now()})
+        await tx.execute(update(token_table).where(token_table.c.id == row.id).values(change))
+        await self._tell(tx, EventKind.TOKEN_REVOKED, by, {"token": row.id})
+
+    def _person(self, row: Any) -> Person:
+        self._rows.check(person_table, row)
+        return person_of(row)
+
+    def _token(self, row: Any) -> Token:
+        self._rows.check(token_table, row)
+        return token_of(row)
+
+    def _device_of(self, row: Any) -> Device:
+        self._rows.check(device_table, row)
+        return device_of(row)
 
     async def _tell(
         self, tx: Tx, kind: EventKind, by: str, detail: Mapping[str, Any], *, reason: str = ""
     ) -> None:
         await self._log.append(tx, Event(kind, by, detail=detail, reason=reason))
+
+
+def _device_query(ae_title: str) -> Select[Any]:
+    return select(device_table).where(device_table.c.ae_title == ae_title)

@@ -2,7 +2,8 @@
 
 A session is 256 random bits in the browser's cookie and their hash in the database. It ends after 15 idle minutes,
 after 12 hours, at sign-out, when the account is closed, and when the password changes. The CSRF token is derived
-from the cookie's value, so it needs no place of its own. Cookie attributes are the web door's.
+from the cookie's value, so it needs no place of its own. Cookie attributes are the web door's. Rows are sealed
+(`rows`), the moment of last use too: a session or an account altered outside raises RowAltered.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from consent.principals import Principal
 from consent.vocabulary import EventKind, Outcome
 from node.access.passwords import MAX_PASSWORD_BYTES, Pace, Passwords
 from node.access.people import LOGIN, Person, person_of, person_table
+from node.access.rows import Rows, labelled, mac_column
 from node.access.tokens import secret_hash
 from node.audit.log import Event, Log
 from node.clock import Clock
@@ -58,6 +60,7 @@ session_table = Table(
     Column("created", UtcDateTime, nullable=False),
     Column("seen", UtcDateTime, nullable=False),
     Column("expires", UtcDateTime, nullable=False),
+    mac_column(),
 )
 
 
@@ -81,11 +84,12 @@ class Sessions:
         log: Log,
         clock: Clock,
         *,
+        key: bytes,
         node: str,
         passwords: Passwords,
         parameters: Parameters | None = None,
     ) -> None:
-        self._database = database
+        self._rows = Rows(database, key, log)
         self._log = log
         self._clock = clock
         self._node = node
@@ -126,44 +130,55 @@ class Sessions:
         if not 0 < len(cookie) <= MAX_COOKIE_CHARACTERS:
             return None
         now = self._clock.now()
-        async with self._database.read() as tx:
+        async with self._rows.reading() as tx:
             row = (await tx.execute(self._living(cookie, now))).one_or_none()
-        if row is None:
-            return None
-        if now - row.seen >= TOUCH_EVERY:
-            async with self._database.write() as tx:
-                touched = update(session_table).where(session_table.c.hash == secret_hash(cookie))
-                await tx.execute(touched.values(seen=now))
-        person = person_of(row)
-        return self._session(person, cookie, row.expires, row.session_must_change, row.second_factor)
+            if row is None:
+                return None
+            self._rows.check(session_table, row, "session_")
+            self._rows.check(person_table, row)
+        if now - row.session_seen >= TOUCH_EVERY:
+            await self._touch(row.session_hash, now)
+        return self._session(
+            person_of(row), cookie, row.session_expires, row.session_must_change, row.session_second_factor
+        )
 
     async def sign_out(self, cookie: str) -> None:
         """End a session; an unknown one is already over."""
         found = await self.session(cookie)
-        async with self._database.write() as tx:
+        async with self._rows.writing() as tx:
             await tx.execute(delete(session_table).where(session_table.c.hash == secret_hash(cookie)))
             if found is not None:
                 await self._log.append(tx, Event(EventKind.SIGNED_OUT, found.principal.actor))
 
     async def end_all(self, login: str) -> None:
         """End every session of a person."""
-        async with self._database.write() as tx:
+        async with self._rows.writing() as tx:
             await tx.execute(delete(session_table).where(session_table.c.login == login))
 
     async def sweep(self) -> int:
         """Delete sessions that have ended; returns how many."""
         now = self._clock.now()
         ended = or_(session_table.c.expires <= now, session_table.c.seen <= now - self._idle)
-        async with self._database.write() as tx:
+        async with self._rows.writing() as tx:
             return int((await tx.execute(delete(session_table).where(ended))).rowcount)
+
+    async def _touch(self, hashed: str, now: datetime) -> None:
+        async with self._rows.writing() as tx:
+            mine = session_table.c.hash == hashed
+            row = (await tx.execute(select(session_table).where(mine).with_for_update())).one_or_none()
+            if row is not None:
+                change = self._rows.changed(session_table, row, {"seen": now})
+                await tx.execute(update(session_table).where(mine).values(change))
 
     async def _proved(self, login: str, password: str) -> tuple[Person | None, bool]:
         """The active person whom the pair proves, and whether by the one-time secret, which is now spent."""
         if not LOGIN.fullmatch(login) or len(password) > MAX_PASSWORD_BYTES:
             return None, False
-        async with self._database.read() as tx:
+        async with self._rows.reading() as tx:
             query = select(person_table).where(person_table.c.login == login)
             row = (await tx.execute(query)).one_or_none()
+            if row is not None:
+                self._rows.check(person_table, row)
         if row is not None and row.disabled is None and await self._spend_one_time(row, password):
             return person_of(row), True
         right = await self._passwords.matches(None if row is None else row.password, password)
@@ -173,34 +188,36 @@ class Sessions:
         offered = secret_hash(password)
         if row.one_time is None or not hmac.compare_digest(row.one_time, offered):
             return False
-        unspent = (
+        unspent = select(person_table).where(
             person_table.c.login == row.login,
             person_table.c.one_time == offered,
             person_table.c.one_time_until > self._clock.now(),
         )
-        async with self._database.write() as tx:
-            spent = await tx.execute(
-                update(person_table).where(*unspent).values(one_time=None, one_time_until=None)
-            )
-            return int(spent.rowcount) == 1
+        async with self._rows.writing() as tx:
+            # Read anew: of two who offer it at once, the second finds it spent.
+            present = (await tx.execute(unspent.with_for_update())).one_or_none()
+            if present is None:
+                return False
+            spent = self._rows.changed(person_table, present, {"one_time": None, "one_time_until": None})
+            await tx.execute(update(person_table).where(person_table.c.login == row.login).values(spent))
+            return True
 
     async def _begin(self, person: Person, address: str, once: bool) -> Session:
         cookie, now = secrets.token_urlsafe(COOKIE_BYTES), self._clock.now()
         must_change = once or person.must_change_password
-        async with self._database.write() as tx:
-            await tx.execute(
-                insert(session_table).values(
-                    hash=secret_hash(cookie),
-                    login=person.login,
-                    credentials=person.credentials,
-                    second_factor=False,
-                    must_change=must_change,
-                    address=address[:64],
-                    created=now,
-                    seen=now,
-                    expires=now + self._absolute,
-                )
-            )
+        async with self._rows.writing() as tx:
+            values = {
+                "hash": secret_hash(cookie),
+                "login": person.login,
+                "credentials": person.credentials,
+                "second_factor": False,
+                "must_change": must_change,
+                "address": address[:64],
+                "created": now,
+                "seen": now,
+                "expires": now + self._absolute,
+            }
+            await tx.execute(insert(session_table).values(self._rows.new(session_table, values)))
             mine = update(person_table).where(person_table.c.login == person.login)
             await tx.execute(mine.values(signed_in=now))
             actor = person.principal(self._node).actor
@@ -228,13 +245,7 @@ class Sessions:
 
     def _living(self, cookie: str, now: datetime) -> Any:
         return (
-            select(
-                person_table,
-                session_table.c.seen,
-                session_table.c.expires,
-                session_table.c.second_factor,
-                session_table.c.must_change.label("session_must_change"),
-            )
+            select(person_table, *labelled(session_table, "session_"))
             .join(session_table, session_table.c.login == person_table.c.login)
             .where(
                 session_table.c.hash == secret_hash(cookie),

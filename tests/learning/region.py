@@ -144,7 +144,7 @@ async def party(node_id: str, folder: Path) -> Party:
     database = Database(f"sqlite+aiosqlite:///{folder / 'node.db'}")
     await database.create_tables()
     log = Log(database, key=os.urandom(32), origin=identity.origin, signer=identity.log_signer, clock=clock)
-    records = Records(database)
+    records = Records(database, key=os.urandom(32), log=log)
     book = PlanBook(
         node_id=node_id, key=identity.signing, database=database, records=records, log=log, clock=clock
     )

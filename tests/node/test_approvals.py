@@ -19,6 +19,7 @@ from node.database import Database
 from node.records import Records
 from tests.support.clock import FakeClock
 from tests.support.consents import HOME, key_of, person
+from tests.support.seeds import ROWS
 
 OFFICER = frozenset({Role.SECURITY_OFFICER})
 
@@ -51,7 +52,9 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     await database.create_tables()
     clock = FakeClock()
     log = Log(database, key=bytes(32), origin="accord/a", signer=Signer("accord/a", bytes(32)), clock=clock)
-    records = Records(database, lambda issuer: (key_of(HOME).public_key(),) if issuer == HOME else ())
+    records = Records(
+        database, lambda issuer: (key_of(HOME).public_key(),) if issuer == HOME else (), key=ROWS, log=log
+    )
     yield Desk(Approvals(database, records, log, clock, node_id=HOME, key=key_of(HOME)), log, clock, database)
     await database.close()
 

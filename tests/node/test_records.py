@@ -19,6 +19,7 @@ from consent.vocabulary import Role
 from node.database import Database
 from node.records import Records, subjects_of
 from tests.support.consents import ABROAD, HOME, NOW, key_of
+from tests.support.seeds import ROWS
 
 
 def proposal(record_id: str = "p-1", *, issuer: str = HOME, **changes: Any) -> Signed[Proposal]:
@@ -48,7 +49,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 async def _keep(database: Database, *records: Signed[Any], **options: Any) -> None:
     async with database.write() as tx:
         for one in records:
-            await Records(database).keep(tx, one, **options)
+            await Records(database, key=ROWS).keep(tx, one, **options)
 
 
 @pytest.mark.parametrize("checked", [True, False])
@@ -56,7 +57,7 @@ async def test_a_record_comes_back_as_it_was_signed(database: Database, checked:
     """By id and by digest, body, times and token."""
     signed = proposal()
     await _keep(database, signed)
-    records = Records(database, keys_of if checked else None)
+    records = Records(database, keys_of if checked else None, key=ROWS)
     for _ in range(2):
         found = await records.get("p-1", Proposal)
         assert found == signed
@@ -70,7 +71,7 @@ async def test_records_are_found_by_kind_subject_status_and_issuer(database: Dat
     one, two, far = proposal("p-1"), proposal("p-2"), proposal("p-3", issuer=ABROAD)
     await _keep(database, one, subjects=["st_1", "pt_9", "st_1"])
     await _keep(database, two, far, status="open", subjects=["st_1"])
-    records = Records(database)
+    records = Records(database, key=ROWS)
     assert await records.find(Proposal) == (one, two, far)
     assert await records.find(Proposal, subject="pt_9") == (one,)
     assert await records.find(Proposal, subject="st_1", status="open") == (two, far)
@@ -81,7 +82,7 @@ async def test_records_are_found_by_kind_subject_status_and_issuer(database: Dat
 
 async def test_a_write_sees_its_own_records_before_it_ends(database: Database) -> None:
     """Given the transaction, reading and writing belong together; without it they do not."""
-    records = Records(database)
+    records = Records(database, key=ROWS)
     async with database.write() as tx:
         await records.keep(tx, proposal())
         assert (await records.get("p-1", Proposal, tx=tx)).id == "p-1"
@@ -95,13 +96,13 @@ async def test_keeping_twice_changes_nothing_and_another_under_the_id_is_refused
     await _keep(database, proposal())
     with pytest.raises(Conflict, match="id"):
         await _keep(database, proposal(reason="something else"))
-    assert (await Records(database).get("p-1", Proposal)).body.reason == "retention"
+    assert (await Records(database, key=ROWS).get("p-1", Proposal)).body.reason == "retention"
 
 
 async def test_a_status_changes_only_from_what_was_expected(database: Database) -> None:
     """Two who act on one record at once do not both succeed."""
     await _keep(database, proposal())
-    records = Records(database)
+    records = Records(database, key=ROWS)
     async with database.write() as tx:
         await records.mark(tx, "p-1", "revoked", expected="active")
         with pytest.raises(Conflict, match="revoked now, not active"):
@@ -115,7 +116,7 @@ async def test_a_status_changes_only_from_what_was_expected(database: Database) 
 async def test_what_is_not_there_is_not_found(database: Database) -> None:
     """Nor is a record of another kind under the same id."""
     await _keep(database, proposal())
-    records = Records(database)
+    records = Records(database, key=ROWS)
     for wanted in (
         records.get("p-2", Proposal),
         records.get("p-1", Approval),
@@ -145,14 +146,14 @@ async def test_a_record_altered_in_the_database_is_noticed(
         connection.execute(statement)
     connection.close()
     with pytest.raises(Corrupt, match="altered"):
-        await Records(database).get("p-1", Proposal)
+        await Records(database, key=ROWS).get("p-1", Proposal)
 
 
 async def test_with_keys_a_record_of_no_known_issuer_does_not_come_back(database: Database) -> None:
     """Whoever writes a forged token and its digest into the table still lacks the issuer's key."""
     await _keep(database, proposal(issuer=ABROAD))
     with pytest.raises(Corrupt, match="No key"):
-        await Records(database, keys_of).get("p-1", Proposal)
+        await Records(database, keys_of, key=ROWS).get("p-1", Proposal)
 
 
 def test_a_record_is_about_its_named_fields_unless_it_says_otherwise() -> None:

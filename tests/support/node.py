@@ -138,11 +138,12 @@ async def small_node(
         signer=identity.log_signer,
         clock=clock,
     )
-    records = Records(database)
+    key = await keys.secret("registry")
+    records = Records(database, key=key, log=log)
     policies = Policies(parameters=parameters)
     passwords = Passwords(passes=1, memory_bytes=8192)
-    registry = Registry(database, log, clock, node=node_id, ae_title="ACCORD", passwords=passwords)
-    care = Care(database, log, clock)
+    registry = Registry(database, log, clock, key=key, node=node_id, ae_title="ACCORD", passwords=passwords)
+    care = Care(database, log, clock, key=key)
     blobs = FileBlobs(path / "studies")
     vault = Vault(blobs, keys, clock)
     index = Index(database, await keys.secret("index"))

@@ -81,7 +81,12 @@ async def portal(
 ) -> AsyncIterator[Site]:
     """Serve the node's portal on loopback with a certificate of its own authority."""
     sessions = Sessions(
-        node.database, node.log, node.clock, node=node.node_id, passwords=node.registry.passwords
+        node.database,
+        node.log,
+        node.clock,
+        key=await node.keys.secret("registry"),
+        node=node.node_id,
+        passwords=node.registry.passwords,
     )
     consents = Consents(
         node.database, node.records, node.log, node.policies, node.care, node.identity, node.clock

@@ -6,6 +6,9 @@ from hashlib import sha256
 
 from node.identity import Secret
 
+ROWS = bytes(range(32))
+"""The key that seals the rows of access tables."""
+
 
 def seeds(salt: str) -> Secret:
     """A secret function whose 32-byte values depend on `salt` and the secret's name alone."""

@@ -57,6 +57,7 @@ def upgrade() -> None:
         sa.Column("department", sa.String(length=120), nullable=True),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("registered", sa.BigInteger(), nullable=False),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("ae_title", name=op.f("pk_device")),
     )
     op.create_table(
@@ -289,6 +290,7 @@ def upgrade() -> None:
         sa.Column("disabled", sa.BigInteger(), nullable=True),
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.Column("signed_in", sa.BigInteger(), nullable=True),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("login", name=op.f("pk_person")),
     )
     op.create_table(
@@ -301,6 +303,7 @@ def upgrade() -> None:
         sa.Column("status", sa.String(length=32), nullable=False),
         sa.Column("digest", sa.String(length=64), nullable=False),
         sa.Column("token", sa.Text(), nullable=False),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_record")),
         sa.UniqueConstraint("digest", name=op.f("uq_record_digest")),
     )
@@ -370,6 +373,7 @@ def upgrade() -> None:
         sa.Column("recorded_by", sa.String(length=120), nullable=False),
         sa.Column("begins", sa.BigInteger(), nullable=False),
         sa.Column("ends", sa.BigInteger(), nullable=True),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["login"], ["person.login"], name=op.f("fk_care_login_person")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_care")),
     )
@@ -416,6 +420,7 @@ def upgrade() -> None:
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.Column("seen", sa.BigInteger(), nullable=False),
         sa.Column("expires", sa.BigInteger(), nullable=False),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["login"], ["person.login"], name=op.f("fk_session_login_person")),
         sa.PrimaryKeyConstraint("hash", name=op.f("pk_session")),
     )
@@ -431,6 +436,7 @@ def upgrade() -> None:
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.Column("expires", sa.BigInteger(), nullable=False),
         sa.Column("revoked", sa.BigInteger(), nullable=True),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["login"], ["person.login"], name=op.f("fk_token_login_person")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_token")),
         sa.UniqueConstraint("hash", name=op.f("uq_token_hash")),

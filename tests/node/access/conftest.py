@@ -19,6 +19,7 @@ from node.audit.log import Log
 from node.audit.note import Signer
 from node.database import Database
 from tests.support.clock import FakeClock
+from tests.support.seeds import ROWS
 
 NODE = "a-general"
 GOOD = "correct horse battery"
@@ -50,9 +51,9 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
         database,
         log,
         clock,
-        Registry(database, log, clock, node=NODE, ae_title="A_GENERAL", passwords=passwords),
-        Sessions(database, log, clock, node=NODE, passwords=passwords),
-        Care(database, log, clock),
+        Registry(database, log, clock, key=ROWS, node=NODE, ae_title="A_GENERAL", passwords=passwords),
+        Sessions(database, log, clock, key=ROWS, node=NODE, passwords=passwords),
+        Care(database, log, clock, key=ROWS),
     )
     await log.close()
     passwords.close()

@@ -20,6 +20,7 @@ from node.access.registry import Registry
 from node.audit.log import Log
 from node.database import Database
 from tests.node.access.conftest import NODE, Desk
+from tests.support.seeds import ROWS
 
 
 @cache
@@ -164,7 +165,13 @@ async def test_a_device_registered_by_another_process_is_known_at_once(desk: Des
     other = Database(desk.database.url)
     log = Log(other, key=bytes(32), origin=NODE, signer=desk.log.signer, clock=desk.clock)
     command = Registry(
-        other, log, desk.clock, node=NODE, ae_title="A_GENERAL", passwords=desk.registry.passwords
+        other,
+        log,
+        desk.clock,
+        key=ROWS,
+        node=NODE,
+        ae_title="A_GENERAL",
+        passwords=desk.registry.passwords,
     )
     await command.add_device("CT1", "10.1.2.3", pem())
     await other.close()

@@ -76,7 +76,12 @@ class Door:
 async def door(tmp_path: Path) -> AsyncIterator[Door]:
     async with small_node(tmp_path) as node:
         sessions = Sessions(
-            node.database, node.log, node.clock, node=node.node_id, passwords=node.registry.passwords
+            node.database,
+            node.log,
+            node.clock,
+            key=await node.keys.secret("registry"),
+            node=node.node_id,
+            passwords=node.registry.passwords,
         )
         services: dict[web.AppKey[Any], Any] = {
             GATEWAY: node.gateway,

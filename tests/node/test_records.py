@@ -15,9 +15,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from consent.approvals import Approval, Proposal, Voice
 from consent.errors import Conflict, Corrupt, NotFound
 from consent.signed import Signed, sign
-from consent.vocabulary import Role
+from consent.vocabulary import EventKind, Role
+from node.audit.log import Log
+from node.audit.note import Signer
 from node.database import Database
 from node.records import Records, subjects_of
+from tests.support.clock import FakeClock
 from tests.support.consents import ABROAD, HOME, NOW, key_of
 from tests.support.seeds import ROWS
 
@@ -147,6 +150,53 @@ async def test_a_record_altered_in_the_database_is_noticed(
     connection.close()
     with pytest.raises(Corrupt, match="altered"):
         await Records(database, key=ROWS).get("p-1", Proposal)
+
+
+@pytest.mark.requirement("A1", "V1", "U2")
+async def test_a_status_altered_in_the_database_is_refused_and_logged(
+    database: Database, tmp_path: Path
+) -> None:
+    """A revoked record does not come to life again, and no change makes the row whole."""
+    clock = FakeClock()
+    log = Log(database, key=bytes(32), origin=HOME, signer=Signer(HOME, bytes(32)), clock=clock)
+    records = Records(database, keys_of, key=ROWS, log=log)
+    async with database.write() as tx:
+        await records.keep(tx, proposal())
+        await records.mark(tx, "p-1", "revoked")
+    with sqlite3.connect(tmp_path / "accord.db") as connection:
+        connection.execute("UPDATE record SET status = 'active'")
+    connection.close()
+    for question in (
+        records.status("p-1"),
+        records.get("p-1", Proposal),
+        records.find(Proposal, status="active"),
+    ):
+        with pytest.raises(Corrupt, match="A record was changed outside this node"):
+            await question
+    with pytest.raises(Corrupt):
+        async with database.write() as tx:
+            await records.mark(tx, "p-1", "archived")
+    (entry,) = await log.search(kind=EventKind.INTEGRITY_FAILED)
+    assert entry.event.detail == {"table": "record", "row": "p-1"}
+    await log.close()
+
+
+@pytest.mark.requirement("A1", "V1")
+async def test_a_record_put_into_the_database_is_refused_even_without_keys(
+    database: Database, tmp_path: Path
+) -> None:
+    """A token that nobody verified lacks the seal of its keeping."""
+    await _keep(database, proposal("p-1"))
+    forged = proposal("p-2")
+    with sqlite3.connect(tmp_path / "accord.db") as connection:
+        connection.execute(
+            "INSERT INTO record (id, kind, issuer, issued, expires, status, digest, token, mac)"
+            " SELECT ?, kind, issuer, issued, expires, status, ?, ?, mac FROM record",
+            (forged.id, forged.digest, forged.token),
+        )
+    connection.close()
+    with pytest.raises(Corrupt, match="A record was changed outside this node"):
+        await Records(database, key=ROWS).get("p-2", Proposal)
 
 
 async def test_with_keys_a_record_of_no_known_issuer_does_not_come_back(database: Database) -> None:

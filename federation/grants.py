@@ -31,6 +31,7 @@ from federation.protocol import Json, RequestState, ShredReceipt
 from federation.roster import Member
 from node.audit.event import Event
 from node.audit.log import Log
+from node.clearance import Clearance
 from node.clock import Clock
 from node.database import Database
 from node.identity import Identity
@@ -108,8 +109,8 @@ class Grants:
         found = await self._archive.study(asked.study)
         if found is None:
             raise NotFound("The study is not here any more.", code="study")
-        await self._check(who, Action.GRANT, request_id, found.patient, address)
-        manifest = await self._archive.packs.manifest(found.study)
+        cleared = await self._check(who, Action.GRANT, request_id, found.patient, address)
+        manifest = await self._archive.packs.manifest(found.study, cleared)
         wish = self._wish(asked, member, found.grade, manifest.digest, rights, lasts)
         body, expires = await self._covered(wish, now)
         grant = sign(
@@ -278,8 +279,8 @@ class Grants:
 
     async def _check(
         self, who: Principal, action: Action, subject: str, patient: str, address: str | None
-    ) -> None:
-        verdict = await self._judge(who, action, subject, patient)
+    ) -> Clearance:
+        request, verdict = await self._judge(who, action, subject, patient)
         if isinstance(verdict, Deny):
             await self._log.record(
                 Event(
@@ -292,16 +293,18 @@ class Grants:
                     detail={"action": str(action), "about": subject},
                 )
             )
-            verdict.or_raise()
+        return Clearance.of(request, verdict)
 
     async def _may(self, who: Principal, action: Action, subject: str, patient: str) -> bool:
-        return (await self._judge(who, action, subject, patient)).permitted
+        return (await self._judge(who, action, subject, patient))[1].permitted
 
-    async def _judge(self, who: Principal, action: Action, subject: str, patient: str) -> Verdict:
+    async def _judge(
+        self, who: Principal, action: Action, subject: str, patient: str
+    ) -> tuple[Request, Verdict]:
         resource = Resource(ResourceKind.GRANT, subject, patient, self._identity.node_id)
         request = Request(who, action, resource, Purpose.TREATMENT, self._clock.now())
         facts = Facts(relationship=await self._archive.related(who.id, patient))
-        return decide(self._policies.current, request, facts)
+        return request, decide(self._policies.current, request, facts)
 
     async def _read(self, row: Any) -> IssuedGrant:
         grant = await self._records.get(row.id, Grant)

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -240,7 +241,7 @@ async def test_key_that_runs_out_while_another_is_leased_breaks_no_call(r: Regio
         await keys(second)  # another call, which drops what has run out
         return await lease(*arguments)
 
-    leased._lease = slow  # type: ignore[method-assign]
+    leased._lease = slow  # type: ignore[assignment, method-assign]
     found = await keys(first, second)
 
     assert set(found) == {first, second}

@@ -111,6 +111,7 @@ WORDS: Final[dict[Enum, str]] = {
     EventKind.LOG_READ: N_("Log read"),
     EventKind.TOKEN_REVOKED: N_("Token revoked"),
     EventKind.DEVICE_CHANGED: N_("Device changed"),
+    EventKind.DEVICE_CERTIFICATE_ISSUED: N_("Device certificate issued"),
     EventKind.GRANT_ENDED: N_("Grant ended"),
     EventKind.MEMBER_SUSPENDED: N_("Member suspended"),
     EventKind.MEMBER_REINSTATED: N_("Member reinstated"),

@@ -50,6 +50,8 @@ WORDS: Final[dict[Enum, str]] = {
     Action.LAUNCH_RUN: N_("Launch a run"),
     Action.READ_LOG: N_("Read the log"),
     Action.ADMINISTER: N_("Administer the node"),
+    Action.RECORD_CARE: N_("Record a care relationship"),
+    Action.REVIEW_EMERGENCY: N_("Review an emergency access"),
     EventKind.NODE_INITIALISED: N_("Node set up"),
     EventKind.NODE_STARTED: N_("Node started"),
     EventKind.NODE_STOPPED: N_("Node stopped"),

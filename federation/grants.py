@@ -179,13 +179,20 @@ class Grants:
 
     async def facts(self, grant: Signed[Grant]) -> Facts:
         """What `decide` must know about one grant of ours, as of now."""
-        revoked = await self._records.status(grant.id) == REVOKED
+        revoked = await self._records.status(grant.id) == REVOKED or await self._revoked_on_record(grant)
         return Facts(
             grants=(grant,),
             directives=await self._notices.directives(grant.body.patient),
             revoked=frozenset({grant.id}) if revoked else frozenset(),
             member_active=self._members.is_active(grant.body.recipient),
         )
+
+    async def _revoked_on_record(self, grant: Signed[Grant]) -> bool:
+        """Whether the log says so: a row can be set back by whoever holds the disk, the log cannot unnoticed."""
+        ended = await self._log.search(
+            study=grant.body.study, kind=EventKind.GRANT_REVOKED, since=grant.issued
+        )
+        return any(entry.event.detail.get("grant") == grant.id for entry in ended)
 
     async def held_by(self, member: Member, grant_id: str) -> Signed[Grant]:
         """A grant of ours that names this member as its holder. Raises Denied for any other."""

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import BigInteger, Connection, Dialect, Engine, MetaData, create_engine, event
+from sqlalchemy import URL, BigInteger, Connection, Dialect, MetaData, create_engine, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -37,6 +37,9 @@ metadata = MetaData(
 
 T = TypeVar("T")
 BUSY_TIMEOUT_SECONDS = 15
+READ_THREADS = 2
+READ_MEND = "Try again; if it lasts, look at the disk and run `accord doctor`."
+WRITE_MEND = "Free disk space or end the other process that uses this folder, then try again."
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -67,14 +70,10 @@ class Database:
             url, pool_size=8, max_overflow=8, hide_parameters=True, pool_reset_on_return=None
         )  # `read` and `write` end what they began: the pool need not roll back once more
         self._writer = asyncio.Lock()
-        self._in_one: Engine | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._in_one: _InOne | None = None
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
-            address = self._engine.url.set(drivername="sqlite")
-            self._in_one = create_engine(address, pool_size=1, hide_parameters=True)
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="database")
-            event.listen(self._in_one, "connect", _prepare_sqlite)
+            self._in_one = _InOne(self._engine.url)
 
     @property
     def engine(self) -> AsyncEngine:
@@ -87,7 +86,7 @@ class Database:
 
         Raises Unavailable when the disk is full or another process holds the database too long.
         """
-        with _write_errors():
+        with _errors_in_words("write", WRITE_MEND):
             async with self._writer, self._engine.connect() as connection:
                 try:
                     if self._engine.dialect.name == "sqlite":
@@ -105,13 +104,12 @@ class Database:
 
         For what happens with every request: on SQLite each statement of `write` costs two hops between threads.
         """
-        if self._in_one is None or self._thread is None:
+        if self._in_one is None:
             async with self.write() as tx:
                 return await tx.run_sync(work)
-        loop = asyncio.get_running_loop()
-        with _write_errors():
+        with _errors_in_words("write", WRITE_MEND):
             async with self._writer:
-                return await loop.run_in_executor(self._thread, _written, self._in_one, work)
+                return await self._in_one.write(work)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Tx]:
@@ -119,17 +117,20 @@ class Database:
 
         Raises Unavailable when the disk fails, or no connection comes free.
         """
-        try:
+        with _errors_in_words("be read", READ_MEND):
             async with self._engine.connect() as connection:
                 if self._engine.dialect.name == "sqlite":
                     await connection.exec_driver_sql("BEGIN")
                 yield connection
                 await connection.rollback()
-        except (OperationalError, PoolTimeout) as error:
-            raise Unavailable(
-                f"The database cannot be read now ({_reason(error)}).",
-                mend="Try again; if it lasts, look at the disk and run `accord doctor`.",
-            ) from error
+
+    async def read_in_one(self, work: Callable[[Connection], T]) -> T:
+        """A snapshot like `read` that is all `work`; see `write_in_one`."""
+        if self._in_one is None:
+            async with self.read() as tx:
+                return await tx.run_sync(work)
+        with _errors_in_words("be read", READ_MEND):
+            return await self._in_one.read(work)
 
     async def create_tables(self, tables: MetaData = metadata) -> None:
         """Create every table from its definition: for tests; a node uses the migrations."""
@@ -138,33 +139,62 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection."""
-        if self._in_one is not None and self._thread is not None:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._in_one.dispose)
-            self._thread.shutdown()
+        if self._in_one is not None:
+            await self._in_one.close()
         await self._engine.dispose()
 
 
-def _written(engine: Engine, work: Callable[[Connection], T]) -> T:
-    with engine.connect() as connection:
-        try:
+class _InOne:
+    """Whole transactions on SQLite, each in one go in a thread: one for the writer, READ_THREADS for readers."""
+
+    def __init__(self, url: URL) -> None:
+        self._engine = create_engine(
+            url.set(drivername="sqlite"),
+            pool_size=1 + READ_THREADS,
+            hide_parameters=True,
+            pool_reset_on_return=None,
+        )
+        event.listen(self._engine, "connect", _prepare_sqlite)
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="database-write")
+        self._reading = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="database-read")
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writing, self._written, work)
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._reading, self._read, work)
+
+    async def close(self) -> None:
+        for threads in (self._reading, self._writing):
+            await asyncio.to_thread(threads.shutdown)
+        self._engine.dispose()
+
+    def _written(self, work: Callable[[Connection], T]) -> T:
+        with self._engine.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-            result = work(connection)
-            connection.commit()
-        except BaseException:
-            connection.rollback()
-            raise
-        return result
+            try:
+                result = work(connection)
+                connection.commit()
+            except BaseException:
+                connection.rollback()
+                raise
+            return result
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        with self._engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN")
+            try:
+                return work(connection)
+            finally:
+                connection.rollback()
 
 
 @contextmanager
-def _write_errors() -> Iterator[None]:
+def _errors_in_words(doing: str, mend: str) -> Iterator[None]:
     try:
         yield
     except (OperationalError, PoolTimeout) as error:
-        raise Unavailable(
-            f"The database cannot write now ({_reason(error)}).",
-            mend="Free disk space or end the other process that uses this folder, then try again.",
-        ) from error
+        raise Unavailable(f"The database cannot {doing} now ({_reason(error)}).", mend=mend) from error
 
 
 def _create(connection: Connection, tables: MetaData) -> None:

@@ -110,14 +110,13 @@ class Care:
         query = _present(login, now, patient).limit(1)
         if tx is not None:
             return (await tx.execute(query)).first() is not None
-        async with self._database.read() as own:
-            return (await own.execute(query)).first() is not None
+        return await self._database.read_in_one(lambda reading: reading.execute(query).first()) is not None
 
     async def patients_of(self, login: str, now: datetime | None = None) -> frozenset[str]:
         """The pseudonyms of all whom the person treats at `now` (default: the present)."""
-        async with self._database.read() as tx:
-            rows = await tx.execute(_present(login, now or self._clock.now()))
-            return frozenset(row.patient for row in rows)
+        query = _present(login, now or self._clock.now())
+        rows = await self._database.read_in_one(lambda reading: reading.execute(query).all())
+        return frozenset(row.patient for row in rows)
 
     async def carers_of(self, patient: str) -> list[Relationship]:
         """Who treats a patient now, the longest first."""

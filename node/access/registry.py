@@ -312,8 +312,7 @@ class Registry:
                 person_table.c.disabled.is_(None),
             )
         )
-        async with self._database.read() as tx:
-            row = (await tx.execute(query)).one_or_none()
+        row = await self._database.read_in_one(lambda reading: reading.execute(query).one_or_none())
         if row is None:
             return None
         return person_of(row).principal(self.node), frozenset(row.token_scopes.split())

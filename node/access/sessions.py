@@ -126,8 +126,8 @@ class Sessions:
         if not 0 < len(cookie) <= MAX_COOKIE_CHARACTERS:
             return None
         now = self._clock.now()
-        async with self._database.read() as tx:
-            row = (await tx.execute(self._living(cookie, now))).one_or_none()
+        living = self._living(cookie, now)
+        row = await self._database.read_in_one(lambda reading: reading.execute(living).one_or_none())
         if row is None:
             return None
         if now - row.seen >= TOUCH_EVERY:

@@ -159,3 +159,4 @@ class EventKind(StrEnum):
     DEVICE_CHANGED = "DeviceChanged"
     TOKEN_REVOKED = "TokenRevoked"
     MEMBER_INVITED = "MemberInvited"
+    DEVICE_CERTIFICATE_ISSUED = "DeviceCertificateIssued"

@@ -1,7 +1,8 @@
 """What the exchange needs of this node's own archive: find a study, who treats its patient, its sealed pack.
 
 The pack side is a protocol that the gateway fulfils, because only the gateway reads the vault: sealed bytes as they
-lie, the signed manifest over them, and, for a lease, the keys of single objects. No plaintext passes here.
+lie, the signed manifest over them, and, for a lease, the keys of single objects, each against the permit that was
+given for it. No plaintext passes here.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from consent.errors import NotFound
 from consent.signed import Signed
 from consent.vocabulary import Grade
 from node.access.care import Care
+from node.clearance import Clearance
 from node.clock import Clock
 from node.index import Index, Pseudonyms
 from node.vault.manifest import Manifest
@@ -22,16 +24,18 @@ from node.vault.manifest import Manifest
 class Packs(Protocol):
     """Sealed packs of this node's studies; see `node.gateway`."""
 
-    async def manifest(self, study: str) -> Signed[Manifest]:
-        """The signed manifest over the pack as it lies now. Raises NotFound."""
+    async def manifest(self, study: str, cleared: Clearance) -> Signed[Manifest]:
+        """The signed manifest over the pack as it lies now, for a grant. Raises NotFound, Denied."""
         ...
 
-    async def pack_bytes(self, study: str, offset: int, length: int) -> bytes:
-        """Sealed bytes of the pack; fewer at its end. Raises NotFound."""
+    async def pack_bytes(self, study: str, offset: int, length: int, cleared: Clearance) -> bytes:
+        """Sealed bytes of the pack; fewer at its end. Raises NotFound, Denied."""
         ...
 
-    async def object_keys(self, study: str, object_ids: Sequence[str]) -> Mapping[str, bytes]:
-        """The 32-byte keys of these objects, never the study key. Raises NotFound."""
+    async def object_keys(
+        self, study: str, object_ids: Sequence[str], cleared: Clearance
+    ) -> Mapping[str, bytes]:
+        """The 32-byte keys of these objects, never the study key. Raises NotFound, Denied."""
         ...
 
 

@@ -31,6 +31,7 @@ from federation.protocol import Json, RequestState, ShredReceipt
 from federation.roster import Member
 from node.audit.event import Event
 from node.audit.log import Log
+from node.clearance import Clearance
 from node.clock import Clock
 from node.database import Database
 from node.identity import Identity
@@ -108,8 +109,8 @@ class Grants:
         found = await self._archive.study(asked.study)
         if found is None:
             raise NotFound("The study is not here any more.", code="study")
-        await self._check(who, Action.GRANT, request_id, found.patient, address)
-        manifest = await self._archive.packs.manifest(found.study)
+        cleared = await self._check(who, Action.GRANT, request_id, found.patient, address)
+        manifest = await self._archive.packs.manifest(found.study, cleared)
         wish = self._wish(asked, member, found.grade, manifest.digest, rights, lasts)
         body, expires = await self._covered(wish, now)
         grant = sign(
@@ -178,13 +179,20 @@ class Grants:
 
     async def facts(self, grant: Signed[Grant]) -> Facts:
         """What `decide` must know about one grant of ours, as of now."""
-        revoked = await self._records.status(grant.id) == REVOKED
+        revoked = await self._records.status(grant.id) == REVOKED or await self._revoked_on_record(grant)
         return Facts(
             grants=(grant,),
             directives=await self._notices.directives(grant.body.patient),
             revoked=frozenset({grant.id}) if revoked else frozenset(),
             member_active=self._members.is_active(grant.body.recipient),
         )
+
+    async def _revoked_on_record(self, grant: Signed[Grant]) -> bool:
+        """Whether the log says so: a row can be set back by whoever holds the disk, the log cannot unnoticed."""
+        ended = await self._log.search(
+            study=grant.body.study, kind=EventKind.GRANT_REVOKED, since=grant.issued
+        )
+        return any(entry.event.detail.get("grant") == grant.id for entry in ended)
 
     async def held_by(self, member: Member, grant_id: str) -> Signed[Grant]:
         """A grant of ours that names this member as its holder. Raises Denied for any other."""
@@ -278,8 +286,8 @@ class Grants:
 
     async def _check(
         self, who: Principal, action: Action, subject: str, patient: str, address: str | None
-    ) -> None:
-        verdict = await self._judge(who, action, subject, patient)
+    ) -> Clearance:
+        request, verdict = await self._judge(who, action, subject, patient)
         if isinstance(verdict, Deny):
             await self._log.record(
                 Event(
@@ -292,16 +300,18 @@ class Grants:
                     detail={"action": str(action), "about": subject},
                 )
             )
-            verdict.or_raise()
+        return Clearance.of(request, verdict)
 
     async def _may(self, who: Principal, action: Action, subject: str, patient: str) -> bool:
-        return (await self._judge(who, action, subject, patient)).permitted
+        return (await self._judge(who, action, subject, patient))[1].permitted
 
-    async def _judge(self, who: Principal, action: Action, subject: str, patient: str) -> Verdict:
+    async def _judge(
+        self, who: Principal, action: Action, subject: str, patient: str
+    ) -> tuple[Request, Verdict]:
         resource = Resource(ResourceKind.GRANT, subject, patient, self._identity.node_id)
         request = Request(who, action, resource, Purpose.TREATMENT, self._clock.now())
         facts = Facts(relationship=await self._archive.related(who.id, patient))
-        return decide(self._policies.current, request, facts)
+        return request, decide(self._policies.current, request, facts)
 
     async def _read(self, row: Any) -> IssuedGrant:
         grant = await self._records.get(row.id, Grant)

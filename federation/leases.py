@@ -29,6 +29,7 @@ from federation.protocol import MESSAGE_SKEW_SECONDS, Lease, LeaseRequest, lease
 from federation.roster import Member
 from node.audit.event import Event
 from node.audit.log import Log
+from node.clearance import Clearance
 from node.clock import Clock
 from node.database import Database, Tx, UtcDateTime, metadata
 from node.identity import Identity
@@ -81,9 +82,9 @@ class Leases:
         """
         try:
             asked = self._read(member, token)
-            grant = await self._granted(member, asked.body)
+            grant, cleared = await self._granted(member, asked.body)
             until = self._until(grant)
-            lease = await self._sealed(member, asked.body, grant, until)
+            lease = await self._sealed(member, asked.body, grant, until, cleared)
             async with self._database.write() as tx:
                 await self._use_nonce(tx, asked.body.nonce)
                 await self._log.append(tx, _released(member, asked.body, grant, until, address))
@@ -112,8 +113,8 @@ class Leases:
             )
         return asked
 
-    async def _granted(self, member: Member, asked: LeaseRequest) -> Signed[Grant]:
-        """The grant, when it lets this person open this study now. Raises Denied with every reason."""
+    async def _granted(self, member: Member, asked: LeaseRequest) -> tuple[Signed[Grant], Clearance]:
+        """The grant, when it lets this person open this study now, and the permit for that. Raises Denied with every reason."""
         grant = await self._grants.held_by(member, asked.grant)
         body = grant.body
         if body.study != asked.study:
@@ -138,8 +139,8 @@ class Leases:
         )
         action = next(ACTION_OF[right] for right in Right if right in body.rights)
         request = Request(person, action, resource, asked.purpose, self._clock.now())
-        decide(self._policies.current, request, await self._grants.facts(grant)).or_raise()
-        return grant
+        verdict = decide(self._policies.current, request, await self._grants.facts(grant))
+        return grant, Clearance.of(request, verdict)
 
     def _until(self, grant: Signed[Grant]) -> datetime:
         seconds = min(self._policies.parameters.lease_seconds, MAX_LEASE_SECONDS)
@@ -147,13 +148,13 @@ class Leases:
         return min(until, grant.expires) if grant.expires else until
 
     async def _sealed(
-        self, member: Member, asked: LeaseRequest, grant: Signed[Grant], until: datetime
+        self, member: Member, asked: LeaseRequest, grant: Signed[Grant], until: datetime, cleared: Clearance
     ) -> Signed[Lease]:
         manifest = await self._records.by_digest(grant.body.manifest, Manifest)
         listed = {entry.object_id for entry in manifest.body.objects}
         if not listed.issuperset(asked.objects):
             raise Denied("The request names objects that were not granted.", code="not-granted")
-        keys = await self._archive.packs.object_keys(asked.study, asked.objects)
+        keys = await self._archive.packs.object_keys(asked.study, asked.objects, cleared)
         plain = canonical_json({name: base64_text(key) for name, key in keys.items()})
         sealed = seal_for(member.hpke_key, plain, lease_info(grant.digest, asked.nonce, until))
         return sign(

@@ -167,11 +167,14 @@ class LeaseRequest:
     @classmethod
     def from_json(cls, data: Json) -> Self:
         read = read_object(data, "lease request")
+        objects = read.matchings("objects", OBJECT_ID, MAX_LEASE_OBJECTS)
+        if not objects:
+            raise Invalid("A lease request names at least one object.", code="field")
         return cls(
             home=read.matching("home", NODE_ID),
             grant=read.matching("grant", RECORD_ID),
             study=read.matching("study", STUDY_ID),
-            objects=read.matchings("objects", OBJECT_ID, MAX_LEASE_OBJECTS),
+            objects=objects,
             person=read.text("person", limit=MAX_PERSON),
             purpose=read.choice("purpose", Purpose),
             opening=read.text("opening", limit=64),

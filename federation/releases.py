@@ -7,6 +7,7 @@ when the grant was. Leaves keys to `leases`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from time import monotonic
 
 from consent.decision import Request, Resource, decide
@@ -20,6 +21,7 @@ from federation.grants import Grants
 from federation.roster import Member
 from node.audit.event import Event
 from node.audit.log import Log
+from node.clearance import Clearance
 from node.clock import Clock
 from node.identity import Identity
 from node.policies import Policies
@@ -33,13 +35,22 @@ RELEASE_CHUNK_BYTES = 256 * 1024
 DECIDE_AGAIN_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
+class Granted:
+    """A grant that lives, what it covers, and the permit to release that."""
+
+    grant: Signed[Grant]
+    manifest: Signed[Manifest]
+    cleared: Clearance
+
+
 class Release:
     """One pack being read by one member; whether it still may is decided again every second."""
 
-    def __init__(self, packs: Packs, granted: Callable[[], Awaitable[Manifest]], manifest: Manifest) -> None:
+    def __init__(self, packs: Packs, granted: Callable[[], Awaitable[Granted]], now: Granted) -> None:
         self._packs = packs
         self._granted = granted
-        self._manifest = manifest
+        self._manifest, self._cleared = now.manifest.body, now.cleared
         self._decided = monotonic()
 
     @property
@@ -50,10 +61,11 @@ class Release:
     async def read(self, offset: int, length: int) -> bytes:
         """Sealed bytes of the pack. Raises Denied when the grant lives no more."""
         if monotonic() - self._decided > DECIDE_AGAIN_SECONDS:
-            self._manifest = await self._granted()
+            now = await self._granted()
+            self._manifest, self._cleared = now.manifest.body, now.cleared
             self._decided = monotonic()
         length = min(length, self.size - offset)
-        return await self._packs.pack_bytes(self._manifest.study, offset, length)
+        return await self._packs.pack_bytes(self._manifest.study, offset, length, self._cleared)
 
 
 class Releases:
@@ -80,7 +92,8 @@ class Releases:
 
     async def manifest(self, member: Member, grant_id: str, address: str | None) -> Signed[Manifest]:
         """The manifest that the grant names; the release is on record. Raises Denied or NotFound."""
-        grant, manifest = await self._granted(member, grant_id)
+        granted = await self._granted(member, grant_id)
+        grant, manifest = granted.grant, granted.manifest
         await self._log.record(
             Event(
                 EventKind.PACK_RELEASED,
@@ -97,12 +110,12 @@ class Releases:
     async def open(self, member: Member, grant_id: str) -> Release:
         """The pack, to be read range by range. Raises Denied or NotFound."""
 
-        async def granted() -> Manifest:
-            return (await self._granted(member, grant_id))[1].body
+        async def granted() -> Granted:
+            return await self._granted(member, grant_id)
 
         return Release(self._archive.packs, granted, await granted())
 
-    async def _granted(self, member: Member, grant_id: str) -> tuple[Signed[Grant], Signed[Manifest]]:
+    async def _granted(self, member: Member, grant_id: str) -> Granted:
         grant = await self._grants.held_by(member, grant_id)
         found = await self._archive.study(grant.body.study)
         if found is None:
@@ -113,11 +126,12 @@ class Releases:
             ResourceKind.STUDY, found.study, found.patient, home, found.grade, found.department
         )
         request = Request(node, Action.FETCH, resource, grant.body.purpose, self._clock.now())
-        decide(self._policies.current, request, await self._grants.facts(grant)).or_raise()
+        verdict = decide(self._policies.current, request, await self._grants.facts(grant))
+        cleared = Clearance.of(request, verdict)
         if grant.body.holder_key != member.hpke_thumbprint:
             raise Denied(
                 "The grant was made for another key of this hospital.",
                 mend="Ask for a new grant.",
                 code="holder-key",
             )
-        return grant, await self._records.by_digest(grant.body.manifest, Manifest)
+        return Granted(grant, await self._records.by_digest(grant.body.manifest, Manifest), cleared)

@@ -9,12 +9,13 @@ block has ended without an error, what it wrote is durable.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import BigInteger, Connection, Dialect, MetaData, event
+from sqlalchemy import URL, BigInteger, Connection, Dialect, MetaData, create_engine, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -34,7 +35,11 @@ metadata = MetaData(
     }
 )
 
+T = TypeVar("T")
 BUSY_TIMEOUT_SECONDS = 15
+READ_THREADS = 2
+READ_MEND = "Try again; if it lasts, look at the disk and run `accord doctor`."
+WRITE_MEND = "Free disk space or end the other process that uses this folder, then try again."
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -67,11 +72,13 @@ class Database:
         self.url = url
         # An error's text reaches the operator's output: it must not carry the values of a statement.
         self._engine: AsyncEngine = create_async_engine(
-            url, pool_size=8, max_overflow=8, hide_parameters=True
-        )
+            url, pool_size=8, max_overflow=8, hide_parameters=True, pool_reset_on_return=None
+        )  # `read` and `write` end what they began: the pool need not roll back once more
         self._writer = asyncio.Lock()
+        self._in_one: _InOne | None = None
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
+            self._in_one = _InOne(self._engine.url)
 
     @property
     def engine(self) -> AsyncEngine:
@@ -84,7 +91,7 @@ class Database:
 
         Raises Unavailable when the disk is full or another process holds the database too long.
         """
-        try:
+        with _errors_in_words("write", WRITE_MEND):
             async with self._writer, self._engine.connect() as connection:
                 try:
                     if self._engine.dialect.name == "sqlite":
@@ -96,11 +103,18 @@ class Database:
                 except BaseException:
                     await connection.rollback()
                     raise
-        except (OperationalError, PoolTimeout) as error:
-            raise Unavailable(
-                f"The database cannot write now ({_reason(error)}).",
-                mend="Free disk space or end the other process that uses this folder, then try again.",
-            ) from error
+
+    async def write_in_one(self, work: Callable[[Connection], T]) -> T:
+        """A transaction like `write` that is all `work`, which may only use its connection: it may run in a thread.
+
+        For what happens with every request: on SQLite each statement of `write` costs two hops between threads.
+        """
+        if self._in_one is None:
+            async with self.write() as tx:
+                return await tx.run_sync(work)
+        with _errors_in_words("write", WRITE_MEND):
+            async with self._writer:
+                return await self._in_one.write(work)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Tx]:
@@ -108,17 +122,20 @@ class Database:
 
         Raises Unavailable when the disk fails, or no connection comes free.
         """
-        try:
+        with _errors_in_words("be read", READ_MEND):
             async with self._engine.connect() as connection:
                 if self._engine.dialect.name == "sqlite":
                     await connection.exec_driver_sql("BEGIN")
                 yield connection
                 await connection.rollback()
-        except (OperationalError, PoolTimeout) as error:
-            raise Unavailable(
-                f"The database cannot be read now ({_reason(error)}).",
-                mend="Try again; if it lasts, look at the disk and run `accord doctor`.",
-            ) from error
+
+    async def read_in_one(self, work: Callable[[Connection], T]) -> T:
+        """A snapshot like `read` that is all `work`; see `write_in_one`."""
+        if self._in_one is None:
+            async with self.read() as tx:
+                return await tx.run_sync(work)
+        with _errors_in_words("be read", READ_MEND):
+            return await self._in_one.read(work)
 
     async def create_tables(self, tables: MetaData = metadata) -> None:
         """Create every table from its definition: for tests; a node uses the migrations."""
@@ -127,7 +144,62 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection."""
+        if self._in_one is not None:
+            await self._in_one.close()
         await self._engine.dispose()
+
+
+class _InOne:
+    """Whole transactions on SQLite, each in one go in a thread: one for the writer, READ_THREADS for readers."""
+
+    def __init__(self, url: URL) -> None:
+        self._engine = create_engine(
+            url.set(drivername="sqlite"),
+            pool_size=1 + READ_THREADS,
+            hide_parameters=True,
+            pool_reset_on_return=None,
+        )
+        event.listen(self._engine, "connect", _prepare_sqlite)
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="database-write")
+        self._reading = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="database-read")
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writing, self._written, work)
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._reading, self._read, work)
+
+    async def close(self) -> None:
+        for threads in (self._reading, self._writing):
+            await asyncio.to_thread(threads.shutdown)
+        self._engine.dispose()
+
+    def _written(self, work: Callable[[Connection], T]) -> T:
+        with self._engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            try:
+                result = work(connection)
+                connection.commit()
+            except BaseException:
+                connection.rollback()
+                raise
+            return result
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        with self._engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN")
+            try:
+                return work(connection)
+            finally:
+                connection.rollback()
+
+
+@contextmanager
+def _errors_in_words(doing: str, mend: str) -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, PoolTimeout) as error:
+        raise Unavailable(f"The database cannot {doing} now ({_reason(error)}).", mend=mend) from error
 
 
 def _create(connection: Connection, tables: MetaData) -> None:

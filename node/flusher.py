@@ -23,7 +23,7 @@ from node.database import Database
 from node.index import Entry, Index
 from node.index.rows import MetadataPlace
 
-FLUSH_SECONDS = 0.02
+FLUSH_SECONDS = 0.2
 FLUSH_ROWS = 500
 RETRY_SECONDS = 1.0
 MAX_WAITING_ROWS = 20_000

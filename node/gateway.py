@@ -33,6 +33,7 @@ from consent.vocabulary import Action, EventKind, Grade, Purpose, ResourceKind
 from node import deeds
 from node.access.care import Care
 from node.audit.log import Event, Log
+from node.clearance import OPENINGS, RELEASES, Clearance
 from node.clock import Clock
 from node.descriptions import Descriptions, bulk_path, joined, model_line
 from node.facts import FactFinder
@@ -395,13 +396,18 @@ class Gateway:
                 parts.append(await self._make_metadata(visit, one))
         return parts[0] if len(parts) == 1 else joined(part[1:-1] for part in parts if len(part) > 2)
 
-    # For other hospitals: sealed bytes, the list of them, and single keys. Who may have them is decided by the exchange.
+    # For other hospitals: sealed bytes, the list of them, and single keys. The exchange decides who may have them, and
+    # each time shows its permit.
 
-    async def manifest(self, study: str) -> Signed[Manifest]:
-        """The signed manifest over the study's pack as it lies now, with the digest of every object. Raises NotFound."""
-        await self._index.study(study)
+    async def manifest(self, study: str, cleared: Clearance) -> Signed[Manifest]:
+        """The signed manifest over the study's pack as it lies now, with the digest of every object.
+
+        `cleared` is a permit to grant access to this patient's studies. Raises NotFound, Denied.
+        """
+        row = await self._index.study(study)
+        cleared.require_grant(row.patient, self._identity.node_id, self._clock.now())
         objects = await self._reader.objects(study)
-        keys = await self.object_keys(study, [stored.object_id for stored in objects])
+        keys = await self._object_keys(study, [stored.object_id for stored in objects])
         return await self._reader.manifest(
             study,
             home=self._identity.node_id,
@@ -410,12 +416,19 @@ class Gateway:
             now=self._clock.now(),
         )
 
-    async def pack_bytes(self, study: str, offset: int, length: int) -> bytes:
-        """Sealed bytes of the pack as they lie; fewer at its end. Raises NotFound."""
+    async def pack_bytes(self, study: str, offset: int, length: int, cleared: Clearance) -> bytes:
+        """Sealed bytes of the pack as they lie; fewer at its end. Raises NotFound, Denied without a permit to fetch."""
+        cleared.require_study(study, self._identity.node_id, RELEASES, self._clock.now())
         return await self._reader.pack_bytes(study, offset, length)
 
-    async def object_keys(self, study: str, object_ids: Sequence[str]) -> Mapping[str, bytes]:
-        """The keys of single objects, never the study key. Raises NotFound."""
+    async def object_keys(
+        self, study: str, object_ids: Sequence[str], cleared: Clearance
+    ) -> Mapping[str, bytes]:
+        """The keys of single objects, never the study key. Raises NotFound, Denied without a permit to open."""
+        cleared.require_study(study, self._identity.node_id, OPENINGS, self._clock.now())
+        return await self._object_keys(study, object_ids)
+
+    async def _object_keys(self, study: str, object_ids: Sequence[str]) -> Mapping[str, bytes]:
         grades = {stored.object_id: stored.grade for stored in await self._reader.objects(study)}
         if missing := [name for name in object_ids if name not in grades]:
             raise NotFound(f"{len(missing)} of these objects are not in this study.")

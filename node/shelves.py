@@ -6,12 +6,10 @@ nothing and logs nothing: the gateway does both, and is the only one to have a s
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from hashlib import sha256
 from typing import Protocol
 
 from consent.decision import Facts, Resource
@@ -31,14 +29,15 @@ from node.vault.keys import KeyRing, object_key
 from node.vault.pack import StoredObject
 from node.vault.vault import INSTANCE
 
-HASHED_IN_PLACE_BYTES = 64 * 1024
 LAST_NUMBER = 2**31
 
 
 class PackReader(Protocol):
     """The vault's reading side; see `node.vault.reader`."""
 
-    async def read(self, study: str, stored: StoredObject, key: bytes) -> bytes: ...
+    async def read(
+        self, study: str, stored: StoredObject, key: bytes, expected: bytes | None = None
+    ) -> bytes: ...
 
     async def read_range(
         self, study: str, stored: StoredObject, key: bytes, offset: int, length: int
@@ -155,7 +154,7 @@ class Archive:
     async def read(self, visit: Visit, row: InstanceRow) -> bytes:
         stored = stored_instance(row)
         key = await self.key(visit.resource.id, stored)
-        return await _verified(self._reader, visit.resource.id, stored, key, row.sha256)
+        return await self._reader.read(visit.resource.id, stored, key, row.sha256)
 
     async def read_range(self, visit: Visit, row: InstanceRow, offset: int, length: int) -> bytes:
         stored = stored_instance(row)
@@ -216,7 +215,7 @@ class Copies:
     async def read(self, visit: Visit, row: InstanceRow) -> bytes:
         stored = stored_instance(row)
         keys = await self._leased(visit, [stored.object_id])
-        return await _verified(self._reader, visit.resource.id, stored, keys[stored.object_id], row.sha256)
+        return await self._reader.read(visit.resource.id, stored, keys[stored.object_id], row.sha256)
 
     async def read_range(self, visit: Visit, row: InstanceRow, offset: int, length: int) -> bytes:
         stored = stored_instance(row)
@@ -253,19 +252,6 @@ def stored_object(object_id: str, kind: str, place: Placement) -> StoredObject:
         grade=place.grade,
         created=datetime.fromtimestamp(0, UTC),
     )
-
-
-async def _verified(
-    reader: PackReader, study: str, stored: StoredObject, key: bytes, expected: bytes
-) -> bytes:
-    data = await reader.read(study, stored, key)
-    if len(data) > HASHED_IN_PLACE_BYTES:
-        digest = await asyncio.to_thread(lambda: sha256(data).digest())
-    else:
-        digest = sha256(data).digest()
-    if digest != expected:
-        raise Corrupt("An instance is not what arrived.", code="digest")
-    return data
 
 
 def _series_view(series: SeriesRow, instances: Sequence[InstanceRow]) -> SeriesView:

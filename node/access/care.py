@@ -108,15 +108,19 @@ class Care:
         """Whether the person treats the patient at `now`."""
         if patient is None:
             return False
+        query = _present(login, now, patient).limit(1)
+        if tx is None:
+            row = await self._rows.read_in_one(lambda reading: self._checked(reading.execute(query).first()))
+            return row is not None
         async with self._rows.reading(tx) as own:
-            row = (await own.execute(_present(login, now, patient).limit(1))).first()
-            return row is not None and self._checked(row) is not None
+            return self._checked((await own.execute(query)).first()) is not None
 
     async def patients_of(self, login: str, now: datetime | None = None) -> frozenset[str]:
         """The pseudonyms of all whom the person treats at `now` (default: the present)."""
-        async with self._rows.reading() as tx:
-            rows = (await tx.execute(_present(login, now or self._clock.now()))).all()
-            return frozenset(self._checked(row).patient for row in rows)
+        query = _present(login, now or self._clock.now())
+        return await self._rows.read_in_one(
+            lambda reading: frozenset(self._checked(row).patient for row in reading.execute(query).all())
+        )
 
     async def carers_of(self, patient: str) -> list[Relationship]:
         """Who treats a patient now, the longest first."""
@@ -129,7 +133,8 @@ class Care:
             return [_relationship(self._checked(row)) for row in rows]
 
     def _checked(self, row: Any) -> Any:
-        self._rows.check(care_table, row)
+        if row is not None:
+            self._rows.check(care_table, row)
         return row
 
     async def _insert(self, tx: Tx, relationship: Relationship) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Select, insert, select, update
+from sqlalchemy import Connection, Select, insert, select, update
 
 from consent.errors import Conflict, Invalid, NotFound
 from consent.policy import Parameters
@@ -319,12 +319,18 @@ class Registry:
                 person_table.c.disabled.is_(None),
             )
         )
-        async with self._rows.reading() as tx:
-            row = (await tx.execute(query)).one_or_none()
-            if row is None:
-                return None
-            self._rows.check(token_table, row, "token_")
-            return self._person(row).principal(self.node), frozenset(row.token_scopes.split())
+
+        def living(reading: Connection) -> Any:
+            row = reading.execute(query).one_or_none()
+            if row is not None:
+                self._rows.check(token_table, row, "token_")
+                self._rows.check(person_table, row)
+            return row
+
+        row = await self._rows.read_in_one(living)
+        if row is None:
+            return None
+        return person_of(row).principal(self.node), frozenset(row.token_scopes.split())
 
     async def _hashed(self, login: str, password: str | None) -> str | None:
         if password is None:

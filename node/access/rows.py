@@ -12,21 +12,23 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
-from sqlalchemy import Column, LargeBinary, Table
+from sqlalchemy import Column, Connection, LargeBinary, Table
 
 from consent.errors import AccordError, Corrupt
 from consent.signed import canonical_json
 from consent.vocabulary import EventKind, Outcome
 from node.audit.log import Event, Log
 from node.database import Database, Tx, microseconds
+
+T = TypeVar("T")
 
 UNSEALED: Final = "unsealed"
 KEY_BYTES: Final = 32
@@ -132,6 +134,14 @@ class Rows:
         except RowAltered:
             return False
         return True
+
+    async def read_in_one(self, reading: Callable[[Connection], T]) -> T:
+        """As `Database.read_in_one`; `reading` checks the rows it returns."""
+        try:
+            return await self._database.read_in_one(reading)
+        except RowAltered as altered:
+            await self._tell(altered)
+            raise
 
     @asynccontextmanager
     async def _within(self, tx: Tx | None, opened: Any) -> AsyncIterator[Tx]:

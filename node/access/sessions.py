@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 from sqlalchemy import (
     Boolean,
     Column,
+    Connection,
     ForeignKey,
     Integer,
     String,
@@ -130,12 +131,17 @@ class Sessions:
         if not 0 < len(cookie) <= MAX_COOKIE_CHARACTERS:
             return None
         now = self._clock.now()
-        async with self._rows.reading() as tx:
-            row = (await tx.execute(self._living(cookie, now))).one_or_none()
-            if row is None:
-                return None
-            self._rows.check(session_table, row, "session_")
-            self._rows.check(person_table, row)
+
+        def living(reading: Connection) -> Any:
+            row = reading.execute(self._living(cookie, now)).one_or_none()
+            if row is not None:
+                self._rows.check(session_table, row, "session_")
+                self._rows.check(person_table, row)
+            return row
+
+        row = await self._rows.read_in_one(living)
+        if row is None:
+            return None
         if now - row.session_seen >= TOUCH_EVERY:
             await self._touch(row.session_hash, now)
         return self._session(

@@ -15,9 +15,10 @@ import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Select, func, insert, select, update
+from sqlalchemy import Connection, Select, func, insert, select, update
 
 from consent.errors import Invalid
 from consent.vocabulary import EventKind
@@ -58,30 +59,7 @@ class Log:
 
     async def append_many(self, tx: Tx, events: Sequence[Event]) -> tuple[Entry, ...]:
         """Append several, in order, in the caller's transaction."""
-        if not events:
-            return ()
-        frontier = await self.frontier(tx)
-        entries: list[Entry] = []
-        rows: list[dict[str, Any]] = []
-        hashes: list[dict[str, Any]] = []
-        now = self.clock.now()
-        for event in events:
-            index = frontier.size
-            record = event.to_record(now, os.urandom(SALT_BYTES))
-            leaf = leaf_hash(record)
-            entries.append(Entry(index, now, event, leaf))
-            rows.append(
-                {"position": index, "at": now, "leaf": leaf, "sealed": self.sealer.seal(index, record)}
-                | self.blinded(event)
-            )
-            for (height, position), value in frontier.append(leaf):
-                if height % TILE_HEIGHT == 0:
-                    hashes.append({"level": height // TILE_HEIGHT, "position": position, "hash": value})
-        await tx.execute(insert(log_entry), rows)
-        if hashes:
-            await tx.execute(insert(log_hash), hashes)
-        await tx.execute(update(log_state).values(size=frontier.size, frontier=frontier.to_bytes()))
-        return tuple(entries)
+        return await tx.run_sync(self._appended, events) if events else ()
 
     async def record(self, event: Event) -> Entry:
         """Append in a transaction of its own, shared with everybody who calls at the same time.
@@ -206,16 +184,7 @@ class Log:
 
     async def frontier(self, tx: Tx) -> Frontier:
         """The tree's right edge, locked until the transaction ends; makes the state row when there is none."""
-        row = (await tx.execute(select(log_state).with_for_update())).first()
-        if row is None:
-            await tx.execute(insert(log_state).values(id=1, origin=self.origin, size=0, frontier=b""))
-            return Frontier()
-        if row.origin != self.origin:
-            raise Invalid(
-                f"This database holds the log of {row.origin!r}, not of {self.origin!r}.",
-                mend="Start the node with the folder it was initialised in.",
-            )
-        return Frontier.from_bytes(row.size, row.frontier)
+        return await tx.run_sync(self._frontier)
 
     def blinded(self, event: Event) -> dict[str, bytes | None]:
         """The searched columns of an entry."""
@@ -245,12 +214,48 @@ class Log:
         at, event = read_record(self.sealer.open(row.position, row.sealed))
         return Entry(row.position, at, event, row.leaf)
 
+    def _appended(self, connection: Connection, events: Sequence[Event]) -> tuple[Entry, ...]:
+        frontier = self._frontier(connection)
+        entries: list[Entry] = []
+        rows: list[dict[str, Any]] = []
+        hashes: list[dict[str, Any]] = []
+        now = self.clock.now()
+        for event in events:
+            index = frontier.size
+            record = event.to_record(now, os.urandom(SALT_BYTES))
+            leaf = leaf_hash(record)
+            entries.append(Entry(index, now, event, leaf))
+            rows.append(
+                {"position": index, "at": now, "leaf": leaf, "sealed": self.sealer.seal(index, record)}
+                | self.blinded(event)
+            )
+            for (height, position), value in frontier.append(leaf):
+                if height % TILE_HEIGHT == 0:
+                    hashes.append({"level": height // TILE_HEIGHT, "position": position, "hash": value})
+        connection.execute(insert(log_entry), rows)
+        if hashes:
+            connection.execute(insert(log_hash), hashes)
+        connection.execute(update(log_state).values(size=frontier.size, frontier=frontier.to_bytes()))
+        return tuple(entries)
+
+    def _frontier(self, connection: Connection) -> Frontier:
+        row = connection.execute(select(log_state).with_for_update()).first()
+        if row is None:
+            connection.execute(insert(log_state).values(id=1, origin=self.origin, size=0, frontier=b""))
+            return Frontier()
+        if row.origin != self.origin:
+            raise Invalid(
+                f"This database holds the log of {row.origin!r}, not of {self.origin!r}.",
+                mend="Start the node with the folder it was initialised in.",
+            )
+        return Frontier.from_bytes(row.size, row.frontier)
+
     async def _commit_waiting(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
             try:
-                async with self.database.write() as tx:
-                    entries = await self.append_many(tx, [event for event, _ in batch])
+                events = [event for event, _ in batch]
+                entries = await self.database.write_in_one(partial(self._appended, events=events))
             except BaseException as error:
                 for _, future in batch:
                     if not future.done():

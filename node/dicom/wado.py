@@ -203,11 +203,17 @@ async def _send(
 
 
 async def _write(response: web.StreamResponse, head: bytes, pieces: AsyncIterator[bytes]) -> None:
-    await response.write(head)
+    """Write a part in large pieces; its head goes with the first of them, not in a packet of its own."""
     async for piece in pieces:
         view = memoryview(piece)
+        room = WRITE_BYTES - len(head)
+        if head:
+            await response.write(b"".join((head, view[:room])))
+            view, head = view[room:], b""
         for start in range(0, len(view), WRITE_BYTES):
             await response.write(view[start : start + WRITE_BYTES])
+    if head:
+        await response.write(head)
 
 
 async def _single(body: bytes) -> AsyncIterator[bytes]:

@@ -24,7 +24,8 @@ class Pseudonyms:
     """Makes `pt_…`, `st_…`, `se_…`, `in_…` and blind column values from the index key (32 bytes)."""
 
     def __init__(self, index_key: bytes) -> None:
-        self._key = derive(index_key, b"accord/index/pseudonym/v1")
+        # A keyed state that is copied: `hmac.digest` lets go of the interpreter for each of these few bytes.
+        self._keyed = hmac.new(derive(index_key, b"accord/index/pseudonym/v1"), digestmod=sha256)
         self._blind_key = derive(index_key, b"accord/index/blind/v1")
         # A study's few names recur with every one of its instances.
         self._remembered = lru_cache(maxsize=REMEMBERED)(self._make)
@@ -54,8 +55,9 @@ class Pseudonyms:
         return hmac.digest(self._blind_key, f"{column}\x00{value}".encode(), sha256)[:BLIND_BYTES]
 
     def _make(self, prefix: str, kind: str, value: str) -> str:
-        mac = hmac.digest(self._key, f"{kind}\x00{value}".encode(), sha256)
-        return prefix + b32encode(mac)[:PSEUDONYM_CHARACTERS].decode().lower()
+        mac = self._keyed.copy()
+        mac.update(f"{kind}\x00{value}".encode())
+        return prefix + b32encode(mac.digest())[:PSEUDONYM_CHARACTERS].decode().lower()
 
 
 def derive(index_key: bytes, info: bytes) -> bytes:

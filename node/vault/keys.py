@@ -125,16 +125,20 @@ class KeyRing:
         check_study_id(study)
         if tx is not None:
             return await self._load(tx, study, grade) or await self._make_if(create, tx, study, grade)
-        async with self._database.read() as reading:
-            key = await self._load(reading, study, grade)
-        if key is None:
-            if not create:
-                raise _no_key()
-            async with self._creating, self._database.write() as writing:
-                key = await self._load(writing, study, grade)
-                key = key or await self._make_if(True, writing, study, grade)
-        self._remember(study, grade, key)
-        return key
+        async with self._creating:  # of many that come for a new study one asks; the others find it in memory
+            cached = self._studies.get((study, grade))
+            if cached is not None:
+                return cached
+            async with self._database.read() as reading:
+                key = await self._load(reading, study, grade)
+            if key is None:
+                if not create:
+                    raise _no_key()
+                async with self._database.write() as writing:
+                    key = await self._load(writing, study, grade)
+                    key = key or await self._make_if(True, writing, study, grade)
+            self._remember(study, grade, key)
+            return key
 
     async def secret(
         self, name: str, size: int = KEY_BYTES, *, make: Callable[[], bytes] | None = None

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -47,9 +48,11 @@ class Reader:
         keep_freed_memory()
         self._blobs = blobs
 
-    async def read(self, study: str, stored: StoredObject, key: bytes) -> bytes:
-        """Open one object whole with its object key. Raises Corrupt or NotFound."""
-        return await asyncio.to_thread(self._open, study, stored, key)
+    async def read(
+        self, study: str, stored: StoredObject, key: bytes, expected: bytes | None = None
+    ) -> bytes:
+        """Open one object whole with its object key. Raises Corrupt, also when its SHA-256 is not `expected`, or NotFound."""
+        return await asyncio.to_thread(self._open, study, stored, key, expected)
 
     async def read_range(
         self, study: str, stored: StoredObject, key: bytes, offset: int, length: int
@@ -116,11 +119,14 @@ class Reader:
             expires=expires,
         )
 
-    def _open(self, study: str, stored: StoredObject, key: bytes) -> bytes:
+    def _open(self, study: str, stored: StoredObject, key: bytes, expected: bytes | None) -> bytes:
         body = self._blobs.read(pack_name(study), stored.offset, stored.length)
         if len(body) != stored.length:
             raise corrupt_pack(study, f"it ends before byte {stored.offset + stored.length}")
-        return open_sealed(body, key, stored.header(study))
+        data = open_sealed(body, key, stored.header(study))
+        if expected is not None and sha256(data).digest() != expected:
+            raise Corrupt("An instance is not what arrived.", code="digest")
+        return data
 
     def _open_range(self, study: str, stored: StoredObject, key: bytes, offset: int, length: int) -> bytes:
         with self._blobs.opened(pack_name(study)) as read:

@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from consent.errors import Conflict, Invalid, NotFound
-from node.access.devices import check_ae_title
+from consent.vocabulary import EventKind
+from node.access.devices import check_ae_title, read_certificate
+from node.audit.event import Event
 from ops.commands.people import Folder, Json, operator
 from ops.console import speaks, tell, tell_table
 from ops.foundation import opened
@@ -91,6 +93,9 @@ def issue_certificate(
     async def run() -> tuple[str, str, str]:
         async with opened(folder) as node:
             pair = node.identity.issue_device_certificate(ae_title, node.clock.now())
+            fingerprint = read_certificate(pair.certificate.decode())[1]
+            detail = {"ae_title": ae_title, "fingerprint": fingerprint}
+            await node.log.record(Event(EventKind.DEVICE_CERTIFICATE_ISSUED, operator(), detail=detail))
             return pair.certificate.decode(), pair.key.decode(), node.identity.authority_pem
 
     certificate, key, authority = asyncio.run(run())

@@ -13,11 +13,12 @@ import pytest_asyncio
 from consent.directives import Directive
 from consent.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from consent.principals import Principal
-from consent.vocabulary import EventKind, Outcome, Right, Role
+from consent.vocabulary import Action, EventKind, Outcome, Right, Role
 from federation.holdings import HeldState
 from federation.notices import GrantState
 from federation.protocol import Particulars, RequestState
 from node.openings import Opening
+from tests.support.clearance import cleared
 from tests.support.dicom import study
 from tests.support.region import Region, Sharing, region
 
@@ -289,8 +290,11 @@ async def test_held_copy_without_its_home_is_only_ciphertext(r: Region) -> None:
     sharing = await r.share()
     opening, uid = await opened(r, sharing)
     await r.b.node.gateway.frame(opening, uid)
+    objects = (await r.a.node.vault.objects(sharing.study)).objects
     keys = await r.a.node.gateway.object_keys(
-        sharing.study, [stored.object_id for stored in (await r.a.node.vault.objects(sharing.study)).objects]
+        sharing.study,
+        [stored.object_id for stored in objects],
+        cleared(r.a.node, sharing.study, Action.VIEW),
     )
 
     for path in r.b.node.path.rglob("*"):

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -240,8 +241,29 @@ async def test_key_that_runs_out_while_another_is_leased_breaks_no_call(r: Regio
         await keys(second)  # another call, which drops what has run out
         return await lease(*arguments)
 
-    leased._lease = slow  # type: ignore[method-assign]
+    leased._lease = slow  # type: ignore[assignment, method-assign]
     found = await keys(first, second)
 
     assert set(found) == {first, second}
     assert all(len(key) == 32 for key in found.values())
+
+
+@pytest.mark.requirement("E4", "A1")
+async def test_revoked_grant_stays_revoked_when_its_row_is_set_back(r: Region) -> None:
+    """Whoever edits the database cannot revive a grant: the log says that it was revoked."""
+    sharing = await r.share()
+    body = await body_of(r, sharing)
+    await r.a.grants.revoke(sharing.owner, sharing.grant.id, "no longer needed")
+    async with r.a.node.database.write() as tx:
+        await r.a.node.records.mark(tx, sharing.grant.id, "active")
+
+    with pytest.raises(Denied):
+        await released(r, signed(r, body))
+
+
+async def test_lease_request_without_objects_is_refused(r: Region) -> None:
+    """A request names what it wants the keys of."""
+    body = await body_of(r, await r.share())
+
+    with pytest.raises(Invalid):
+        LeaseRequest.from_json({**body.to_json(), "objects": []})

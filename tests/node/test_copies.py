@@ -17,6 +17,7 @@ from consent.principals import Principal
 from consent.signed import Signed
 from consent.vocabulary import Action, EventKind, Purpose, Right, Role
 from node.vault.blobs import FileBlobs
+from tests.support.clearance import cleared
 from tests.support.clock import FakeClock
 from tests.support.consents import ABROAD, HOME, signed_directive, signed_grant
 from tests.support.dicom import ct_slice, study, uid
@@ -54,7 +55,7 @@ class Shared:
         if not self.releasing:
             raise Denied("The grant was revoked.")
         self.released += object_ids
-        return await self.home.gateway.object_keys(study, object_ids)
+        return await self.home.gateway.object_keys(study, object_ids, cleared(self.home, study, Action.VIEW))
 
     def close_opening(self, opening_id: str) -> None:
         self.released.clear()

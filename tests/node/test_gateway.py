@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,16 @@ from sqlalchemy import update
 
 from consent.emergency import EmergencyClaim
 from consent.errors import Corrupt, Denied, NotFound
+from consent.obligations import ExpireAt
 from consent.principals import Principal
-from consent.vocabulary import Action, EventKind, Grade, Outcome, Purpose, Role
+from consent.verdict import Permit
+from consent.vocabulary import Action, EventKind, Grade, Outcome, Purpose, ResourceKind, Role
 from node import gateway as gateway_module
+from node.clearance import Clearance
 from node.index import Level, Query
 from node.index.tables import STUDIES
 from node.ingest import Receipt
+from tests.support.clearance import cleared
 from tests.support.dicom import ct_slice, pydicom_samples, study, uid
 from tests.support.node import NodeFixture, small_node
 
@@ -411,9 +416,11 @@ async def test_frames_are_cut_as_stored(node: NodeFixture) -> None:
 async def test_peers_get_sealed_bytes_a_signed_list_and_single_keys(node: NodeFixture) -> None:
     """The manifest lists every object with its digests, and the keys are of objects, not of the study."""
     _, receipt = await treated(node)
-    manifest = (await node.gateway.manifest(receipt.study)).body
-    keys = await node.gateway.object_keys(receipt.study, [receipt.instance])
-    whole = await node.gateway.pack_bytes(receipt.study, 0, manifest.size)
+    granting = await granting_clearance(node, receipt.study)
+    fetching, viewing = (cleared(node, receipt.study, action) for action in (Action.FETCH, Action.VIEW))
+    manifest = (await node.gateway.manifest(receipt.study, granting)).body
+    keys = await node.gateway.object_keys(receipt.study, [receipt.instance], viewing)
+    whole = await node.gateway.pack_bytes(receipt.study, 0, manifest.size, fetching)
 
     assert len(manifest.objects) == 6
     assert manifest.entry(receipt.instance).sha256 == ct_slice().sha256.hex()  # type: ignore[union-attr]
@@ -421,7 +428,51 @@ async def test_peers_get_sealed_bytes_a_signed_list_and_single_keys(node: NodeFi
     assert set(keys) == {receipt.instance}
     assert ct_slice().data[:200] not in whole
     with pytest.raises(NotFound):
-        await node.gateway.object_keys(receipt.study, ["in_nothing"])
+        await node.gateway.object_keys(receipt.study, ["in_nothing"], viewing)
+
+
+async def granting_clearance(node: NodeFixture, study: str) -> Clearance:
+    """A permit to grant access to this study's patient."""
+    shown = cleared(node, study, Action.GRANT)
+    patient = (await node.index.study(study)).patient
+    resource = replace(shown.request.resource, kind=ResourceKind.GRANT, id="request", patient=patient)
+    return replace(shown, request=replace(shown.request, resource=resource))
+
+
+@pytest.mark.requirement("U1", "T2")
+async def test_peers_get_nothing_without_a_permit_for_this_study(node: NodeFixture) -> None:
+    """A permit for another study, use or hospital, or of an hour ago, brings out neither bytes nor keys."""
+    _, receipt = await treated(node)
+    (other,) = await node.store(ct_slice(study="other", patient_id="P-2"))
+    study, gateway = receipt.study, node.gateway
+    granting, fetching, viewing = (
+        await granting_clearance(node, study),
+        cleared(node, study, Action.FETCH),
+        cleared(node, study, Action.VIEW),
+    )
+
+    def elsewhere(shown: Clearance) -> Clearance:
+        resource = replace(shown.request.resource, home="elsewhere")
+        return replace(shown, request=replace(shown.request, resource=resource))
+
+    async def refused(code: str, manifest: Clearance, fetch: Clearance, view: Clearance) -> None:
+        for handing_out in (
+            gateway.manifest(study, manifest),
+            gateway.pack_bytes(study, 0, 10, fetch),
+            gateway.object_keys(study, [receipt.instance], view),
+        ):
+            with pytest.raises(Denied) as caught:
+                await handing_out
+            assert caught.value.code == code
+
+    others = [cleared(node, other.study, action) for action in (Action.FETCH, Action.VIEW)]
+    await refused("wrong-permit", await granting_clearance(node, other.study), *others)
+    await refused("wrong-permit", fetching, viewing, fetching)
+    await refused("wrong-permit", elsewhere(granting), elsewhere(fetching), elsewhere(viewing))
+    over = Permit((ExpireAt(node.clock.now()),))
+    await refused("stale-permit", *(replace(one, permit=over) for one in (granting, fetching, viewing)))
+    node.clock.tick(hours=1)
+    await refused("stale-permit", granting, fetching, viewing)
 
 
 @pytest.mark.requirement("R2", "U1")

@@ -14,7 +14,7 @@ import structlog
 from tests.support.cli import Said, accord
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def quiet_logs() -> Iterator[None]:
     """As `ops.cli.main` does for commands: what the parts log is not on standard output."""
     before = structlog.get_config()
@@ -27,7 +27,7 @@ def quiet_logs() -> Iterator[None]:
     structlog.configure(**before)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def made(tmp_path_factory: pytest.TempPathFactory, quiet_logs: None) -> tuple[Path, Said]:
     """The folder as `accord init` left it, and what that said. Never changed by a test."""
     folder = tmp_path_factory.mktemp("made") / "accord"

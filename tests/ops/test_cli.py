@@ -18,6 +18,7 @@ import typer
 
 from consent.errors import Corrupt, Denied
 from consent.vocabulary import EventKind, Role
+from node.access.devices import read_certificate
 from node.audit.evidence import verify_proof_file
 from ops.cli import app
 from ops.console import EXIT_CODES
@@ -321,6 +322,18 @@ async def test_a_key_is_never_overwritten(folder: Path, tmp_path: Path) -> None:
     before = (out / "CT1.key").read_bytes()
     again = await _run("device", "issue-certificate", folder, "--ae-title", "CT1", "--out", out)
     assert again.code == 5 and (out / "CT1.key").read_bytes() == before
+
+
+@pytest.mark.requirement("C1", "V4")
+async def test_an_issued_certificate_is_on_record(folder: Path, tmp_path: Path) -> None:
+    """With the AE title and the fingerprint by which the device will be known."""
+    out = tmp_path / "ct1"
+    await _said("device", "issue-certificate", folder, "--ae-title", "CT1", "--out", out)
+    async with opened(folder) as node:
+        (entry,) = await node.log.search(kind=EventKind.DEVICE_CERTIFICATE_ISSUED)
+    fingerprint = read_certificate((out / "CT1.crt").read_text("ascii"))[1]
+    assert entry.event.detail == {"ae_title": "CT1", "fingerprint": fingerprint}
+    assert entry.event.actor.startswith("system:")
 
 
 async def test_device_list_shows_channel_and_state(folder: Path) -> None:

@@ -60,8 +60,23 @@ async def show(request: web.Request) -> web.Response:
 
 
 async def of_patient(request: web.Request) -> web.Response:
-    """GET ?patient= | patient_id= | study= → the version that counts of each consent."""
-    patient = await patient_of(request, request.query)
+    """GET ?patient= | study= → the version that counts of each consent; pseudonyms only."""
+    if "patient_id" in request.query:
+        raise Invalid(
+            N_("A Patient ID does not belong in an address, which others keep on record."),
+            mend=N_("Send it in the body: POST /api/v1/consents/search."),
+            code="patient-id-in-address",
+        )
+    return await _of_patient(request, request.query)
+
+
+async def search(request: web.Request) -> web.Response:
+    """POST /search {patient | patient_id | study} → the version that counts of each consent."""
+    return await _of_patient(request, await read_json(request))
+
+
+async def _of_patient(request: web.Request, named: Mapping[str, Any]) -> web.Response:
+    patient = await patient_of(request, named)
     consents = request.app[CONSENTS]
     await consents.check(current_person(request), patient, address=address_of(request))
     return respond([consent_json(signed) for signed in await consents.of_patient(patient)])
@@ -115,6 +130,7 @@ def _named(data: Mapping[str, Any], name: str) -> tuple[str, ...]:
 ROUTES = [
     web.get("/api/v1/consents", of_patient),
     web.post("/api/v1/consents", record),
+    web.post("/api/v1/consents/search", search),
     web.get("/api/v1/consents/{consent}", show),
     web.post("/api/v1/consents/{consent}/withdraw", withdraw),
 ]

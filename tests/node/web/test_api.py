@@ -176,6 +176,7 @@ async def test_consent_is_signed_shown_as_fhir_and_withdrawn(hospital: Hospital)
     async with hospital.site.client("wu") as client:
         refused = await post(client, "/api/v1/consents", terms, 403)
         assert refused["reasons"]
+        await post(client, "/api/v1/consents/search", {"patient_id": PATIENT_ID}, 403)
     async with hospital.site.client("li") as client:
         made = await post(client, "/api/v1/consents", terms)
         assert (made["version"], made["recipients"], sorted(made["rights"])) == (
@@ -185,6 +186,11 @@ async def test_consent_is_signed_shown_as_fhir_and_withdrawn(hospital: Hospital)
         )
         listed = await get(client, "/api/v1/consents", study=hospital.study)
         assert [one["id"] for one in listed] == [made["id"]]
+        refused = await get(client, "/api/v1/consents", 400, patient_id=PATIENT_ID)
+        assert "does not belong in an address" in refused["detail"]
+        for named in ({"patient_id": PATIENT_ID}, {"patient": hospital.patient}, {"study": hospital.study}):
+            assert await post(client, "/api/v1/consents/search", named, 200) == listed
+        await post(client, "/api/v1/consents/search", {}, 400)
         async with client.get(
             f"/api/v1/consents/{made['id']}", headers={"Accept": "application/fhir+json"}
         ) as answer:

@@ -32,7 +32,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --requirements
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --tb=native --requirements
 
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench

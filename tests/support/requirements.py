@@ -7,6 +7,7 @@ passed and none that claims it failed. Unknown IDs fail the run at collection.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 )
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
-    outcome = yield
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
     # On the report, so that it reaches the one process that sums up when several run the tests.
-    outcome.get_result().user_properties.append((PROPERTY, sorted(_claimed(item))))
+    report.user_properties.append((PROPERTY, sorted(_claimed(item))))
+    return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

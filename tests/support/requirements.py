@@ -21,6 +21,8 @@ _failed: set[str] = set()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The long ones first: begun last, one of them would keep a single worker busy while the others are done.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
         for requirement in _claimed(item):
             if requirement not in KNOWN:

@@ -24,9 +24,9 @@ class Pseudonyms:
     """Makes `pt_…`, `st_…`, `se_…`, `in_…` and blind column values from the index key (32 bytes)."""
 
     def __init__(self, index_key: bytes) -> None:
-        # A keyed state that is copied: `hmac.digest` lets go of the interpreter for each of these few bytes.
-        self._keyed = hmac.new(derive(index_key, b"accord/index/pseudonym/v1"), digestmod=sha256)
-        self._blind_key = derive(index_key, b"accord/index/blind/v1")
+        # Keyed states that are copied: `hmac.digest` lets go of the interpreter for each of these few bytes.
+        self._naming = hmac.new(derive(index_key, b"accord/index/pseudonym/v1"), digestmod=sha256)
+        self._blinding = hmac.new(derive(index_key, b"accord/index/blind/v1"), digestmod=sha256)
         # A study's few names recur with every one of its instances.
         self._remembered = lru_cache(maxsize=REMEMBERED)(self._make)
 
@@ -52,12 +52,11 @@ class Pseudonyms:
 
     def blind(self, column: str, value: str) -> bytes:
         """The 16-byte value by which `value` is found in a blind column."""
-        return hmac.digest(self._blind_key, f"{column}\x00{value}".encode(), sha256)[:BLIND_BYTES]
+        return _digest(self._blinding, f"{column}\x00{value}".encode())[:BLIND_BYTES]
 
     def _make(self, prefix: str, kind: str, value: str) -> str:
-        mac = self._keyed.copy()
-        mac.update(f"{kind}\x00{value}".encode())
-        return prefix + b32encode(mac.digest())[:PSEUDONYM_CHARACTERS].decode().lower()
+        mac = _digest(self._naming, f"{kind}\x00{value}".encode())
+        return prefix + b32encode(mac)[:PSEUDONYM_CHARACTERS].decode().lower()
 
 
 def derive(index_key: bytes, info: bytes) -> bytes:
@@ -65,3 +64,9 @@ def derive(index_key: bytes, info: bytes) -> bytes:
     if len(index_key) != KEY_BYTES:
         raise ValueError(f"the index key has {KEY_BYTES} bytes")
     return HKDF(SHA256(), length=32, salt=None, info=info).derive(index_key)
+
+
+def _digest(keyed: hmac.HMAC, message: bytes) -> bytes:
+    mac = keyed.copy()
+    mac.update(message)
+    return mac.digest()

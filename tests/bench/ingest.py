@@ -87,12 +87,12 @@ def send(door: Door, paths: Sequence[Path], keys: Keys, associations: int = 1) -
         senders.append(
             subprocess.Popen(
                 [*command, *map(str, paths[number::associations])],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 env={**os.environ, "TCP_NODELAY": "1"},
             )
         )
-    said = [sender.communicate()[1] for sender in senders]
+    said = [sender.communicate()[0] for sender in senders]
     seconds = time.perf_counter() - began
     if any(sender.returncode for sender in senders):
         raise RuntimeError(f"storescu to port {door.port} failed: {b''.join(said)[-500:]!r}")

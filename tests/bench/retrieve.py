@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from tests.bench.client import Answer, Client
 from tests.bench.ingest import at_once, turned
 from tests.bench.meter import metered
 from tests.bench.results import Results
-from tests.bench.servers import Server, Stage
+from tests.bench.servers import Server, Stage, floor
 from tests.bench.workload import NAMES, ct_name, tiny_patient, tiny_uid
 from tests.support.dicom import uid
 
@@ -20,18 +20,22 @@ WARM_UPS = 3
 
 
 def wado(stage: Stage, study: int, results: Results, *, runs: int, parallel: int) -> None:
-    """The whole study by one client and by several at once."""
+    """The whole study by one client and by several at once, beside aiohttp streaming as many zeros by TLS."""
     path = f"/studies/{uid(ct_name(study))}"
-    with _clients(stage, parallel) as clients:
+    with floor(stage.keys) as bare, _clients([*stage.with_web(), bare], parallel) as clients:
         for server, connected in clients:
-            _require(connected[0].get(path, DICOM), server)
+            if server is not bare:
+                size = _require(connected[0].get(path, DICOM), server).size_bytes
+        paths = {server: path for server in stage.with_web()} | {bare: f"/bytes?size={size}"}
         for count in (1, parallel):
             what = f"WADO-RS study, {count} client{'s' if count > 1 else ''}"
             for run in range(runs):
                 for server, connected in turned(clients, run):
                     answers: list[Answer] = []
                     works = [
-                        lambda client=client: answers.append(client.get(path, DICOM))  # type: ignore[misc]
+                        lambda client=client, server=server: answers.append(  # type: ignore[misc]
+                            client.get(paths[server], DICOM)
+                        )
                         for client in connected[:count]
                     ]
                     for client in connected[:count]:
@@ -89,7 +93,7 @@ def rendered(stage: Stage, study: int, slices: int, results: Results, *, count: 
 def wait_until_indexed(stage: Stage, study: int, slices: int) -> None:
     """Return when every server answers for the whole study."""
     path = f"/studies/{uid(ct_name(study))}/instances?limit={slices + 1}"
-    with _clients(stage, 1) as clients:
+    with _clients(stage.with_web(), 1) as clients:
         for server, (client,) in clients:
             for _ in range(200):
                 answer = client.get(path, JSON, keep=True)
@@ -103,7 +107,7 @@ def _timed(
     stage: Stage, results: Results, what: str, path: Callable[[int], str], accept: str, count: int
 ) -> None:
     """Ask every server the same, request by request in turns; milliseconds until the last byte."""
-    with _clients(stage, 1) as clients:
+    with _clients(stage.with_web(), 1) as clients:
         for number in range(WARM_UPS):
             for server, (client,) in clients:
                 _require(client.get(path(number), accept), server)
@@ -121,11 +125,11 @@ def _require(answer: Answer, server: Server) -> Answer:
 
 
 @contextmanager
-def _clients(stage: Stage, count: int) -> Iterator[list[tuple[Server, list[Client]]]]:
+def _clients(servers: Sequence[Server], count: int) -> Iterator[list[tuple[Server, list[Client]]]]:
     """So many open connections to each server."""
     with ExitStack() as stack:
         made = []
-        for server in stage.with_web():
+        for server in servers:
             assert server.web is not None
             clients = [stack.enter_context(Client(server.web)) for _ in range(count)]
             made.append((server, clients))

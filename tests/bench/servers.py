@@ -222,6 +222,15 @@ def storescp(folder: Path, keys: Keys, *, secure: bool) -> Iterator[Server]:
 
 
 @contextmanager
+def floor(keys: Keys) -> Iterator[Server]:
+    """See `tests.bench.floor`."""
+    (port,) = free_ports(1)
+    certificate, key = keys.server
+    with _process([sys.executable, "-m", "tests.bench.floor", port, certificate, key], port) as pid:
+        yield Server("aiohttp alone", pid, web=Web("127.0.0.1", port, context=keys.trusting()))
+
+
+@contextmanager
 def _process(arguments: Sequence[object], port: int) -> Iterator[int]:
     environment = {**os.environ, "TCP_NODELAY": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

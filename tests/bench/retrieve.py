@@ -20,13 +20,11 @@ WARM_UPS = 3
 
 
 def wado(stage: Stage, study: int, results: Results, *, runs: int, parallel: int) -> None:
-    """The whole study by one client and by several at once, beside aiohttp streaming as many zeros by TLS."""
+    """The whole study by one client and by several at once, beside aiohttp streaming as many bytes by TLS."""
     path = f"/studies/{uid(ct_name(study))}"
     with floor(stage.keys) as bare, _clients([*stage.with_web(), bare], parallel) as clients:
-        for server, connected in clients:
-            if server is not bare:
-                size = _require(connected[0].get(path, DICOM), server).size_bytes
-        paths = {server: path for server in stage.with_web()} | {bare: f"/bytes?size={size}"}
+        whole = [_require(connected[0].get(path, DICOM), server) for server, connected in clients[:-1]]
+        bare_path = f"/bytes?size={whole[0].size_bytes}"
         for count in (1, parallel):
             what = f"WADO-RS study, {count} client{'s' if count > 1 else ''}"
             for run in range(runs):
@@ -34,7 +32,7 @@ def wado(stage: Stage, study: int, results: Results, *, runs: int, parallel: int
                     answers: list[Answer] = []
                     works = [
                         lambda client=client, server=server: answers.append(  # type: ignore[misc]
-                            client.get(paths[server], DICOM)
+                            client.get(bare_path if server is bare else path, DICOM)
                         )
                         for client in connected[:count]
                     ]

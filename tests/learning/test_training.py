@@ -21,7 +21,7 @@ from learning.plans import Refusal, Schedule, Training, Verdict
 from learning.runtables import RunState
 from tests.learning.region import OFFICER, RESEARCHER, Hospital, Hub, digits_plan, training_region
 
-pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(480)]
 
 
 async def until(true: Callable[[], Awaitable[bool]], seconds: float = 120) -> None:
@@ -137,7 +137,7 @@ async def test_a_run_always_ends_and_nothing_is_left_running(tmp_path: Path) -> 
         quick = digits_plan(
             baseline=False,
             training=Training(local_epochs=1),
-            schedule=Schedule(rounds=300, minimum_sites=2, round_seconds=60, deadline_seconds=200),
+            schedule=Schedule(rounds=300, minimum_sites=2, round_seconds=240, deadline_seconds=600),
         )
         signed = await hub.runs.propose(quick, RESEARCHER)
         await offered_to_all(hub, sites)

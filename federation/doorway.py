@@ -2,7 +2,8 @@
 
 The listener's TLS lets in only what a pinned authority issued; this looks again at every request, because a
 connection may be older than a suspension. Refusals are logged, at most one entry a minute for each address, with how
-many there were, so that a scan cannot flood the log.
+many there were, so that a scan cannot flood the log. An unknown caller may be a member that joined since this node last asked the hub, so
+one now and then makes the node ask again at once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -17,7 +19,7 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from consent.errors import AccordError, Denied
+from consent.errors import AccordError, Denied, Unavailable
 from consent.vocabulary import EventKind, Outcome
 from federation.keys import DOORWAY
 from federation.members import Members
@@ -32,6 +34,9 @@ JOIN_PATH = f"{PREFIX}/join"
 ROSTER_PATH = f"{PREFIX}/roster"
 REPEAT_SECONDS = 60
 MAX_ADDRESSES = 1024
+HURRY_SECONDS = 10
+"""How often at most an unknown caller makes this node fetch the roster."""
+UNKNOWN = frozenset({"peer-unlisted", "peer-handshake"})
 
 logger = structlog.get_logger("peers")
 
@@ -53,6 +58,28 @@ class Doorway:
         self._clock = clock
         self._refused: OrderedDict[str, _Refused] = OrderedDict()
         self._writing: set[asyncio.Task[None]] = set()
+        self._refetch: Callable[[], None] | None = None
+        self._hurried: datetime | None = None
+
+    def hold(self, refetch: Callable[[], None]) -> None:
+        """Take what wakes the duty that fetches the roster; it is called when somebody unknown has come."""
+        self._refetch = refetch
+
+    async def admit(self, request: web.Request) -> Member:
+        """As `identify`, after another look at the database where another process may have changed the roster.
+
+        That is while there is none, and when this node's own certificate comes: its command line asks whether the
+        running node knows what it wrote.
+        """
+        try:
+            member = self.identify(request)
+        except Unavailable:
+            await self._members.look_again()
+            return self.identify(request)
+        if member.id == self._members.node_id:
+            await self._members.look_again()
+            return self.identify(request)
+        return member
 
     def identify(self, request: web.Request) -> Member:
         """The member that this request comes from. Raises Denied."""
@@ -69,6 +96,8 @@ class Doorway:
     async def refuse(self, address: str, error: AccordError) -> None:
         """Put a refusal on record."""
         now = self._clock.now()
+        if error.code in UNKNOWN:
+            self._hurry(now)
         known = self._refused.get(address)
         if known is not None and now - known.logged < timedelta(seconds=REPEAT_SECONDS):
             known.unlogged += 1
@@ -93,6 +122,13 @@ class Doorway:
                 },
             )
         )
+
+    def _hurry(self, now: datetime) -> None:
+        if self._refetch is None:
+            return
+        if self._hurried is None or now - self._hurried >= timedelta(seconds=HURRY_SECONDS):
+            self._hurried = now
+            self._refetch()
 
     def handshake_failed(self, address: str, error: Exception) -> None:
         """For the listener: a TLS handshake that ended badly. A certificate that nobody pinned is a refusal."""
@@ -120,7 +156,7 @@ async def peers_only(request: web.Request, handler: Handler) -> web.StreamRespon
     doorway = request.app[DOORWAY]
     if request.path != JOIN_PATH:
         try:
-            request[PEER] = doorway.identify(request)
+            request[PEER] = await doorway.admit(request)
         except AccordError as error:
             # A suspended member may still read the roster: that is how its node learns it, and sheds its copies.
             if (request.path, error.code) != (ROSTER_PATH, "peer-suspended"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from time import monotonic
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import Column, Integer, Table, Text, delete, insert, select
@@ -23,6 +24,8 @@ from node.clock import Clock
 from node.database import Database, Tx, UtcDateTime, metadata
 
 KEPT_ROSTERS = 32
+LOOK_SECONDS = 0.2
+"""How often at most somebody at a door makes this node look at its database again."""
 
 region_anchor = Table(
     "region_anchor",
@@ -60,11 +63,18 @@ class Members:
         self._own_key = own_key
         self._anchor: Anchor | None = None
         self._accepted: AcceptedRoster | None = None
+        self._looked = float("-inf")
 
     async def load(self) -> None:
         """Read anchor and latest roster from the database; also picks up what another process accepted."""
         async with self._database.read() as tx:
             self._anchor, self._accepted = await _stored(tx)
+
+    async def look_again(self) -> None:
+        """`load`, at most every LOOK_SECONDS: for the doors, when `accord join` may just have written a roster."""
+        if monotonic() - self._looked >= LOOK_SECONDS:
+            self._looked = monotonic()
+            await self.load()
 
     @property
     def anchor(self) -> Anchor | None:

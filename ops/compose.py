@@ -210,6 +210,7 @@ async def build_node(foundation: Foundation) -> Node:
         names=(*base.settings.http.names, *LOOPBACK_NAMES),
     )
     jobs = Jobs(_duties(base, gateway, exchange, doors), base.clock)
+    exchange.doorway.hold(lambda: jobs.wake("roster"))
     services = {
         **people_services(base),
         people.GATEWAY: gateway,

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import aiohttp
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from federation.authority import Authority
 from federation.channel import Channel
 from federation.client import PeerClient
+from federation.doorway import ROSTER_PATH
 from federation.following import Following
 from federation.roster import HUB, Anchor, Member, own_entry
+from node.tls import client_context
 from ops.doors import LOOPBACK_NAMES
 from ops.foundation import Foundation
 
 REGION_KEY = "region/signing"
+SEEN_SECONDS = 10.0
+ANSWER_SECONDS = 5.0
+ASK_AGAIN_SECONDS = 0.25
+ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (what a door that is bound to all answers at)
 
 
 def build_channel(base: Foundation) -> Channel:
@@ -49,6 +57,35 @@ async def joining(base: Foundation) -> AsyncIterator[Following]:
         yield Following(identity=base.identity, members=base.members, client=client, clock=base.clock)
     finally:
         await client.close()
+
+
+async def seen_by_running_node(base: Foundation) -> bool | None:
+    """Ask the node that serves this folder, at its own peer door, until it shows the roster that the database holds.
+
+    None when no node of ours answers there; False when it shows another roster after SEEN_SECONDS.
+    """
+    settings = base.settings.peer
+    if not settings.port:
+        return None
+    url = f"https://{ANY_ADDRESS.get(settings.host, settings.host)}:{settings.port}{ROSTER_PATH}"
+    own = base.identity.node_id
+    context = client_context([base.identity.authority_pem], base.identity.leaf([own], base.clock.now()))
+    timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
+    end = asyncio.get_running_loop().time() + SEEN_SECONDS
+    async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
+        while True:
+            try:
+                async with session.get(url, ssl=context, server_hostname=own) as response:
+                    shown = await response.read()
+            except TimeoutError:
+                shown = b""
+            except (aiohttp.ClientError, OSError):
+                return None
+            if shown and all(token.encode() in shown for token in base.members.tokens):
+                return True
+            if asyncio.get_running_loop().time() > end:
+                return False
+            await asyncio.sleep(ASK_AGAIN_SECONDS)
 
 
 def _text(key: Ed25519PrivateKey) -> str:

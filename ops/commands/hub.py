@@ -18,6 +18,12 @@ from ops.foundation import create_folder, opened
 from ops.service import serve_hub
 
 OPERATOR = "operator"
+SEEN = {
+    True: "The running node knows it.",
+    False: "The running node does not show it yet: look at its output, or restart it.",
+    None: "No node answers here now; it knows its region when it starts: accord serve {folder}",
+}
+"""What `accord join` says of the node that runs in the folder: whether it has seen the roster."""
 
 hub = typer.Typer(help="The hub of a region.", no_args_is_help=True)
 
@@ -109,11 +115,13 @@ def join(
 ) -> None:
     """Enter a region. The hub must be running; may be repeated when an answer was lost.
 
+    A node that runs in DIR need not be restarted: the command ends when that node knows its region, or says so.
+
     Example: accord join /srv/accord general.accord
     """
     from federation.joining import MAX_INVITATION_BYTES, read_invitation
     from federation.roster import own_entry
-    from ops.region import joining
+    from ops.region import joining, seen_by_running_node
 
     if not invitation.is_file():
         raise NotFound(f"{invitation} is not there.")
@@ -121,7 +129,7 @@ def join(
         raise Invalid(f"{invitation} is too large for an invitation.")
     text = invitation.read_text("ascii", errors="replace")
 
-    async def run() -> tuple[bool, str]:
+    async def run() -> tuple[bool, str, bool | None]:
         async with opened(folder) as base:
             signed = read_invitation(text, base.clock.now())
             own = own_entry(base.identity.public(), base.settings.peer_url)
@@ -134,15 +142,16 @@ def join(
                     detail={"region": signed.body.anchor.region, "listed": listed},
                 )
             )
-            return listed, signed.body.anchor.region
+            seen = await seen_by_running_node(base) if listed else None
+            return listed, signed.body.anchor.region, seen
 
-    listed, region = asyncio.run(run())
+    listed, region, seen = asyncio.run(run())
     words = (
-        f"Listed in region {region}."
+        f"Listed in region {region}. {SEEN[seen].format(folder=folder)}"
         if listed
-        else f"Asked to join {region}: the region's keys have yet to sign."
+        else f"Asked to join {region}: the region's keys have yet to sign. Then repeat this command."
     )
-    tell(words, {"listed": listed, "region": region}, as_json=as_json)
+    tell(words, {"listed": listed, "region": region, "seen": seen}, as_json=as_json)
 
 
 async def _found_region(folder: Path, region: str) -> str:

@@ -13,8 +13,14 @@ import pytest_asyncio
 
 from consent.errors import Denied, Invalid, NotFound, Unavailable
 from consent.vocabulary import EventKind
+from federation.channel import Channel
 from federation.client import PeerClient
+from federation.doorway import HURRY_SECONDS, Doorway
+from federation.keys import DOORWAY, MEMBERS
+from federation.members import LOOK_SECONDS, Members
 from federation.protocol import MAX_BODY_BYTES, PREFIX
+from federation.service import MEMBER_ROUTES, make_peer_app, peer_listener
+from node.clock import TrustedClock
 from node.identity import Identity, client_context
 from tests.federation.conftest import identity_of
 from tests.support.region import Hospital, Region, region
@@ -245,3 +251,44 @@ async def test_scan_does_not_flood_the_log(r: Region) -> None:
 
     entries = await r.a.log.search(kind=EventKind.PEER_REFUSED, limit=2)
     assert [entry.event.detail["unlogged_before"] for entry in entries] == [49, 0]
+
+
+@pytest.mark.requirement("E1")
+async def test_roster_that_another_process_accepted_is_known_at_the_next_call(r: Region) -> None:
+    """A node without a roster looks at its database when it is called, and again when its own command line asks."""
+    running = Members(
+        database=r.a.node.database, log=r.a.log, clock=r.clock, node_id=r.a.id
+    )  # a process that started before `accord join` wrote the roster
+    channel = Channel(identity=r.a.node.identity, members=running, hosts=["127.0.0.1"], clock=TrustedClock())
+    services = {DOORWAY: Doorway(members=running, log=r.a.log, clock=r.clock), MEMBERS: running}
+    app = make_peer_app(routes=MEMBER_ROUTES, services=services)
+    async with peer_listener(app, "127.0.0.1", 0, channel=channel) as door:
+        url = f"https://127.0.0.1:{door.port}{PREFIX}/roster"
+        own = client_context(
+            [r.a.node.identity.authority_pem], r.a.node.identity.leaf(["127.0.0.1"], datetime.now(UTC))
+        )
+        async with aiohttp.ClientSession() as session:
+            async with session.get(url, ssl=own, server_hostname=r.a.id) as response:
+                assert response.status == 200
+                assert (await response.json())["tokens"] == list(r.a.members.tokens)
+            await r.hub.authority.suspend("b-central", by="person:op@hub", reason="a newer roster")
+            await r.a.following.refresh()
+            await asyncio.sleep(LOOK_SECONDS)
+            async with session.get(url, ssl=own, server_hostname=r.a.id) as response:
+                assert (await response.json())["tokens"] == list(r.a.members.tokens)
+        assert running.version == r.a.members.version
+
+
+@pytest.mark.requirement("E1")
+async def test_unknown_caller_makes_the_node_fetch_the_roster_once_in_a_while(r: Region) -> None:
+    """A hospital that joined a minute ago is unknown until the roster is fresh; a scan fetches it no more often."""
+    doorway = Doorway(members=r.a.members, log=r.a.log, clock=r.clock)
+    fetched: list[datetime] = []
+    doorway.hold(lambda: fetched.append(r.clock.now()))
+    for _ in range(3):
+        await doorway.refuse("10.0.0.1", Denied("unknown", code="peer-handshake"))
+    await doorway.refuse("10.0.0.2", Denied("suspended", code="peer-suspended"))
+    assert len(fetched) == 1
+    r.clock.tick(seconds=HURRY_SECONDS)
+    await doorway.refuse("10.0.0.2", Denied("unlisted", code="peer-unlisted"))
+    assert len(fetched) == 2

@@ -18,12 +18,12 @@ IMPURE = {
 CLOCKS = {"now", "utcnow", "today"}
 LEARNING_ONLY = {"flwr", "torch"}
 READING_SIDE = "node.vault.reader"
-MAY_READ_THE_VAULT = {"node/gateway.py"}
+MAY_READ_THE_VAULT = {"node/gateway/reading.py"}
 OPENING = {"node.vault.seal.open_sealed", "node.vault.seal.open_range"}
 DERIVING = {
     f"node.vault.{room}.{name}" for room in ("seal", "keys") for name in ("object_key", "object_keys")
 }
-MAY_DERIVE_KEYS = {"node/gateway.py", "node/shelves.py"}
+MAY_DERIVE_KEYS = {"node/gateway/reading.py", "node/shelves.py"}
 
 
 def modules(*packages: str) -> list[Path]:

@@ -19,8 +19,8 @@ from consent.obligations import ExpireAt
 from consent.principals import Principal
 from consent.verdict import Permit
 from consent.vocabulary import Action, EventKind, Grade, Outcome, Purpose, ResourceKind, Role
-from node import gateway as gateway_module
 from node.clearance import Clearance
+from node.gateway import data_sets, reading
 from node.index import Level, Query
 from node.index.tables import STUDIES
 from node.ingest import Receipt
@@ -323,8 +323,8 @@ async def test_large_instances_are_streamed_in_verified_pieces(
     node: NodeFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Past the whole-read bound an instance comes in pieces, and a wrong digest sends none of them."""
-    monkeypatch.setattr(gateway_module, "MAX_WHOLE_BYTES", 1000)
-    monkeypatch.setattr(gateway_module, "PIECE_BYTES", 700)
+    monkeypatch.setattr(data_sets, "MAX_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(reading, "PIECE_BYTES", 700)
     who, receipt = await treated(node)
     opening = await node.gateway.open(who, receipt.study, action=Action.DOWNLOAD)
     rows = await node.gateway.rows(opening, sop_uid=SOP)

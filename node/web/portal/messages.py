@@ -47,7 +47,7 @@ SPOKEN_PLACES: Final = (
     "node/access",
     "node/approvals.py",
     "node/consents.py",
-    "node/gateway.py",
+    "node/gateway",
     "node/imaging/decode.py",
     "node/imaging/frames.py",
     "node/imaging/rendering.py",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from consent.vocabulary import Role
+from consent.vocabulary import Purpose, Role
 
 PEOPLE = frozenset(
     {
@@ -31,7 +31,8 @@ class Principal:
     """`id` is the login of a person, the AE title of a device, the node id of a member, or a job's name.
 
     `node` is the node that vouches for it: the hospital a person works at, the node a device sends to, the
-    member itself. `second_factor` says whether this sign-in used one.
+    member itself. `second_factor` says whether this sign-in used one. `attributes` of a device are the services it is
+    registered for, and `purpose` is why it asks, for a machine cannot say so itself.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Principal:
     attributes: frozenset[str] = frozenset()
     second_factor: bool = False
     active: bool = True
+    purpose: Purpose = Purpose.TREATMENT
 
     @property
     def actor(self) -> str:

@@ -47,6 +47,27 @@ def because(case: Case) -> tuple[str, ...]:
     return (NOTHING_PERMITS,)
 
 
+SERVICES = {
+    Action.INGEST: ("store", "This device is not registered to send."),
+    Action.COMMIT: ("commit", "This device is not registered to ask for storage commitment."),
+    Action.SEARCH: ("query", "This device is not registered to query."),
+    Action.DOWNLOAD: ("retrieve", "This device is not registered to retrieve."),
+}
+"""What a device must be registered for, and the words when it is not."""
+
+
+def _service(case: Case) -> tuple[str, ...]:
+    """A registered device that asks for something else than it is registered for, or for another department."""
+    if case.principal.role is not Role.DEVICE or not case.circumstances.device_registered or case.abroad:
+        return ()
+    service, words = SERVICES.get(case.action, ("", "Devices send, query and retrieve; nothing else."))
+    if service not in case.principal.attributes:
+        return (words,)
+    if case.circumstances.purpose not in CARE | {Purpose.QUALITY}:
+        return ("A device queries and retrieves for care; this purpose does not allow it.",)
+    return ("This device acts for another department than the one that made this study.",)
+
+
 def _device(case: Case) -> tuple[str, ...]:
     if case.action is not Action.INGEST:
         return ()
@@ -135,6 +156,7 @@ def _relationship(case: Case) -> tuple[str, ...]:
 
 
 _CAUSES: tuple[Callable[[Case], tuple[str, ...]], ...] = (
+    _service,
     _device,
     _office,
     _training,

@@ -29,6 +29,7 @@ class Action(StrEnum):
     ADMINISTER = "node:administer"
     RECORD_CARE = "care:record"
     REVIEW_EMERGENCY = "emergency:review"
+    COMMIT = "study:commit"
 
 
 class Purpose(StrEnum):

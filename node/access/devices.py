@@ -7,6 +7,7 @@ mend it. PS3.15 Annex B (secure transport), PS3.5 §6.2 (AE).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -16,9 +17,11 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from sqlalchemy import Column, String, Table, Text
+from sqlalchemy import Column, Integer, String, Table, Text
 
 from consent.errors import Denied, Invalid
+from consent.principals import Principal
+from consent.vocabulary import Purpose, Role
 from node.access.rows import mac_column
 from node.database import UtcDateTime, metadata
 
@@ -36,10 +39,28 @@ device_table = Table(
     Column("fingerprint", String(64)),
     Column("plain_reason", String(MAX_PLAIN_REASON_CHARACTERS)),
     Column("department", String(120)),
+    Column("services", String(120), nullable=False),
+    Column("purpose", String(16), nullable=False),
+    Column("port", Integer),
     Column("state", String(16), nullable=False),
     Column("registered", UtcDateTime, nullable=False),
     mac_column(),
 )
+
+
+class Service(StrEnum):
+    """What a device may ask of this node (PS3.4 Annexes B, C and J); the rules see it in a device's attributes."""
+
+    STORE = "store"
+    COMMIT = "commit"
+    QUERY = "query"
+    RETRIEVE = "retrieve"
+
+
+SENDING = frozenset({Service.STORE, Service.COMMIT})
+"""What a device is registered for when nobody says otherwise."""
+CARE = frozenset({Purpose.TREATMENT, Purpose.EMERGENCY, Purpose.QUALITY})
+"""What a device can query and retrieve for."""
 
 
 class DeviceState(StrEnum):
@@ -62,6 +83,22 @@ class Device:
     department: str | None
     state: DeviceState
     registered: datetime
+    services: frozenset[Service] = SENDING
+    purpose: Purpose = Purpose.TREATMENT
+    port: int | None = None
+
+    @property
+    def host(self) -> str | None:
+        """Where this node calls the device; None when it has a range of addresses."""
+        network = ip_network(self.address)
+        return str(network.network_address) if network.num_addresses == 1 else None
+
+    def principal(self, node: str) -> Principal:
+        """The device as the rules see it at `node`."""
+        services = frozenset(service.value for service in self.services)
+        return Principal(
+            self.ae_title, Role.DEVICE, self.ae_title, node, self.department, services, purpose=self.purpose
+        )
 
     def at(self, address: str) -> bool:
         """Whether `address` is the device's, or lies in its range."""
@@ -80,6 +117,9 @@ def device_of(row: Any) -> Device:
         row.department,
         DeviceState(row.state),
         row.registered,
+        frozenset(map(Service, row.services.split())),
+        Purpose(row.purpose),
+        row.port,
     )
 
 
@@ -176,6 +216,45 @@ def check_plain_reason(reason: str) -> str:
             code="plain-reason",
         )
     return reason.strip()
+
+
+def check_services(services: Iterable[str]) -> frozenset[Service]:
+    """Return them. Raises Invalid when there is none, or one that does not exist."""
+    try:
+        wanted = frozenset(map(Service, services))
+    except ValueError:
+        wanted = frozenset()
+    if not wanted:
+        raise Invalid(
+            "A device is registered for one service or more.",
+            mend=f"Give some of: {', '.join(Service)}.",
+            code="device-services",
+        )
+    return wanted
+
+
+def check_purpose(purpose: str) -> Purpose:
+    """Return it. Raises Invalid when a device cannot act for it."""
+    if purpose not in CARE:
+        raise Invalid(
+            "A device queries and retrieves for care or for its quality.",
+            mend=f"Give one of: {', '.join(sorted(CARE))}.",
+            code="device-purpose",
+        )
+    return Purpose(purpose)
+
+
+def check_port(port: int | None, address: str) -> int | None:
+    """Return the port at which this node calls the device. Raises Invalid when it is none, or calls no one machine."""
+    if port is None:
+        return None
+    if not 1 <= port <= 65535 or ip_network(address).num_addresses != 1:
+        raise Invalid(
+            "A device is called at one address and a port from 1 to 65535.",
+            mend="Give the device's own address instead of a range.",
+            code="device-port",
+        )
+    return port
 
 
 def _refused(faults: list[str], mend: str, code: str) -> Denied:

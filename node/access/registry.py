@@ -17,13 +17,17 @@ from sqlalchemy import Connection, Select, insert, select, update
 from consent.errors import Conflict, Invalid, NotFound
 from consent.policy import Parameters
 from consent.principals import Principal
-from consent.vocabulary import EventKind, Role
+from consent.vocabulary import EventKind, Purpose, Role
 from node.access.devices import (
+    SENDING,
     Device,
     DeviceState,
     check_address,
     check_ae_title,
     check_plain_reason,
+    check_port,
+    check_purpose,
+    check_services,
     device_of,
     device_table,
     examine,
@@ -180,12 +184,16 @@ class Registry:
         plain_reason: str | None = None,
         *,
         department: str | None = None,
+        services: Iterable[str] = SENDING,
+        purpose: str = Purpose.TREATMENT,
+        port: int | None = None,
         by: str = "system",
     ) -> Device:
         """Register a device, or register it anew when the AE title is known.
 
-        Raises Invalid for a bad AE title, address or certificate, or when neither a certificate nor a reason
-        for plain DICOM is given.
+        `services` and `purpose` are what it may ask for and why; `port` is where this node calls it. Raises Invalid
+        for one that is not allowed, for a bad AE title, address or certificate, or when neither a certificate nor a
+        reason for plain DICOM is given.
         """
         title = check_ae_title(ae_title)
         if certificate_pem is None and plain_reason is None:
@@ -202,6 +210,9 @@ class Registry:
             "fingerprint": fingerprint,
             "plain_reason": check_plain_reason(plain_reason) if plain_reason is not None else None,
             "department": department,
+            "services": " ".join(sorted(check_services(services))),
+            "purpose": check_purpose(purpose).value,
+            "port": check_port(port, check_address(address)),
             "state": DeviceState.ACTIVE.value,
             "registered": self._clock.now(),
         }
@@ -215,7 +226,12 @@ class Registry:
                 else insert(device_table)
             )
             await tx.execute(write.values(self._rows.new(device_table, values)))
-            detail = {"ae_title": title, "address": values["address"], "fingerprint": fingerprint or ""}
+            detail = {
+                "ae_title": title,
+                "address": values["address"],
+                "fingerprint": fingerprint or "",
+                "services": values["services"],
+            }
             await self._tell(tx, EventKind.DEVICE_REGISTERED, by, detail, reason=plain_reason or "")
         return await self.device(title)
 
@@ -259,7 +275,7 @@ class Registry:
             certificate=certificate_der,
             tls=tls,
         )
-        return Principal(device.ae_title, Role.DEVICE, device.ae_title, self.node, device.department)
+        return device.principal(self.node)
 
     # Tokens
 

@@ -52,6 +52,7 @@ WORDS: Final[dict[Enum, str]] = {
     Action.ADMINISTER: N_("Administer the node"),
     Action.RECORD_CARE: N_("Record a care relationship"),
     Action.REVIEW_EMERGENCY: N_("Review an emergency access"),
+    Action.COMMIT: N_("Ask for storage commitment"),
     EventKind.NODE_INITIALISED: N_("Node set up"),
     EventKind.NODE_STARTED: N_("Node started"),
     EventKind.NODE_STOPPED: N_("Node stopped"),

@@ -11,7 +11,7 @@ import typer
 
 from consent.errors import Conflict, Invalid, NotFound
 from consent.vocabulary import EventKind
-from node.access.devices import check_ae_title, read_certificate
+from node.access.devices import SENDING, check_ae_title, read_certificate
 from node.audit.event import Event
 from ops.commands.people import Folder, Json, operator
 from ops.console import speaks, tell, tell_table
@@ -30,7 +30,14 @@ def add_device(
     address: Annotated[str, typer.Option(metavar="IP", help="Its address, or a range such as 10.1.2.0/28.")],
     certificate: Annotated[Path | None, typer.Option(help="Its client certificate (PEM).")] = None,
     plain: Annotated[str | None, typer.Option(metavar="REASON", help="Why it cannot use TLS.")] = None,
-    department: Annotated[str | None, typer.Option(help="The department it stands in.")] = None,
+    department: Annotated[
+        str | None, typer.Option(help="The department it stands in, and whose studies it may query.")
+    ] = None,
+    service: Annotated[
+        list[str] | None, typer.Option(help="store, commit, query, retrieve; store and commit by default.")
+    ] = None,
+    purpose: Annotated[str, typer.Option(help="Why it queries: TREAT, ETREAT or HQUALIMP.")] = "TREAT",
+    port: Annotated[int | None, typer.Option(help="Where we call it: C-MOVE, commitment reports.")] = None,
     as_json: Json = False,
 ) -> None:
     """Register a device, or register it anew.
@@ -42,13 +49,27 @@ def add_device(
     async def run() -> dict[str, str | None]:
         async with opened(folder) as node:
             device = await node.registry.add_device(
-                ae_title, address, pem, plain, department=department, by=operator()
+                ae_title,
+                address,
+                pem,
+                plain,
+                department=department,
+                services=service or sorted(SENDING),
+                purpose=purpose,
+                port=port,
+                by=operator(),
             )
-            return {"ae_title": device.ae_title, "address": device.address, "fingerprint": device.fingerprint}
+            return {
+                "ae_title": device.ae_title,
+                "address": device.address,
+                "fingerprint": device.fingerprint,
+                "services": " ".join(sorted(device.services)),
+            }
 
     device = asyncio.run(run())
     how = f"certificate {device['fingerprint']}" if device["fingerprint"] else "plain DICOM"
-    tell(f"{device['ae_title']} may send from {device['address']} ({how}).", device, as_json=as_json)
+    words = f"{device['ae_title']} may {device['services']} from {device['address']} ({how})."
+    tell(words, device, as_json=as_json)
 
 
 @devices.command("list")
@@ -66,13 +87,14 @@ def list_devices(folder: Folder, as_json: Json = False) -> None:
                     "ae_title": device.ae_title,
                     "address": device.address,
                     "channel": "TLS" if device.fingerprint else f"plain: {device.plain_reason}",
+                    "services": " ".join(sorted(device.services)),
                     "state": device.state,
                 }
                 for device in await node.registry.devices()
             ]
 
     found = asyncio.run(run())
-    columns = ("ae_title", "address", "channel", "state")
+    columns = ("ae_title", "address", "channel", "services", "state")
     tell_table(columns, [[device[column] for column in columns] for device in found], found, as_json=as_json)
 
 

@@ -16,6 +16,12 @@ FOR_OTHERS = {
     Action.RECORD_CARE: {Role.CHIEF_PHYSICIAN, Role.ADMINISTRATOR},
     Action.REVIEW_EMERGENCY: {Role.CHIEF_PHYSICIAN, Role.SECURITY_OFFICER},
 }
+SERVICES = {
+    Action.INGEST: "store",
+    Action.COMMIT: "commit",
+    Action.SEARCH: "query",
+    Action.DOWNLOAD: "retrieve",
+}
 RIGHTS = {Action.VIEW: Right.VIEW, Action.DOWNLOAD: Right.DOWNLOAD, Action.PRINT: Right.PRINT}
 
 
@@ -31,6 +37,8 @@ class Situation:
     emergency: bool
     granted: frozenset[Right]
     another: bool = False
+    registered: frozenset[str] = frozenset()
+    own_department: bool = True
 
 
 def judge(case: Situation) -> frozenset[str] | None:
@@ -38,6 +46,8 @@ def judge(case: Situation) -> frozenset[str] | None:
     if case.action in FOR_OTHERS:
         done = case.another and case.at_home and case.role in FOR_OTHERS[case.action]
         return frozenset() if done else None
+    if case.role is Role.DEVICE:
+        return _device(case)
     if case.role not in CLINICAL:
         return None
     if not case.at_home:
@@ -49,6 +59,16 @@ def judge(case: Situation) -> frozenset[str] | None:
     if case.action not in (Action.SEARCH, *RIGHTS):
         return None
     return _at_home(case)
+
+
+def _device(case: Situation) -> frozenset[str] | None:
+    """A device does what it is registered for, at its own node; it reads for its department, nothing restricted."""
+    if not case.at_home or SERVICES.get(case.action) not in case.registered:
+        return None
+    if case.action in (Action.INGEST, Action.COMMIT):
+        return frozenset()
+    for_care = case.purpose in CARE | {Purpose.QUALITY}
+    return frozenset() if for_care and case.own_department and case.grade < Grade.RESTRICTED else None
 
 
 def _abroad(case: Situation) -> frozenset[str] | None:

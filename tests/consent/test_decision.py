@@ -30,7 +30,7 @@ from tests.support.consents import (
 
 CONSENT = signed_directive()
 RESEARCH = signed_directive(chain="research", research=True, purposes=frozenset(), rights=frozenset())
-DEVICE = Principal("CT1", Role.DEVICE, "CT1", HOME)
+DEVICE = Principal("CT1", Role.DEVICE, "CT1", HOME, attributes=frozenset({"store", "commit"}))
 MEMBER = Principal(ABROAD, Role.MEMBER, "Central", ABROAD)
 JOB = Principal("training", Role.JOB, "training", HOME)
 

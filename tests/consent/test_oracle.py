@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from itertools import product
+from itertools import combinations, product
 
 import pytest
 
@@ -15,7 +15,7 @@ from consent.grants import Grant
 from consent.obligations import Deidentify, ExpireAt, Notify, Obligation, ReviewWithin, Watermark
 from consent.signed import Signed, sign
 from consent.vocabulary import Action, Grade, Purpose, ResourceKind, Right, Role
-from tests.consent.oracle import Situation, judge
+from tests.consent.oracle import SERVICES, Situation, judge
 from tests.support.consents import (
     ABROAD,
     ELSEWHERE,
@@ -25,6 +25,7 @@ from tests.support.consents import (
     key_of,
     next_version,
     person,
+    request,
     signed_directive,
     signed_grant,
     study,
@@ -50,6 +51,7 @@ ACTIONS = (
     Action.FETCH,
     Action.GRANT,
     Action.RECORD_CONSENT,
+    Action.COMMIT,
 )
 PEOPLE = (
     Role.CLINICIAN,
@@ -137,6 +139,33 @@ def test_decide_agrees_with_the_oracle_on_what_is_done_for_others() -> None:
         case = Situation(
             role, action, purpose, Grade.ORDINARY, at_home, related, False, False, NONE, another=other
         )
+        if owed(verdict) != judge(case) or not verdict.reasons:
+            found.append((case, verdict))
+
+    assert not found
+
+
+DEPARTMENTS = (None, "radiology", "cardiology")
+
+
+@pytest.mark.requirement("U1", "F5")
+def test_decide_agrees_with_the_oracle_on_devices() -> None:
+    """Every action, purpose, grade and place, with no, one and all but one service, and every pair of departments."""
+    services = [
+        frozenset(every) for size in (0, 1, 3) for every in combinations(sorted(SERVICES.values()), size)
+    ]
+    found = []
+    for action, purpose, grade, at_home, registered, stands_in, made_by in product(
+        ACTIONS, Purpose, Grade, FLAGS, services, DEPARTMENTS[:2], DEPARTMENTS
+    ):
+        home = HOME if at_home else ABROAD
+        who = person(Role.DEVICE, login="WS1", node=home, department=stands_in, attributes=registered)
+        asked = request(who, action, purpose=purpose, resource=study(grade=grade, department=made_by))
+        verdict = decide(compiled(), asked, Facts(device_registered=True))
+        case = Situation(
+            Role.DEVICE, action, purpose, grade, at_home, False, False, False, NONE,
+            registered=registered, own_department=stands_in in (None, made_by),
+        )  # fmt: skip
         if owed(verdict) != judge(case) or not verdict.reasons:
             found.append((case, verdict))
 

@@ -67,7 +67,9 @@ class NodeFixture:
     @property
     def device(self) -> Principal:
         """A registered device, as the device gate would let it in."""
-        return Principal(DEVICE, Role.DEVICE, "CT scanner", self.node_id)
+        return Principal(
+            DEVICE, Role.DEVICE, "CT scanner", self.node_id, attributes=frozenset({"store", "commit"})
+        )
 
     @property
     def source(self) -> Source:

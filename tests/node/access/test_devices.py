@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from consent.errors import Denied, Invalid, NotFound
-from consent.vocabulary import EventKind, Role
+from consent.vocabulary import EventKind, Purpose, Role
 from node.access.devices import DeviceState
 from node.access.registry import Registry
 from node.audit.log import Log
@@ -60,6 +60,40 @@ async def test_a_registered_device_comes_in(desk: Desk) -> None:
     assert (principal.id, principal.role, principal.node) == ("CT1", Role.DEVICE, NODE)
     assert principal.department == "Radiology"
     assert len(await desk.events(EventKind.DEVICE_REGISTERED)) == 1
+
+
+@pytest.mark.requirement("C1", "F5")
+async def test_a_device_has_the_services_that_it_is_registered_for(desk: Desk) -> None:
+    """To send and to ask for commitment unless more is said; the rules see them, and why it queries."""
+    await desk.registry.add_device("CT1", "10.1.2.3", pem())
+    await desk.registry.add_device(
+        "WS1", "10.1.2.3", pem(), services=["query", "retrieve"], purpose="HQUALIMP", port=11112
+    )
+    sender, workstation = await knock(desk), await knock(desk, calling_ae="WS1")
+    device = await desk.registry.device("WS1")
+
+    assert (sender.attributes, sender.purpose) == ({"store", "commit"}, Purpose.TREATMENT)
+    assert (workstation.attributes, workstation.purpose) == ({"query", "retrieve"}, Purpose.QUALITY)
+    assert (device.host, device.port) == ("10.1.2.3", 11112)
+
+
+@pytest.mark.requirement("C1")
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        ({"services": []}, "device-services"),
+        ({"services": ["print"]}, "device-services"),
+        ({"purpose": "HRESCH"}, "device-purpose"),
+        ({"port": 0}, "device-port"),
+        ({"port": 104, "address": "10.1.2.0/24"}, "device-port"),
+    ],
+)
+async def test_a_device_is_registered_for_what_exists(desk: Desk, wrong: dict[str, Any], code: str) -> None:
+    """No service at all, an unknown one, research, and a range that nobody can call are refused."""
+    with pytest.raises(Invalid) as refusal:
+        await desk.registry.add_device("CT1", **{"address": "10.1.2.3", "certificate_pem": pem()} | wrong)
+
+    assert refusal.value.code == code and refusal.value.mend
 
 
 @pytest.mark.requirement("C1", "T1")

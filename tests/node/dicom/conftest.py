@@ -22,6 +22,7 @@ from node.ingest import Arrival, Source
 from tests.support.clock import FakeClock
 
 NODE_AE = "NODE"
+SERVICES = frozenset({"store", "commit", "query", "retrieve"})
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Doorkeeper:
             raise Denied("It called another AE title.", code="device-refused")
         if calling_ae not in self.known:
             raise Denied("No device with this AE title is registered here.", code="device-refused")
-        return Principal(calling_ae, Role.DEVICE, calling_ae, "a-general")
+        return Principal(calling_ae, Role.DEVICE, calling_ae, "a-general", attributes=SERVICES)
 
 
 @dataclass

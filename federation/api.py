@@ -18,7 +18,7 @@ from federation.asking import AskedRequest
 from federation.fields import RECORD_ID, PeerFields
 from federation.holdings import HeldStudy
 from federation.incoming import IncomingRequest
-from federation.keys import ASKING, FETCHING, GRANTS, HOLDINGS, INCOMING, MEMBERS
+from federation.keys import ASKING, FETCHING, GRANTS, HOLDINGS, INCOMING, MEMBERS, WITNESSING
 from federation.notices import GrantState
 from federation.pages import BOXES, NAV
 from federation.protocol import MAX_HOURS, MAX_PERSON, MAX_REASON, Particulars
@@ -142,9 +142,12 @@ async def fetch(request: web.Request) -> web.Response:
 
 
 async def members(request: web.Request) -> web.Response:
-    """GET /api/v1/members: the roster in force, as this node sees it."""
+    """GET /api/v1/members: the roster in force, as this node sees it.
+
+    `cosigned_size` is up to which size this node has vouched for the member's log.
+    """
     current_person(request)
-    known = request.app[MEMBERS]
+    known, witnessing = request.app[MEMBERS], request.app[WITNESSING]
     roster = known.current()
     return respond(
         {
@@ -158,6 +161,7 @@ async def members(request: web.Request) -> web.Response:
                     "roles": list(member.roles),
                     "status": str(member.status),
                     "fingerprint": member.fingerprint,
+                    "cosigned_size": await witnessing.cosigned_size(member),
                 }
                 for member in roster.members
             ],

@@ -320,8 +320,10 @@ class Story:
         return f"ended at B {seconds:.1f} s after the withdrawal"
 
     async def log(self) -> str:
+        checked: dict[str, Any] = {}
+
         async def cosigned() -> None:
-            checked = await accord("log", "verify", self.a.folder)
+            checked.update(await accord("log", "verify", self.a.folder))
             hold(checked["ok"], f"faults: {checked['faults'][:2]}")
             names = {name.rsplit("/", 1)[-1] for name in checked["cosigned_by"]}
             hold(
@@ -330,7 +332,6 @@ class Story:
             )
 
         await self._eventually(cosigned, "the log does not verify")
-        checked = await accord("log", "verify", self.a.folder)
         proof = await accord("log", "prove", self.a.folder, "3")
         hold("c2sp.org/tlog-proof" in proof["proof"], "no proof file")
         return f"{checked['entries']} entries; cosigned by {', '.join(checked['cosigned_by'])}"

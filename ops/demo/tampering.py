@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from consent.errors import Unavailable
+from consent.vocabulary import EventKind
+from federation.witnessing import cosigned_by
+from node.audit.note import Checkpoint, Note
+from ops.demo import forgery
 from ops.demo.processes import accord
 from ops.demo.report import NotHeld, hold
 
@@ -53,7 +58,14 @@ def _flip(pack: Path, places: range) -> None:
 
 
 async def alter_and_detect(story: Story) -> str:
-    """Change one entry of C's log in its database; the check and the next witness must say so. Then mend it."""
+    """Somebody with the disk alters an entry at C; somebody with all keys of A rewrites one. Both must come out."""
+    disk = await _altered_on_disk(story)
+    keys = await _rewritten_with_keys(story)
+    return f"{disk}; {keys}"
+
+
+async def _altered_on_disk(story: Story) -> str:
+    """Change one entry of C's log in its database; the check names it and C signs no more. Then mend it."""
     database = story.c.folder / "accord.db"
     with closing(sqlite3.connect(database, timeout=15)) as connection:
         position, leaf = connection.execute(
@@ -63,13 +75,12 @@ async def alter_and_detect(story: Story) -> str:
         with connection:
             connection.execute("UPDATE log_entry SET leaf = ? WHERE position = ?", (forged, position))
         try:
-            check = await _verification(story)
-            alarm = await _alarm(story)
+            check, alarm = await asyncio.gather(_verification(story), _own_alarm(story))
         finally:
             with connection:
                 connection.execute("UPDATE log_entry SET leaf = ? WHERE position = ?", (leaf, position))
     hold((await accord("log", "verify", story.c.folder))["ok"], "the mended log does not verify")
-    return f"check: {check}; witness: {alarm}"
+    return f"changed on C's disk, the check says: {check}; C itself: {alarm}"
 
 
 async def _verification(story: Story) -> str:
@@ -83,7 +94,7 @@ async def _verification(story: Story) -> str:
     raise NotHeld(f"the altered log verifies: {checked}")
 
 
-async def _alarm(story: Story) -> str:
+async def _own_alarm(story: Story) -> str:
     words: list[str] = []
 
     async def raised() -> None:
@@ -91,6 +102,63 @@ async def _alarm(story: Story) -> str:
         hold(alarms, "no alarm yet")
         words.append(alarms[0]["reason"])
 
-    await story.entries(story.c, kind="SignedIn")  # the log must have grown, or there is nothing new to show
-    await story._eventually(raised, "no witness noticed")
+    await story.entries(story.c, kind="SignedIn")  # the log must have grown, or there is nothing new to sign
+    await story._eventually(raised, "C's node did not notice")
     return words[0]
+
+
+async def _rewritten_with_keys(story: Story) -> str:
+    """A forger with A's keys hides who opened the study at B: A's own check is content, every witness refuses.
+
+    What counts is what the witnesses have on record, and that the true log goes on being cosigned.
+    """
+    copy = await asyncio.to_thread(forgery.copy_of, story.a.folder, story.scratch / "forged")
+    async with forgery.as_the_node(copy) as (forger, witnessing):
+        (entry,) = await forger.log.search(kind=EventKind.LEASE_RELEASED, limit=1)
+        await forgery.rewrite(forger.log, entry, "person:nobody@b-central")
+        content = await accord("log", "verify", copy)
+        hold(content["ok"], f"A's own check finds the forgery: {content['faults'][:1]}")
+        said: dict[str, str] = {}
+
+        async def refused() -> None:
+            await witnessing.submit()  # the true log may have come first with something new: then once more
+            said.update(await _alarms_about_a(story))
+
+        await story._eventually(refused, "the forged log was not refused by every witness")
+        shown = await forger.log.checkpoint()
+        vouched = cosigned_by(shown, witnessing.verifiers())
+        hold(not vouched, f"{', '.join(vouched)} cosigned the forged log")
+        size = Checkpoint.parse(Note.parse(shown).text).size
+    await story._eventually(
+        lambda: _true_log_is_vouched_for(story, entry.index, size), "the true log is cosigned no more"
+    )
+    return f"entry {entry.index} rewritten with A's keys, A's check finds nothing; B, to its officer: {said['b']}"
+
+
+async def _alarms_about_a(story: Story) -> dict[str, str]:
+    """What B's security officer and the hub's operator see of A's log. Raises NotHeld until both see an alarm."""
+    at_b = [
+        entry
+        for entry in await story.entries(story.b, kind="WitnessAlarmed")
+        if entry["actor"] == f"member:{story.a.id}"
+    ]
+    hold(at_b, "B's officer sees no alarm")
+    region = await (await story.person("hub", "operator.hu")).get("/api/v1/hub")
+    at_hub = [
+        alarm
+        for alarm in region["alarms"]
+        if (alarm["kind"], alarm["node"]) == ("WitnessAlarmed", story.a.id)
+    ]
+    hold(at_hub, "the hub's operator sees no alarm")
+    return {"b": at_b[0]["reason"]}
+
+
+async def _true_log_is_vouched_for(story: Story, index: int, forged_size: int) -> None:
+    """B and the hub have cosigned A's true log past the entry, and not as far as the forged one goes."""
+    region = await (await story.person("hub", "operator.hu")).get("/api/v1/hub")
+    members = await (await story.person(story.b.id, "officer.gao")).get("/api/v1/members")
+    for place in (region, members):
+        size = next(one["cosigned_size"] for one in place["members"] if one["id"] == story.a.id)
+        hold(index < size < forged_size, f"a witness has vouched for {size} entries of A")
+    checked = await accord("log", "verify", story.a.folder)
+    hold(checked["ok"] and len(checked["cosigned_by"]) == 3, f"A's true log: {checked}")

@@ -13,6 +13,7 @@ from consent.directives import Directive
 from consent.emergency import EmergencyClaim
 from consent.policy import Parameters
 from consent.principals import CLINICAL, Principal
+from consent.vocabulary import Role
 from node import emergencies
 from node.access.care import Care
 from node.audit.log import Log
@@ -41,6 +42,8 @@ class FactFinder:
     ) -> Facts:
         """What bears on a person's access to a patient of this hospital."""
         return Facts(
+            # A principal of this role is made by the device gate alone.
+            device_registered=who.role is Role.DEVICE,
             relationship=who.role in CLINICAL and await self._care.related(who.id, patient, now),
             emergency_review_overdue=claim is not None and await self._overdue(who, claim, now, parameters),
         )

@@ -7,7 +7,7 @@ from datetime import datetime
 from consent.decision import CompiledPolicy, Facts, Request, Resource, decide
 from consent.principals import Principal
 from consent.verdict import Deny, Verdict
-from consent.vocabulary import Action, Grade, Purpose, ResourceKind
+from consent.vocabulary import Action, Grade, Purpose, ResourceKind, Role
 from node.index import Match, Visible
 
 ANY_STUDY = "*"
@@ -24,11 +24,12 @@ class Sight:
         self._purpose = purpose
         self._now = now
         self._node_id = node_id
+        self._places = (None, who.department) if who.department else (None,)
         self._verdicts: dict[tuple[Grade, bool, str | None], Verdict] = {}
 
     def refusal(self) -> Deny | None:
         """The refusal when this person can find nothing at all, even of patients in their care."""
-        verdicts = [self._decide(grade, True, None) for grade in Grade]
+        verdicts = [self._decide(grade, True, place) for grade in Grade for place in self._places]
         refused = [verdict for verdict in verdicts if isinstance(verdict, Deny)]
         return refused[0] if len(refused) == len(verdicts) else None
 
@@ -36,6 +37,15 @@ class Sight:
     def sees_all(self) -> bool:
         """Whether everybody's studies may be found, in somebody's care or not."""
         return self._grades(related=False) == frozenset(Grade)
+
+    @property
+    def by_department(self) -> bool:
+        """Whether it depends on the department that made a study: then each row has to be asked about."""
+        return any(
+            len({self._decide(grade, related, place).permitted for place in self._places}) > 1
+            for grade in Grade
+            for related in (False, True)
+        )
 
     def visible(self, patients: frozenset[str]) -> Visible:
         """The condition: `patients` are those in this person's care."""
@@ -46,12 +56,18 @@ class Sight:
         return self._decide(match.grade, related, match.department).permitted
 
     def _grades(self, *, related: bool) -> frozenset[Grade]:
-        return frozenset(grade for grade in Grade if self._decide(grade, related, None).permitted)
+        """Grades of which something may be found; which departments' is for `shows` to say, row by row."""
+        return frozenset(
+            grade
+            for grade in Grade
+            if any(self._decide(grade, related, place).permitted for place in self._places)
+        )
 
     def _decide(self, grade: Grade, related: bool, department: str | None) -> Verdict:
         key = (grade, related, department)
         if key not in self._verdicts:
             thing = Resource(ResourceKind.STUDY, ANY_STUDY, None, self._node_id, grade, department)
             request = Request(self._who, Action.SEARCH, thing, self._purpose, self._now)
-            self._verdicts[key] = decide(self.policy, request, Facts(relationship=related))
+            facts = Facts(relationship=related, device_registered=self._who.role is Role.DEVICE)
+            self._verdicts[key] = decide(self.policy, request, facts)
         return self._verdicts[key]

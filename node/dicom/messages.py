@@ -20,20 +20,29 @@ from .pdu import AbortReason, Buffer, PduFault, Pdv, data_head
 MAX_COMMAND_BYTES = 16 * 1024
 MAX_COMMAND_ELEMENTS = 64
 MAX_COMMENT_CHARACTERS = 64
+MAX_AE_BYTES = 16
 MAX_SENT_BYTES = 1024 * 1024
 """The longest P-DATA-TF sent to a peer that sets no limit."""
 NO_DATA_SET = 0x0101
 
 _COMMAND_GROUP_LENGTH = 0x0000
 _AFFECTED_SOP_CLASS_UID = 0x0002
+_REQUESTED_SOP_CLASS_UID = 0x0003
 _COMMAND_FIELD = 0x0100
 _MESSAGE_ID = 0x0110
 _MESSAGE_ID_RESPONDED = 0x0120
+_MOVE_DESTINATION = 0x0600
 _PRIORITY = 0x0700
 _DATA_SET_TYPE = 0x0800
 _STATUS = 0x0900
 _ERROR_COMMENT = 0x0902
 _AFFECTED_SOP_INSTANCE_UID = 0x1000
+_REQUESTED_SOP_INSTANCE_UID = 0x1001
+_EVENT_TYPE_ID = 0x1002
+_ACTION_TYPE_ID = 0x1008
+_SUBOPERATIONS = (0x1020, 0x1021, 0x1022, 0x1023)
+_MOVE_ORIGINATOR_AE = 0x1030
+_MOVE_ORIGINATOR_ID = 0x1031
 
 
 class Verb(IntEnum):
@@ -41,17 +50,48 @@ class Verb(IntEnum):
 
     C_STORE_RQ = 0x0001
     C_STORE_RSP = 0x8001
+    C_GET_RQ = 0x0010
+    C_GET_RSP = 0x8010
+    C_FIND_RQ = 0x0020
+    C_FIND_RSP = 0x8020
+    C_MOVE_RQ = 0x0021
+    C_MOVE_RSP = 0x8021
     C_ECHO_RQ = 0x0030
     C_ECHO_RSP = 0x8030
+    N_EVENT_REPORT_RQ = 0x0100
+    N_EVENT_REPORT_RSP = 0x8100
+    N_ACTION_RQ = 0x0130
+    N_ACTION_RSP = 0x8130
     C_CANCEL_RQ = 0x0FFF
 
 
 RESPONSE = 0x8000
+PENDING = 0xFF00
+CANCELLED = 0xFE00
+WITH_REMAINING = frozenset({PENDING, CANCELLED})
+_WITH_PRIORITY = frozenset({Verb.C_STORE_RQ, Verb.C_FIND_RQ, Verb.C_GET_RQ, Verb.C_MOVE_RQ})
+_WITH_TYPE = {Verb.N_ACTION_RQ: _ACTION_TYPE_ID, Verb.N_EVENT_REPORT_RQ: _EVENT_TYPE_ID}
+_NAMING_REQUESTED = frozenset({Verb.N_ACTION_RQ})
+"""Requests that name a SOP class and instance as requested, not as affected."""
+
+
+@dataclass(frozen=True)
+class Suboperations:
+    """How many C-STORE sub-operations remain, succeeded, failed, and ended with a warning (PS3.7 §9.1.3, §9.1.4)."""
+
+    remaining: int
+    completed: int
+    failed: int
+    warning: int
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command set as it matters here; `status` and `comment` are those of a response."""
+    """A command set as it matters here; `status`, `comment` and `suboperations` are those of a response.
+
+    `type_id` is the Action Type ID of an N-ACTION or the Event Type ID of an N-EVENT-REPORT. `originator` is who asked,
+    and by which message, for the C-MOVE that a C-STORE carries out.
+    """
 
     verb: int
     message_id: int
@@ -60,6 +100,10 @@ class Command:
     has_data: bool = False
     status: int = 0
     comment: str = ""
+    destination: str = ""
+    type_id: int = 0
+    suboperations: Suboperations | None = None
+    originator: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,41 +140,84 @@ def parse_command(data: Buffer) -> Command:
         found[element] = bytes(data[position : position + length])
         position += length
     verb = _word(found, _COMMAND_FIELD)
+    requested = verb in _NAMING_REQUESTED
+    # A cancel names the message that it ends as a response names the one that it answers (PS3.7 §9.3.2.3).
+    responding = verb & RESPONSE or verb == Verb.C_CANCEL_RQ
     return Command(
         verb,
-        _word(found, _MESSAGE_ID_RESPONDED if verb & RESPONSE else _MESSAGE_ID),
-        _uid(found, _AFFECTED_SOP_CLASS_UID),
-        _uid(found, _AFFECTED_SOP_INSTANCE_UID),
+        _word(found, _MESSAGE_ID_RESPONDED if responding else _MESSAGE_ID),
+        _uid(found, _REQUESTED_SOP_CLASS_UID if requested else _AFFECTED_SOP_CLASS_UID),
+        _uid(found, _REQUESTED_SOP_INSTANCE_UID if requested else _AFFECTED_SOP_INSTANCE_UID),
         _word(found, _DATA_SET_TYPE) != NO_DATA_SET,
         _word(found, _STATUS) if verb & RESPONSE else 0,
         found.get(_ERROR_COMMENT, b"")[:MAX_COMMENT_CHARACTERS]
         .decode("ascii", errors="replace")
         .strip(" \0"),
+        found.get(_MOVE_DESTINATION, b"")[:MAX_AE_BYTES].decode("ascii", errors="replace").strip(" \0"),
+        _optional(found, _EVENT_TYPE_ID if verb & 0x7FFF == Verb.N_EVENT_REPORT_RQ else _ACTION_TYPE_ID),
+        Suboperations(*(_optional(found, element) for element in _SUBOPERATIONS))
+        if any(element in found for element in _SUBOPERATIONS)
+        else None,
     )
 
 
 def encode_request(command: Command) -> bytes:
-    """A C-STORE-RQ or C-ECHO-RQ command set."""
+    """The command set of a request."""
     elements = {
-        _AFFECTED_SOP_CLASS_UID: _padded(command.sop_class_uid, b"\0"),
         _COMMAND_FIELD: pack("<H", command.verb),
-        _MESSAGE_ID: pack("<H", command.message_id),
         _DATA_SET_TYPE: pack("<H", 0 if command.has_data else NO_DATA_SET),
     }
-    if command.has_data:
+    if command.verb == Verb.C_CANCEL_RQ:
+        return _encode(elements | {_MESSAGE_ID_RESPONDED: pack("<H", command.message_id)})
+    requested = command.verb in _NAMING_REQUESTED
+    elements[_MESSAGE_ID] = pack("<H", command.message_id)
+    sop_class = _REQUESTED_SOP_CLASS_UID if requested else _AFFECTED_SOP_CLASS_UID
+    elements[sop_class] = _padded(command.sop_class_uid, b"\0")
+    if command.sop_instance_uid:
+        sop_instance = _REQUESTED_SOP_INSTANCE_UID if requested else _AFFECTED_SOP_INSTANCE_UID
+        elements[sop_instance] = _padded(command.sop_instance_uid, b"\0")
+    if command.verb in _WITH_PRIORITY:
         elements[_PRIORITY] = pack("<H", 0)
-        elements[_AFFECTED_SOP_INSTANCE_UID] = _padded(command.sop_instance_uid, b"\0")
+    if command.verb == Verb.C_MOVE_RQ:
+        elements[_MOVE_DESTINATION] = _padded(command.destination, b" ")
+    if command.verb in _WITH_TYPE:
+        elements[_WITH_TYPE[command.verb]] = pack("<H", command.type_id)
+    if command.originator is not None:
+        ae_title, message_id = command.originator
+        elements[_MOVE_ORIGINATOR_AE] = _padded(ae_title, b" ")
+        elements[_MOVE_ORIGINATOR_ID] = pack("<H", message_id)
     return _encode(elements)
 
 
-def encode_response(request: Command, status: int, comment: str = "") -> bytes:
-    """The response's command set to `request`; `comment` is cut to what (0000,0902) holds."""
+def encode_response(
+    request: Command,
+    status: int,
+    comment: str = "",
+    *,
+    has_data: bool = False,
+    suboperations: Suboperations | None = None,
+) -> bytes:
+    """The response's command set to `request`; `comment` is cut to what (0000,0902) holds.
+
+    Of `suboperations`, those that remain are told only while some do, or when they were cancelled (PS3.4 §C.4.2.1.6).
+    """
     elements = {
         _COMMAND_FIELD: pack("<H", request.verb | RESPONSE),
         _MESSAGE_ID_RESPONDED: pack("<H", request.message_id),
-        _DATA_SET_TYPE: pack("<H", NO_DATA_SET),
+        _DATA_SET_TYPE: pack("<H", 0 if has_data else NO_DATA_SET),
         _STATUS: pack("<H", status),
     }
+    if suboperations is not None:
+        counts = (
+            suboperations.remaining, suboperations.completed, suboperations.failed, suboperations.warning
+        )  # fmt: skip
+        elements |= {
+            element: pack("<H", min(count, 0xFFFF))
+            for element, count in zip(_SUBOPERATIONS, counts, strict=True)
+            if element != _SUBOPERATIONS[0] or status in WITH_REMAINING
+        }
+    if request.verb in _WITH_TYPE:
+        elements[_WITH_TYPE[request.verb]] = pack("<H", request.type_id)
     if request.sop_class_uid:
         elements[_AFFECTED_SOP_CLASS_UID] = _padded(request.sop_class_uid, b"\0")
     if request.sop_instance_uid:
@@ -258,6 +345,10 @@ def _word(found: Mapping[int, bytes], element: int) -> int:
     if value is None or len(value) != 2:
         raise _bad(f"element (0000,{element:04X}) is missing or not a number")
     return int.from_bytes(value, "little")
+
+
+def _optional(found: Mapping[int, bytes], element: int) -> int:
+    return _word(found, element) if element in found else 0
 
 
 def _uid(found: Mapping[int, bytes], element: int) -> str:

@@ -91,6 +91,28 @@ class Answer(NamedTuple):
     transfer_syntax: str
 
 
+class Roles(NamedTuple):
+    """SCP/SCU role selection of one SOP class (PS3.7 §D.3.3.4): which roles the association requestor may play."""
+
+    sop_class: str
+    scu: bool
+    scp: bool
+
+
+class Extended(NamedTuple):
+    """SOP class extended negotiation (PS3.7 §D.3.3.5): `fields` mean what the SOP class says they do."""
+
+    sop_class: str
+    fields: bytes
+
+
+class Window(NamedTuple):
+    """Asynchronous operations window (PS3.7 §D.3.3.3); 0 means without limit."""
+
+    invoked: int
+    performed: int
+
+
 @dataclass(frozen=True)
 class AssociateRq:
     """A-ASSOCIATE-RQ. `max_length` 0 means no limit."""
@@ -103,6 +125,9 @@ class AssociateRq:
     version_name: str = IMPLEMENTATION_VERSION_NAME
     application_context: str = APPLICATION_CONTEXT
     protocol_version: int = PROTOCOL_VERSION
+    roles: tuple[Roles, ...] = ()
+    extended: tuple[Extended, ...] = ()
+    window: Window | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +140,9 @@ class AssociateAc:
     max_length: int = MAX_DATA_BYTES
     implementation: str = IMPLEMENTATION_CLASS_UID
     version_name: str = IMPLEMENTATION_VERSION_NAME
+    roles: tuple[Roles, ...] = ()
+    extended: tuple[Extended, ...] = ()
+    window: Window | None = None
 
 
 @dataclass(frozen=True)
@@ -237,13 +265,21 @@ def _associate(kind: int, body: bytes) -> AssociateRq | AssociateAc:
     application = ""
     contexts: list[bytes] = []
     user: dict[int, bytes] = {}
+    roles: list[Roles] = []
+    extended: list[Extended] = []
     for item, value in _items(body[68:], MAX_CONTEXTS + 2):
         if item == 0x10:
             application = _uid(value)
         elif item == (0x20 if kind == Kind.ASSOCIATE_RQ else 0x21):
             contexts.append(value)
         elif item == 0x50:
-            user = dict(_items(value, MAX_USER_ITEMS))
+            for kind_of_item, content in _items(value, MAX_USER_ITEMS):
+                if kind_of_item == 0x54:
+                    roles.append(_roles(content))
+                elif kind_of_item == 0x56:
+                    extended.append(_extended(content))
+                else:
+                    user[kind_of_item] = content
     if len(contexts) > MAX_CONTEXTS:
         raise PduFault(f"more than {MAX_CONTEXTS} presentation contexts")
     length = int.from_bytes(user.get(0x51, bytes(4)), "big")
@@ -251,13 +287,43 @@ def _associate(kind: int, body: bytes) -> AssociateRq | AssociateAc:
         raise PduFault(f"a maximum length of less than {MIN_DATA_BYTES} bytes")
     implementation = user.get(0x52, b"")[:64].decode("ascii", errors="replace").rstrip("\0 ")
     version_name = user.get(0x55, b"")[:16].decode("ascii", errors="replace").rstrip("\0 ")
+    said = (tuple(roles), tuple(extended), _window(user.get(0x53)))
     if kind == Kind.ASSOCIATE_AC:
         answers = tuple(map(_answer, contexts))
-        return AssociateAc(called, calling, answers, length, implementation, version_name)
+        return AssociateAc(called, calling, answers, length, implementation, version_name, *said)
     proposals = tuple(map(_proposal, contexts))
     if len({proposal.id for proposal in proposals}) != len(proposals):
         raise PduFault("two presentation contexts have one ID")
-    return AssociateRq(called, calling, proposals, length, implementation, version_name, application, version)
+    return AssociateRq(
+        called, calling, proposals, length, implementation, version_name, application, version, *said
+    )
+
+
+def _window(value: bytes | None) -> Window | None:
+    if value is None:
+        return None
+    if len(value) != 4:
+        raise PduFault("an asynchronous operations window of another size")
+    return Window(int.from_bytes(value[:2], "big"), int.from_bytes(value[2:], "big"))
+
+
+def _roles(value: bytes) -> Roles:
+    uid, rest = _counted_uid(value)
+    if len(rest) != 2:
+        raise PduFault("a role selection of another size")
+    return Roles(uid, rest[0] == 1, rest[1] == 1)
+
+
+def _extended(value: bytes) -> Extended:
+    return Extended(*_counted_uid(value))
+
+
+def _counted_uid(value: bytes) -> tuple[str, bytes]:
+    """A UID behind its 16-bit length, and what follows it."""
+    size = int.from_bytes(value[:2], "big")
+    if len(value) < 2 or size > len(value) - 2:
+        raise PduFault("a SOP class UID is longer than its item")
+    return _uid(value[2 : 2 + size]), value[2 + size :]
 
 
 def _proposal(value: bytes) -> Proposal:
@@ -330,8 +396,7 @@ def _encode_rq(pdu: AssociateRq) -> bytes:
     head = _titles(pdu.protocol_version, pdu.called, pdu.calling) + _item(
         0x10, pdu.application_context.encode()
     )
-    user = _user(pdu.max_length, pdu.implementation, pdu.version_name)
-    return _framed(Kind.ASSOCIATE_RQ, head + contexts + user)
+    return _framed(Kind.ASSOCIATE_RQ, head + contexts + _user(pdu))
 
 
 def _encode_ac(pdu: AssociateAc) -> bytes:
@@ -340,8 +405,7 @@ def _encode_ac(pdu: AssociateAc) -> bytes:
         for a in pdu.answers
     )
     head = _titles(PROTOCOL_VERSION, pdu.called, pdu.calling) + _item(0x10, APPLICATION_CONTEXT.encode())
-    user = _user(pdu.max_length, pdu.implementation, pdu.version_name)
-    return _framed(Kind.ASSOCIATE_AC, head + answers + user)
+    return _framed(Kind.ASSOCIATE_AC, head + answers + _user(pdu))
 
 
 def _titles(version: int, called: str, calling: str) -> bytes:
@@ -349,13 +413,19 @@ def _titles(version: int, called: str, calling: str) -> bytes:
     return pack(">HH", version, 0) + pad + bytes(32)
 
 
-def _user(max_length: int, implementation: str, version_name: str) -> bytes:
-    return _item(
-        0x50,
-        _item(0x51, pack(">I", max_length))
-        + _item(0x52, implementation.encode())
-        + _item(0x55, version_name.encode()),
-    )
+def _user(pdu: AssociateRq | AssociateAc) -> bytes:
+    """User information, its sub-items in the order of their types."""
+    items = [_item(0x51, pack(">I", pdu.max_length)), _item(0x52, pdu.implementation.encode())]
+    if pdu.window is not None:
+        items.append(_item(0x53, pack(">HH", *pdu.window)))
+    items += (_item(0x54, _uid_first(one.sop_class, bytes((one.scu, one.scp)))) for one in pdu.roles)
+    items.append(_item(0x55, pdu.version_name.encode()))
+    items += (_item(0x56, _uid_first(one.sop_class, one.fields)) for one in pdu.extended)
+    return _item(0x50, b"".join(items))
+
+
+def _uid_first(uid: str, rest: bytes) -> bytes:
+    return pack(">H", len(uid)) + uid.encode() + rest
 
 
 def _item(kind: int, value: bytes) -> bytes:

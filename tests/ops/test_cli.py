@@ -346,6 +346,7 @@ async def test_device_list_shows_channel_and_state(folder: Path) -> None:
             "ae_title": "OLD1",
             "address": "10.1.2.9/32",
             "channel": "plain: film digitiser",
+            "services": "commit store",
             "state": "active",
         }
     ]

@@ -10,11 +10,12 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from consent.errors import Conflict, Invalid, NotFound
+from node.vault.custody.credentials import check_source
 
 FILE_NAME = "node.toml"
 MAX_FILE_BYTES = 256 * 1024
@@ -58,6 +59,45 @@ class StorageSection(Section):
 class KeysSection(Section):
     credential_file: Path = Path("secrets/root.credential")
     keystore: Path = Path("keystore.json")
+
+
+class CustodySection(Section):
+    kind: Literal["keystore", "pkcs11", "vault"] = "keystore"
+    credential: str = ""
+    wait_seconds: float = Field(10.0, gt=0, le=120.0)
+    pkcs11_module: str = ""
+    pkcs11_token: str = ""
+    pkcs11_key: str = "accord-root"
+    pkcs11_mechanism: Literal["", "gcm", "kwp"] = ""
+    vault_url: str = ""
+    vault_mount: str = "transit"
+    vault_key: str = "accord-root"
+    vault_namespace: str = ""
+    vault_authorities: str = ""
+    two_person_keystore: str = ""
+
+    @field_validator("credential")
+    @classmethod
+    def _credential_is_a_source(cls, value: str) -> str:
+        return check_source(value)
+
+    @field_validator("vault_url")
+    @classmethod
+    def _vault_is_reached_safely(cls, value: str) -> str:
+        if value and not value.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+            raise ValueError("use https://; http only for an agent on this machine (127.0.0.1)")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _a_kind_has_what_it_needs(self) -> Self:
+        needed = {
+            "pkcs11": ("pkcs11_module", "pkcs11_token", "credential"),
+            "vault": ("vault_url", "credential"),
+        }
+        missing = [name for name in needed.get(self.kind, ()) if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"kind {self.kind!r} needs {', '.join(missing)}")
+        return self
 
 
 class HttpSection(Section):
@@ -111,6 +151,7 @@ class Settings(Section):
     node: NodeSection
     storage: StorageSection = StorageSection()
     keys: KeysSection = KeysSection()
+    custody: CustodySection = CustodySection()
     http: HttpSection = HttpSection()
     dicom: DicomSection = DicomSection()
     peer: PeerSection = PeerSection()
@@ -215,6 +256,7 @@ SECTION_WORDS = {
     "node": "Who this node is.",
     "storage": "Where sealed studies and the database lie.",
     "keys": "What opens the root key. Without it the disk is worth nothing to a thief, or to you.",
+    "custody": "Who keeps the root key: the built-in keystore, a PKCS#11 token (HSM), or a Vault server's transit engine.",
     "http": "The listener for people: portal, DICOMweb, API. TLS 1.3.",
     "dicom": "The listeners for devices.",
     "peer": "The listener for other members. Mutual TLS, members of the roster only.",
@@ -234,6 +276,19 @@ KEY_WORDS = {
     "storage.packs": "Folder of the sealed study packs.",
     "keys.credential_file": "File with the credential that opens the keystore. Best on another medium, or a systemd credential.",
     "keys.keystore": "The wrapped root key.",
+    "custody.kind": "'keystore', 'pkcs11' or 'vault'. To change it in a node that has keys: accord keys move.",
+    "custody.credential": "Where passphrase, PIN or token is: file:PATH, env:NAME, systemd:NAME or ask; never the secret itself. '' takes keys.credential_file.",
+    "custody.wait_seconds": "How long a token or server may take to answer (120 at most).",
+    "custody.pkcs11_module": "The token's driver, a shared library of its maker.",
+    "custody.pkcs11_token": "The token's label.",
+    "custody.pkcs11_key": "The label of the AES-256 key in the token.",
+    "custody.pkcs11_mechanism": "'gcm', 'kwp', or '' for the first of them that the token offers.",
+    "custody.vault_url": "Address of the Vault server (https://…).",
+    "custody.vault_mount": "Where its transit engine is mounted.",
+    "custody.vault_key": "The name of the transit key (aes256-gcm96).",
+    "custody.vault_namespace": "Its namespace, where it has such.",
+    "custody.vault_authorities": "PEM file of who may vouch for the server; '' takes the system's.",
+    "custody.two_person_keystore": "Keystore of grade 'restricted' that two people unlock; '' leaves the grade under the root key above. Made by: accord keys two-person.",
     "http.host": "Address to listen on.",
     "http.port": "TCP port; 0 closes this listener.",
     "http.names": "Names and addresses by which browsers reach this node; they go into its certificate.",

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from consent.errors import Conflict, Invalid, NotFound
+from consent.errors import Conflict, Denied, Invalid, NotFound
 from consent.policy import Policy, shipped_policy, tighten
 from federation.members import Members
 from node.access.care import Care
@@ -29,6 +29,7 @@ from node.identity import Identity
 from node.index import Pseudonyms
 from node.policies import Policies, shipped_cedar
 from node.records import Records
+from node.vault.custody import Custody, credentials
 from node.vault.custody.keystore import Keystore
 from node.vault.keys import KeyRing
 from ops.lock import holds, sole_user
@@ -37,6 +38,8 @@ from ops.migrate import migrate, schema_of
 MIN_CREDENTIAL_BYTES = 16
 MAX_CREDENTIAL_BYTES = 4096
 CREDENTIAL_BYTES = 32
+NEW_SUFFIX = ".new"
+"""A new credential lies beside the old one under this name until the keystore has been changed to it."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,68 @@ def read_credential(file: Path) -> bytes:
     return credential
 
 
+def open_custody(settings: Settings, *, create: bool = False) -> Custody:
+    """Open the custody that node.toml names; `create` makes the root key where token or server has none.
+
+    Raises NotFound, Denied, Corrupt, Invalid or Unavailable, each saying what does not open.
+    """
+    named = settings.custody
+    match named.kind:
+        case "pkcs11":
+            from node.vault.custody.pkcs11 import Pkcs11Custody, TokenPlace
+
+            pin = credentials.read_credential(named.credential, settings.folder, what="The token's PIN")
+            place = TokenPlace(
+                module=named.pkcs11_module,
+                token=named.pkcs11_token,
+                key=named.pkcs11_key,
+                pin=pin,
+                mechanism=named.pkcs11_mechanism,
+                wait_seconds=named.wait_seconds,
+            )
+            return Pkcs11Custody.open(place, create=create)
+        case "vault":
+            from node.vault.custody.vault_transit import TransitPlace, VaultTransit
+
+            def token() -> bytes:
+                return credentials.read_credential(named.credential, settings.folder, what="The Vault token")
+
+            authorities = str(settings.path(Path(named.vault_authorities))) if named.vault_authorities else ""
+            return VaultTransit.open(
+                TransitPlace(
+                    url=named.vault_url,
+                    mount=named.vault_mount,
+                    key=named.vault_key,
+                    token=token,
+                    namespace=named.vault_namespace,
+                    authorities=authorities,
+                    wait_seconds=named.wait_seconds,
+                ),
+                create=create,
+            )
+        case "keystore":
+            return _open_keystore(settings)
+
+
+def _open_keystore(settings: Settings) -> Keystore:
+    path = settings.path(settings.keys.keystore)
+    source = settings.custody.credential
+    if source:
+        passphrase = credentials.read_credential(source, settings.folder, what="The keystore's passphrase")
+        return Keystore.open(path, passphrase)
+    file = settings.path(settings.keys.credential_file)
+    try:
+        return Keystore.open(path, read_credential(file))
+    except Denied:
+        # A change of the credential that a crash cut short: the keystore is the new one, its credential not in place yet.
+        new = file.with_name(file.name + NEW_SUFFIX)
+        if not new.is_file():
+            raise
+        keystore = Keystore.open(path, read_credential(new))
+        new.replace(file)
+        return keystore
+
+
 @asynccontextmanager
 async def opened(folder: Path, *, upgrade: bool = True) -> AsyncIterator[Foundation]:
     """Open the node that lies in `folder`. Raises an error family that says which part does not open.
@@ -97,9 +162,7 @@ async def opened(folder: Path, *, upgrade: bool = True) -> AsyncIterator[Foundat
     An older database is upgraded first, unless another process runs on it, or `upgrade` says to leave it.
     """
     settings = load_settings(folder)
-    custody = Keystore.open(
-        settings.path(settings.keys.keystore), read_credential(settings.path(settings.keys.credential_file))
-    )
+    custody = open_custody(settings)
     database = Database(settings.database_url)
     passwords = Passwords()
     try:
@@ -108,6 +171,7 @@ async def opened(folder: Path, *, upgrade: bool = True) -> AsyncIterator[Foundat
     finally:
         passwords.close()
         await database.close()
+        custody.close()
 
 
 async def _require_schema(settings: Settings, database: Database, upgrade: bool) -> None:
@@ -139,7 +203,7 @@ async def _require_schema(settings: Settings, database: Database, upgrade: bool)
 
 
 async def _found(
-    settings: Settings, custody: Keystore, database: Database, passwords: Passwords
+    settings: Settings, custody: Custody, database: Database, passwords: Passwords
 ) -> Foundation:
     clock = TrustedClock()
     keys = KeyRing(custody, database, clock)

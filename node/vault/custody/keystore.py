@@ -19,6 +19,7 @@ from nacl.pwhash import argon2id
 
 from consent.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from consent.signed import Json, canonical_json, parse_json
+from node.vault.custody import LOCAL, require_suite
 from node.vault.wrapping import SUITE, open_key, seal_key
 
 ROOT_BYTES = 32
@@ -99,11 +100,15 @@ class Keystore:
 
     def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
         """See `Custody.unwrap`."""
+        require_suite(wrapped, (LOCAL,))
         return open_key(self._aead, wrapped, _CONTEXT + context)
 
     def describe(self) -> str:
         """See `Custody.describe`."""
         return f"built-in keystore {self._identity[:8]} (argon2id, AES-256-GCM)"
+
+    def close(self) -> None:
+        """See `Custody.close`."""
 
 
 _CONTEXT = b"accord/custody/v1\x00"

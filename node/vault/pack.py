@@ -80,13 +80,28 @@ class Damage:
     settled: bool
 
 
+@dataclass(frozen=True)
+class Span:
+    """A record whose frame and header are in order: from its frame to the end of its body. `stored` is None: void."""
+
+    start: int
+    end: int
+    base: int
+    stored: StoredObject | None
+
+
 @dataclass
 class Survey:
     """What a walk found. `end` is where the next record belongs: the length without a torn tail."""
 
-    objects: list[StoredObject] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
     damages: list[Damage] = field(default_factory=list)
     end: int = 0
+
+    @property
+    def objects(self) -> list[StoredObject]:
+        """The objects in their order."""
+        return [span.stored for span in self.spans if span.stored is not None]
 
     def require_sound(self, study: str) -> None:
         """Raise Corrupt, naming study and offset, when durable bytes were changed."""
@@ -115,14 +130,11 @@ def survey(read: Read, size: int, study: str, start: int = 0) -> Survey:
             return found
         found.end = after_head
     broken: list[tuple[int, int]] = []
-    bases: list[tuple[int, int]] = []
     at, torn = found.end, False
     while at < size:
         record = _record_at(read, size, study, at)
         if record is not None and record.end <= size:
-            if record.stored is not None:
-                found.objects.append(record.stored)
-            bases.append((at, record.base))
+            found.spans.append(record)
             at = record.end
             continue
         following = _next_record(read, size, study, at + 1)
@@ -135,10 +147,11 @@ def survey(read: Read, size: int, study: str, start: int = 0) -> Survey:
         if len(broken) > MAX_DAMAGES:
             raise corrupt_pack(study, f"more than {MAX_DAMAGES} damaged places")
     found.end = broken[-1][0] if torn else size
-    newest_base = 0
+    newest_base, later = 0, len(found.spans)
     for place, end in reversed(broken):
-        while bases and bases[-1][0] > place:
-            newest_base = max(newest_base, bases.pop()[1])
+        while later and found.spans[later - 1].start > place:
+            later -= 1
+            newest_base = max(newest_base, found.spans[later].base)
         is_tail = torn and end == size
         found.damages.insert(0, Damage(place, end, torn=is_tail, settled=newest_base > place))
     return found
@@ -200,7 +213,7 @@ class PackWriter:
             header = encode_header(draft, digest, now)
             at += FRAME_BYTES + len(header)
             parts += (
-                _frame(self.study, at - FRAME_BYTES - len(header), header, body_bytes, base),
+                encode_frame(self.study, at - FRAME_BYTES - len(header), header, body_bytes, base),
                 draft.body,
             )
             stored.append(_stored(draft, at, body_bytes, digest, now))
@@ -227,7 +240,7 @@ class PackWriter:
         for damage in found.damages:
             if not damage.torn:
                 length = damage.end - damage.offset - FRAME_BYTES
-                self._blob.write([_frame(self.study, damage.offset, b"", length, 0)], damage.offset)
+                self._blob.write([encode_frame(self.study, damage.offset, b"", length, 0)], damage.offset)
         if found.damages:
             self._blob.sync()
         self._end = found.end
@@ -253,9 +266,12 @@ def check_bodies(read: Read, objects: Sequence[StoredObject]) -> list[str]:
     return faults
 
 
-def encode_head(study: str, now: datetime) -> bytes:
-    """The head of a new pack."""
-    text = canonical_json({"created": int(now.timestamp()), "study": study})
+def encode_head(study: str, now: datetime, generation: int = 0) -> bytes:
+    """The head of a new pack, or of the `generation`th file that takes the place of one."""
+    content: Json = {"created": int(now.timestamp()), "study": study}
+    if generation:
+        content["generation"] = generation
+    text = canonical_json(content)
     fixed = _HEAD.pack(MAGIC, VERSION, SUITE, len(text))
     return fixed + _b16(fixed + text) + text
 
@@ -288,37 +304,57 @@ def corrupt_pack(study: str, why: str) -> Corrupt:
 
 
 @dataclass(frozen=True)
-class _Record:
-    end: int
-    base: int
-    stored: StoredObject | None  # None: a void record
+class Head:
+    """The head of a pack: its bytes, and which file of this pack it is: 0, or how often it was compacted."""
+
+    data: bytes
+    generation: int
+
+
+def head_of(read: Read, study: str) -> Head | None:
+    """The head when it is in order; None when it is torn or damaged.
+
+    Raises Corrupt for another study's pack, Invalid for a version or suite that this node does not know.
+    """
+    data = read(0, HEAD_BYTES + MAX_HEADER_BYTES)
+    if len(data) < HEAD_BYTES or data[:8] != MAGIC:
+        return None
+    _, version, suite, length = _HEAD.unpack_from(data)
+    text = data[HEAD_BYTES : HEAD_BYTES + length]
+    if not len(text) == length <= MAX_HEADER_BYTES:
+        return None
+    if _b16(data[: _HEAD.size] + text) != data[_HEAD.size : HEAD_BYTES]:
+        return None
+    if (version, suite) != (VERSION, SUITE):
+        raise Invalid(
+            f"The pack of study {study} has version {version}, suite {suite}, unknown to this node.",
+            mend="Upgrade this node.",
+            code="suite",
+        )
+    content = parse_json(text)
+    if content.get("study") != study:
+        raise corrupt_pack(study, "it is the pack of another study")
+    generation = content.get("generation", 0)
+    return Head(data[: HEAD_BYTES + length], generation if isinstance(generation, int) else 0)
 
 
 def _read_head(read: Read, size: int, study: str) -> int | None:
     """Where the first record starts; None for a head that was torn while the pack was made."""
+    head = head_of(read, study)
+    if head is not None:
+        return len(head.data)
     data = read(0, HEAD_BYTES + MAX_HEADER_BYTES)
     torn = data[:8] == MAGIC[: len(data)] or _all_zero(read, 0, size)
     if len(data) >= HEAD_BYTES and data[:8] == MAGIC:
-        _, version, suite, length = _HEAD.unpack_from(data)
+        *_, length = _HEAD.unpack_from(data)
         text = data[HEAD_BYTES : HEAD_BYTES + length]
-        check = data[_HEAD.size : HEAD_BYTES]
-        if len(text) == length <= MAX_HEADER_BYTES and _b16(data[: _HEAD.size] + text) == check:
-            if (version, suite) != (VERSION, SUITE):
-                raise Invalid(
-                    f"The pack of study {study} has version {version}, suite {suite}, unknown to this node.",
-                    mend="Upgrade this node.",
-                    code="suite",
-                )
-            if parse_json(text).get("study") != study:
-                raise corrupt_pack(study, "it is the pack of another study")
-            return HEAD_BYTES + int(length)
         torn = len(text) < length or not any(text)
     if not torn or _next_record(read, size, study, 1) is not None:
         raise corrupt_pack(study, "its head is damaged, or it is no pack")
     return None
 
 
-def _record_at(read: Read, size: int, study: str, at: int) -> _Record | None:
+def _record_at(read: Read, size: int, study: str, at: int) -> Span | None:
     """The record whose frame and header are in order at `at`; its body may end after `size`."""
     data = read(at, _LOOK_BYTES)
     if len(data) < FRAME_BYTES:
@@ -333,7 +369,7 @@ def _record_at(read: Read, size: int, study: str, at: int) -> _Record | None:
         return None
     offset = at + FRAME_BYTES + header_bytes
     stored = _decode(study, header, offset, body_bytes) if header else None
-    return _Record(offset + body_bytes, base, stored)
+    return Span(at, offset + body_bytes, base, stored)
 
 
 def _next_record(read: Read, size: int, study: str, start: int) -> int | None:
@@ -417,7 +453,8 @@ def _stored(draft: Draft, offset: int, length: int, digest: bytes, now: datetime
     )
 
 
-def _frame(study: str, at: int, header: bytes, body_bytes: int, base: int) -> bytes:
+def encode_frame(study: str, at: int, header: bytes, body_bytes: int, base: int) -> bytes:
+    """Frame and header of a record that begins at `at`; an empty header makes it void."""
     fixed = _FRAME.pack(RECORD_MAGIC, len(header), body_bytes, base)
     return fixed + _check(study, at, fixed, header) + header
 

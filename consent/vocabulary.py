@@ -161,3 +161,7 @@ class EventKind(StrEnum):
     TOKEN_REVOKED = "TokenRevoked"
     MEMBER_INVITED = "MemberInvited"
     DEVICE_CERTIFICATE_ISSUED = "DeviceCertificateIssued"
+    DEVICE_CERTIFICATE_RENEWED = "DeviceCertificateRenewed"
+    FINDING_OPENED = "FindingOpened"
+    FINDING_ACKNOWLEDGED = "FindingAcknowledged"
+    FINDING_RESOLVED = "FindingResolved"

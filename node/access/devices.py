@@ -1,34 +1,32 @@
-"""Devices that may send: the table, and the examination of one association against it.
+"""Devices: the table, what a registration may say, and the states that a device goes through.
 
 A device is its AE title, a network address (one, or a CIDR range), and either the SHA-256 of its client
-certificate or a written reason why it may send in plain. `examine` names everything that does not fit, and how to
-mend it. PS3.15 Annex B (secure transport), PS3.5 §6.2 (AE).
+certificate or a written reason why it may send in plain. Whether one association fits is `admission`'s word, and
+changing a registration `device_registry`'s. PS3.5 §6.2 (AE).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import Column, Integer, String, Table, Text
 
-from consent.errors import Denied, Invalid
+from consent.errors import Conflict, Invalid
 from consent.principals import Principal
 from consent.vocabulary import Purpose, Role
+from node.access.certificates import certificate_end
 from node.access.rows import mac_column
 from node.database import UtcDateTime, metadata
 
 MAX_AE_CHARACTERS = 16
 MIN_PLAIN_REASON_CHARACTERS = 5
 MAX_PLAIN_REASON_CHARACTERS = 500
-MAX_CERTIFICATE_CHARACTERS = 64 * 1024
+MAX_STATE_REASON_CHARACTERS = 500
 
 device_table = Table(
     "device",
@@ -44,6 +42,12 @@ device_table = Table(
     Column("port", Integer),
     Column("state", String(16), nullable=False),
     Column("registered", UtcDateTime, nullable=False),
+    Column("since", UtcDateTime, nullable=False),
+    Column("state_reason", String(MAX_STATE_REASON_CHARACTERS), nullable=False),
+    Column("former_certificate", Text),
+    Column("former_fingerprint", String(64)),
+    Column("former_until", UtcDateTime),
+    Column("agent", String(64)),
     mac_column(),
 )
 
@@ -71,9 +75,31 @@ class DeviceState(StrEnum):
     RETIRED = "retired"
 
 
+TRANSITIONS: Mapping[DeviceState, frozenset[DeviceState]] = {
+    DeviceState.ACTIVE: frozenset({DeviceState.MAINTENANCE, DeviceState.RETIRED}),
+    DeviceState.MAINTENANCE: frozenset({DeviceState.ACTIVE, DeviceState.RETIRED}),
+    DeviceState.RETIRED: frozenset(),
+}
+"""Everything else is a Conflict. A retired device comes back by being registered anew, with another certificate: nobody
+knows where the old key went."""
+
+
+@dataclass(frozen=True)
+class Former:
+    """The certificate before a renewal, let in until `until`."""
+
+    certificate: str
+    fingerprint: str
+    until: datetime
+
+
 @dataclass(frozen=True)
 class Device:
-    """One registered device. `certificate` is PEM, `fingerprint` the SHA-256 of its DER form, hex."""
+    """One registered device. `certificate` is PEM, `fingerprint` the SHA-256 of its DER form, hex.
+
+    `since` is when it came into its state, `state_reason` why; `agent` is the key (Ed25519, hex) of the edge agent
+    beside it, None without one.
+    """
 
     ae_title: str
     address: str
@@ -86,6 +112,24 @@ class Device:
     services: frozenset[Service] = SENDING
     purpose: Purpose = Purpose.TREATMENT
     port: int | None = None
+    since: datetime | None = None
+    state_reason: str = ""
+    former: Former | None = None
+    agent: str | None = None
+
+    @property
+    def certificate_ends(self) -> datetime | None:
+        """When its certificate is no longer valid; None for a device without one."""
+        return None if self.certificate is None else certificate_end(self.certificate)
+
+    def require_in_service(self) -> None:
+        """Raise Conflict for a retired device."""
+        if self.state is DeviceState.RETIRED:
+            raise Conflict(
+                "This device is retired.",
+                mend="Register it anew, with a new certificate.",
+                code="device-retired",
+            )
 
     @property
     def host(self) -> str | None:
@@ -120,40 +164,26 @@ def device_of(row: Any) -> Device:
         frozenset(map(Service, row.services.split())),
         Purpose(row.purpose),
         row.port,
+        row.since,
+        row.state_reason,
+        Former(row.former_certificate, row.former_fingerprint, row.former_until)
+        if row.former_until
+        else None,
+        row.agent,
     )
 
 
-def examine(
-    device: Device | None,
-    *,
-    calling: str,
-    called: str,
-    own_ae_title: str,
-    address: str,
-    certificate: bytes | None,
-    tls: bool,
-) -> Device:
-    """Return the device when everything fits. Raises Denied naming each thing that was wrong.
-
-    `certificate` is the DER form that the peer proved in the handshake, None without one.
-    """
-    if device is None:
-        raise _refused(
-            [f"No device with the AE title {shown(calling)!r} is registered here."],
-            "Register it: accord device add DIR --ae-title AET --address IP --certificate FILE",
-            "device-unknown",
-        )
-    examined = {
-        "device-called": _called(called, own_ae_title),
-        "device-state": _state(device),
-        "device-address": _address(device, address),
-        "device-channel": _channel(device, certificate, tls),
-    }
-    faults = {code: fault for code, fault in examined.items() if fault}
-    if faults:
-        mend = " ".join(mend for _, mend in faults.values())
-        raise _refused([words for words, _ in faults.values()], mend, next(iter(faults)))
-    return device
+def check_change(present: DeviceState, wanted: DeviceState) -> None:
+    """Raise Conflict when a device in one state cannot be put into the other."""
+    if wanted in TRANSITIONS[present]:
+        return
+    if present is wanted:
+        raise Conflict("The device is in this state already.", code="device-transition")
+    raise Conflict(
+        "A retired device does not come back by a change of state.",
+        mend="Register it anew, with a new certificate.",
+        code="device-transition",
+    )
 
 
 def shown(ae_title: str) -> str:
@@ -187,23 +217,6 @@ def check_address(address: str) -> str:
             code="address",
         ) from error
     return str(network)
-
-
-def read_certificate(pem: str) -> tuple[str, str]:
-    """Return the first certificate of `pem` as PEM, and its SHA-256. Raises Invalid when there is none."""
-    try:
-        if len(pem) > MAX_CERTIFICATE_CHARACTERS:
-            raise ValueError("too long")
-        certificate = x509.load_pem_x509_certificate(pem.encode("ascii"))
-    except ValueError as error:
-        raise Invalid(
-            "This is not a certificate.",
-            mend="Give the device's own certificate as a PEM file (-----BEGIN CERTIFICATE-----).",
-            code="certificate",
-        ) from error
-    return certificate.public_bytes(Encoding.PEM).decode("ascii"), sha256(
-        certificate.public_bytes(Encoding.DER)
-    ).hexdigest()
 
 
 def check_plain_reason(reason: str) -> str:
@@ -255,54 +268,6 @@ def check_port(port: int | None, address: str) -> int | None:
             code="device-port",
         )
     return port
-
-
-def _refused(faults: list[str], mend: str, code: str) -> Denied:
-    """`code` names the first thing that was wrong: one kind of refusal must not hide another in counters and log."""
-    return Denied(" ".join(faults), reasons=tuple(faults), mend=mend, code=code)
-
-
-def _called(called: str, own_ae_title: str) -> tuple[str, str] | None:
-    if called.strip(" ") == own_ae_title:
-        return None
-    return (
-        f"It called {shown(called)!r}; this node's AE title is {own_ae_title!r}.",
-        "Set the called AE title at the device.",
-    )
-
-
-def _state(device: Device) -> tuple[str, str] | None:
-    if device.state is DeviceState.ACTIVE:
-        return None
-    return f"This device is in state {device.state.value}.", "Set it active before it sends."
-
-
-def _address(device: Device, address: str) -> tuple[str, str] | None:
-    if device.at(address):
-        return None
-    return (
-        f"It came from {address}; {device.ae_title} is registered at {device.address}.",
-        "Register the new address, if the device has moved.",
-    )
-
-
-def _channel(device: Device, certificate: bytes | None, tls: bool) -> tuple[str, str] | None:
-    if not tls:
-        if device.plain_reason:
-            return None
-        return (
-            "It came in plain; this device is registered for TLS.",
-            "Switch the device to DICOM TLS, or register it with a reason for plain.",
-        )
-    if certificate is None:
-        return "It showed no client certificate.", "Give the device its certificate."
-    shown_fingerprint = sha256(certificate).hexdigest()
-    if shown_fingerprint == device.fingerprint:
-        return None
-    return (
-        f"Its certificate (SHA-256 {shown_fingerprint[:16]}…) is not the registered one.",
-        "Register the device's present certificate.",
-    )
 
 
 def _ip(address: str) -> IPv4Address | IPv6Address | None:

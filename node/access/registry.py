@@ -1,4 +1,4 @@
-"""The registry: the people, devices and tokens of one node, and the gate for devices.
+"""The registry: the people and tokens of one node; its devices are `device_registry`'s.
 
 Every change and its log entry share one transaction. Every question reads the database anew, because the command
 line changes it from another process. Every row is sealed (`rows`): one altered outside raises RowAltered, from
@@ -12,27 +12,13 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Select, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from consent.errors import Conflict, Invalid, NotFound
 from consent.policy import Parameters
 from consent.principals import Principal
-from consent.vocabulary import EventKind, Purpose, Role
-from node.access.devices import (
-    SENDING,
-    Device,
-    DeviceState,
-    check_address,
-    check_ae_title,
-    check_plain_reason,
-    check_port,
-    check_purpose,
-    check_services,
-    device_of,
-    device_table,
-    examine,
-    read_certificate,
-)
+from consent.vocabulary import EventKind, Role
+from node.access.device_registry import DeviceRegistry
 from node.access.passwords import Passwords, check_password
 from node.access.people import Person, check_person, person_of, person_table
 from node.access.rows import Rows, labelled
@@ -46,7 +32,7 @@ from node.access.tokens import (
     token_of,
     token_table,
 )
-from node.audit.log import Event, Log
+from node.audit.log import Log
 from node.clock import Clock
 from node.database import Database, Tx
 
@@ -54,7 +40,7 @@ ONE_TIME_LASTS = timedelta(hours=72)
 ONE_TIME_BYTES = 16
 
 
-class Registry:
+class Registry(DeviceRegistry):
     """Accounts, devices and tokens. `key` seals the rows, `node` is this node's id, `ae_title` its AE title."""
 
     def __init__(
@@ -69,12 +55,8 @@ class Registry:
         passwords: Passwords,
         parameters: Parameters | None = None,
     ) -> None:
-        self.node = node
-        self.ae_title = ae_title.strip()
+        super().__init__(Rows(database, key, log), log, clock, node=node, ae_title=ae_title)
         self.passwords = passwords
-        self._rows = Rows(database, key, log)
-        self._log = log
-        self._clock = clock
         self._parameters = parameters or Parameters()
 
     # People
@@ -174,109 +156,6 @@ class Registry:
         """Open a closed account again; its old sessions and tokens stay over."""
         await self._change(login, {"disabled": None}, by, "enabled")
 
-    # Devices
-
-    async def add_device(
-        self,
-        ae_title: str,
-        address: str,
-        certificate_pem: str | None = None,
-        plain_reason: str | None = None,
-        *,
-        department: str | None = None,
-        services: Iterable[str] = SENDING,
-        purpose: str = Purpose.TREATMENT,
-        port: int | None = None,
-        by: str = "system",
-    ) -> Device:
-        """Register a device, or register it anew when the AE title is known.
-
-        `services` and `purpose` are what it may ask for and why; `port` is where this node calls it. Raises Invalid
-        for one that is not allowed, for a bad AE title, address or certificate, or when neither a certificate nor a
-        reason for plain DICOM is given.
-        """
-        title = check_ae_title(ae_title)
-        if certificate_pem is None and plain_reason is None:
-            raise Invalid(
-                "A device needs a certificate, or a reason why it sends in plain.",
-                mend='Give --certificate FILE, or --plain "reason".',
-                code="device-channel",
-            )
-        pem, fingerprint = read_certificate(certificate_pem) if certificate_pem else (None, None)
-        values = {
-            "ae_title": title,
-            "address": check_address(address),
-            "certificate": pem,
-            "fingerprint": fingerprint,
-            "plain_reason": check_plain_reason(plain_reason) if plain_reason is not None else None,
-            "department": department,
-            "services": " ".join(sorted(check_services(services))),
-            "purpose": check_purpose(purpose).value,
-            "port": check_port(port, check_address(address)),
-            "state": DeviceState.ACTIVE.value,
-            "registered": self._clock.now(),
-        }
-        async with self._rows.writing() as tx:
-            # Every column is written anew, so what an older row says does not matter.
-            there = select(device_table.c.ae_title).where(device_table.c.ae_title == title)
-            known = (await tx.execute(there)).first() is not None
-            write = (
-                update(device_table).where(device_table.c.ae_title == title)
-                if known
-                else insert(device_table)
-            )
-            await tx.execute(write.values(self._rows.new(device_table, values)))
-            detail = {
-                "ae_title": title,
-                "address": values["address"],
-                "fingerprint": fingerprint or "",
-                "services": values["services"],
-            }
-            await self._tell(tx, EventKind.DEVICE_REGISTERED, by, detail, reason=plain_reason or "")
-        return await self.device(title)
-
-    async def device(self, ae_title: str) -> Device:
-        """One device. Raises NotFound."""
-        async with self._rows.reading() as tx:
-            row = await self._device_row(tx, ae_title)
-            return self._device_of(row)
-
-    async def devices(self) -> list[Device]:
-        """Every device, by AE title."""
-        async with self._rows.reading() as tx:
-            rows = await tx.execute(select(device_table).order_by(device_table.c.ae_title))
-            return [self._device_of(row) for row in rows]
-
-    async def set_device_state(
-        self, ae_title: str, state: DeviceState, *, by: str = "system", reason: str = ""
-    ) -> None:
-        """Put a device in or out of use. Raises NotFound."""
-        async with self._rows.writing() as tx:
-            row = await self._device_row(tx, ae_title, lock=True)
-            change = self._rows.changed(device_table, row, {"state": state.value})
-            await tx.execute(update(device_table).where(device_table.c.ae_title == ae_title).values(change))
-            detail = {"ae_title": ae_title, "state": state.value}
-            await self._tell(tx, EventKind.DEVICE_CHANGED, by, detail, reason=reason)
-
-    async def admit_device(
-        self, calling_ae: str, called_ae: str, address: str, certificate_der: bytes | None, tls: bool
-    ) -> Principal:
-        """The gate for one association. Raises Denied naming AE title, address or certificate that was wrong."""
-        calling = calling_ae.strip(" ")
-        async with self._rows.reading() as tx:
-            row = (await tx.execute(_device_query(calling))).one_or_none()
-            known = None if row is None else self._device_of(row)
-        device = examine(
-            known,
-            calling=calling,
-            called=called_ae,
-            own_ae_title=self.ae_title,
-            address=address,
-            certificate=certificate_der,
-            tls=tls,
-        )
-        return device.principal(self.node)
-
     # Tokens
 
     async def create_token(
@@ -371,13 +250,6 @@ class Registry:
         query = select(person_table).where(person_table.c.login == login)
         return (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
 
-    async def _device_row(self, tx: Tx, ae_title: str, *, lock: bool = False) -> Any:
-        query = _device_query(ae_title)
-        row = (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
-        if row is None:
-            raise NotFound("There is no such device.", mend="List them in the portal, or add it.")
-        return row
-
     async def _revoke(self, tx: Tx, row: Any, by: str) -> None:
         change = self._rows.changed(token_table, row, {"revoked": self._clock.now()})
         await tx.execute(update(token_table).where(token_table.c.id == row.id).values(change))
@@ -390,16 +262,3 @@ class Registry:
     def _token(self, row: Any) -> Token:
         self._rows.check(token_table, row)
         return token_of(row)
-
-    def _device_of(self, row: Any) -> Device:
-        self._rows.check(device_table, row)
-        return device_of(row)
-
-    async def _tell(
-        self, tx: Tx, kind: EventKind, by: str, detail: Mapping[str, Any], *, reason: str = ""
-    ) -> None:
-        await self._log.append(tx, Event(kind, by, detail=detail, reason=reason))
-
-
-def _device_query(ae_title: str) -> Select[Any]:
-    return select(device_table).where(device_table.c.ae_title == ae_title)

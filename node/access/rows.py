@@ -140,7 +140,7 @@ class Rows:
         try:
             return await self._database.read_in_one(reading)
         except RowAltered as altered:
-            await self._tell(altered)
+            await self.tell(altered)
             raise
 
     @asynccontextmanager
@@ -153,15 +153,16 @@ class Rows:
                     yield own
         except RowAltered as altered:
             if tx is None:
-                await self._tell(altered)
+                await self.tell(altered)
             else:
                 # The caller's transaction is about to be rolled back, and the log waits for its turn behind it.
-                task = asyncio.create_task(self._tell(altered))
+                task = asyncio.create_task(self.tell(altered))
                 self._telling.add(task)
                 task.add_done_callback(self._telling.discard)
             raise
 
-    async def _tell(self, altered: RowAltered) -> None:
+    async def tell(self, altered: RowAltered) -> None:
+        """Put an altered row on record, once while this process runs."""
         told = (altered.table, altered.row)
         if self._log is None or told in self._told:
             return

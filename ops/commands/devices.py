@@ -11,7 +11,8 @@ import typer
 
 from consent.errors import Conflict, Invalid, NotFound
 from consent.vocabulary import EventKind
-from node.access.devices import SENDING, check_ae_title, read_certificate
+from node.access.certificates import read_certificate
+from node.access.devices import SENDING, check_ae_title
 from node.audit.event import Event
 from ops.commands.people import Folder, Json, operator
 from ops.console import speaks, tell, tell_table

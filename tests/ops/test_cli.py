@@ -18,7 +18,7 @@ import typer
 
 from consent.errors import Corrupt, Denied
 from consent.vocabulary import EventKind, Role
-from node.access.devices import read_certificate
+from node.access.certificates import read_certificate
 from node.audit.evidence import verify_proof_file
 from ops.cli import app
 from ops.console import EXIT_CODES

@@ -9,7 +9,8 @@ from aiohttp import web
 from consent.errors import AccordError, Denied, Invalid
 from consent.principals import PEOPLE, Principal
 from consent.vocabulary import Action, Role
-from node.access.devices import MAX_CERTIFICATE_CHARACTERS, DeviceState
+from node.access.certificates import MAX_CERTIFICATE_CHARACTERS
+from node.access.devices import DeviceState
 from node.web.decisions import permitted
 from node.web.inputs import choice_of, text_of
 from node.web.keys import CLOCK, IDENTITY, REGISTRY, SESSIONS, SETTINGS

@@ -1,0 +1,431 @@
+"""Findings: what needs a person's eye, one for each thing and not one for each time it happened.
+
+A finding is a kind, how grave it is, what it is about, when it was first and last seen, how often, and where it stands:
+open, acknowledged by somebody with words, resolved. Log entries (`sightings`) and conditions (`checks`) become
+findings; a repeat is counted. Opening, acknowledging and resolving are log entries, so the table proves nothing: it
+is a view of the log that can be counted in. Holds no patient; a study by its pseudonym at most.
+
+Invariants: one living finding for each kind and subject; no more than MAX_LIVING of a kind, the rest is counted in one
+of its own; what follows from a log entry happens once.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from hashlib import sha256
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Select,
+    String,
+    Table,
+    Text,
+    case,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from consent.errors import Conflict, Invalid, NotFound
+from consent.vocabulary import EventKind
+from node.audit.event import Event
+from node.audit.log import Log
+from node.clock import Clock
+from node.database import Database, Tx, UtcDateTime, metadata
+
+MAX_LIVING: Final = 200
+"""Living findings of one kind."""
+MAX_SUBJECT_CHARACTERS: Final = 200
+MIN_WORDS_CHARACTERS: Final = 3
+MAX_WORDS_CHARACTERS: Final = 1000
+MAX_PAGE: Final = 500
+KEPT: Final = timedelta(days=400)
+"""How long a resolved finding stays in the table; the log keeps it longer."""
+MAX_KEPT: Final = 20_000
+JOB: Final = "job:findings"
+
+finding_table = Table(
+    "finding",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("kind", String(40), nullable=False),
+    Column("severity", String(16), nullable=False),
+    Column("subject", String(MAX_SUBJECT_CHARACTERS), nullable=False),
+    Column("living", String(64), unique=True),
+    Column("code", String(64), nullable=False),
+    Column("told", Text, nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("first_seen", UtcDateTime, nullable=False),
+    Column("last_seen", UtcDateTime, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    Column("entry", BigInteger),
+    Column("acknowledged", UtcDateTime),
+    Column("acknowledged_by", String(120)),
+    Column("acknowledged_words", Text),
+    Column("resolved", UtcDateTime),
+    Column("resolved_by", String(120)),
+    Column("resolved_words", Text),
+)
+"""`living` names kind and subject while the finding is not resolved: so there is one of each."""
+
+
+class Severity(StrEnum):
+    """How grave. An incident is for the security officer at once."""
+
+    NOTICE = "notice"
+    WARNING = "warning"
+    INCIDENT = "incident"
+
+
+class FindingKind(StrEnum):
+    """What was found."""
+
+    DEVICE_REFUSED = "device-refused"
+    STRANGER_REFUSED = "stranger-refused"
+    DOOR_CROWDED = "door-crowded"
+    DEVICE_FAULTY = "device-faulty"
+    INSTANCE_REFUSED = "instance-refused"
+    INTEGRITY_FAILED = "integrity-failed"
+    ROW_ALTERED = "row-altered"
+    LOG_ALTERED = "log-altered"
+    WITNESS_ALARMED = "witness-alarmed"
+    ROSTER_REFUSED = "roster-refused"
+    MEMBER_REFUSED = "member-refused"
+    DISK_LOW = "disk-low"
+    CERTIFICATE_EXPIRING = "certificate-expiring"
+    CERTIFICATE_ENDED = "certificate-ended"
+    CLOCK_BEHIND = "clock-behind"
+    JOB_FAILING = "job-failing"
+
+
+class FindingState(StrEnum):
+    """Where it stands."""
+
+    OPEN = "open"
+    ACKNOWLEDGED = "acknowledged"
+    RESOLVED = "resolved"
+
+
+TRANSITIONS: Final[Mapping[FindingState, frozenset[FindingState]]] = {
+    FindingState.OPEN: frozenset({FindingState.ACKNOWLEDGED, FindingState.RESOLVED}),
+    FindingState.ACKNOWLEDGED: frozenset({FindingState.RESOLVED}),
+    FindingState.RESOLVED: frozenset(),
+}
+"""Everything else is a Conflict. What comes back after it was resolved opens a finding of its own."""
+LIVING: Final = (FindingState.OPEN, FindingState.ACKNOWLEDGED)
+OVERFLOW: Final = "*"
+"""The subject of the finding that counts what has no room of its own."""
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """Something seen once, or `count` times, about `subject`.
+
+    `code` names the words that say it (`sightings.WORDS`), `values` fill their places; `entry` is the index of the log
+    entry that showed it, None for a condition.
+    """
+
+    kind: FindingKind
+    severity: Severity
+    subject: str
+    code: str
+    at: datetime
+    values: Mapping[str, str] = field(default_factory=dict)
+    count: int = 1
+    entry: int | None = None
+    details: tuple[tuple[str, Mapping[str, str]], ...] = ()
+    """Further words with their values: each fault of a refusal that had several."""
+
+    @property
+    def living(self) -> str:
+        """The name that a living finding of this kind and subject has."""
+        return _living(self.kind, self.subject)
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What shows that living findings of `kinds` about `subject` are over."""
+
+    kinds: tuple[FindingKind, ...]
+    subject: str
+
+
+@dataclass(frozen=True)
+class Handled:
+    """Who acknowledged or resolved, when, and in which words."""
+
+    at: datetime
+    by: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding, as it stands."""
+
+    id: str
+    kind: FindingKind
+    severity: Severity
+    subject: str
+    code: str
+    values: Mapping[str, str]
+    details: tuple[tuple[str, Mapping[str, str]], ...]
+    state: FindingState
+    first_seen: datetime
+    last_seen: datetime
+    count: int
+    entry: int | None
+    acknowledged: Handled | None
+    resolved: Handled | None
+
+    @property
+    def living(self) -> bool:
+        """Whether it is not resolved."""
+        return self.state in LIVING
+
+
+class Findings:
+    """The findings of one node."""
+
+    def __init__(self, database: Database, log: Log, clock: Clock) -> None:
+        self._database = database
+        self._log = log
+        self._clock = clock
+
+    async def take(self, tx: Tx, seen: Sequence[Sighting | Mended]) -> None:
+        """Open or count findings, and close those that are over, in the caller's transaction."""
+        for one in seen:
+            if isinstance(one, Mended):
+                await self._mend(tx, one)
+            else:
+                await self._count(tx, one)
+
+    async def observe(self, kinds: Sequence[FindingKind], seen: Sequence[Sighting]) -> None:
+        """What a look at conditions found: what is seen is opened or goes on, the rest of `kinds` is over.
+
+        A condition that lasts is not counted again.
+        """
+        async with self._database.write() as tx:
+            query = select(finding_table).where(
+                finding_table.c.kind.in_(kinds), finding_table.c.living.is_not(None)
+            )
+            known = {row.living: row for row in (await tx.execute(query)).all()}
+            for one in seen:
+                row = known.pop(one.living, None)
+                if row is None:
+                    await self._open(tx, one)
+                else:
+                    await self._change(tx, row.id, last_seen=one.at, severity=one.severity, **_told(one))
+            for row in known.values():
+                await self._close(tx, row, JOB, "The condition is over.")
+
+    async def list(
+        self,
+        *,
+        states: Sequence[FindingState] = LIVING,
+        severity: Severity | None = None,
+        kind: FindingKind | None = None,
+        subject: str | None = None,
+        limit: int = 100,
+    ) -> list[Finding]:
+        """Findings in these states, the gravest first and the latest first among them."""
+        query = select(finding_table).where(finding_table.c.state.in_(states))
+        for column, value in (("severity", severity), ("kind", kind), ("subject", subject)):
+            if value is not None:
+                query = query.where(finding_table.c[column] == value)
+        rows = await self._rows(query.order_by(*_GRAVEST_FIRST).limit(max(1, min(limit, MAX_PAGE))))
+        return [_finding_of(row) for row in rows]
+
+    async def one(self, finding: str) -> Finding:
+        """Raises NotFound."""
+        rows = await self._rows(select(finding_table).where(finding_table.c.id == finding))
+        if not rows:
+            raise NotFound("There is no such finding.", mend="List the findings.")
+        return _finding_of(rows[0])
+
+    async def counts(self) -> dict[tuple[Severity, FindingState], int]:
+        """How many living findings there are, by severity and state."""
+        table = finding_table.c
+        query = select(table.severity, table.state, func.count()).where(table.living.is_not(None))
+        rows = await self._rows(query.group_by(table.severity, table.state))
+        return {(Severity(row[0]), FindingState(row[1])): int(row[2]) for row in rows}
+
+    async def acknowledge(self, finding: str, words: str, *, by: str) -> Finding:
+        """Somebody takes it on. Raises NotFound, Invalid without words, Conflict when it is not open."""
+        await self._handle(finding, FindingState.ACKNOWLEDGED, words, by)
+        return await self.one(finding)
+
+    async def resolve(self, finding: str, words: str, *, by: str) -> Finding:
+        """Somebody closes it. Raises NotFound, Invalid without words, Conflict when it is resolved."""
+        await self._handle(finding, FindingState.RESOLVED, words, by)
+        return await self.one(finding)
+
+    async def prune(self) -> None:
+        """Drop resolved findings that are old or too many; the log still has them."""
+        table = finding_table.c
+        old = table.resolved < self._clock.now() - KEPT
+        newest = (
+            select(table.id).where(table.living.is_(None)).order_by(table.resolved.desc()).limit(MAX_KEPT)
+        )
+        async with self._database.write() as tx:
+            await tx.execute(delete(finding_table).where(table.living.is_(None), old))
+            await tx.execute(delete(finding_table).where(table.living.is_(None), table.id.not_in(newest)))
+
+    async def _count(self, tx: Tx, one: Sighting) -> None:
+        known = (await tx.execute(_living_query(one.living))).one_or_none()
+        if known is None and await self._crowded(tx, one.kind):
+            one = Sighting(
+                one.kind, one.severity, OVERFLOW, "overflow", one.at, count=one.count, entry=one.entry
+            )
+            known = (await tx.execute(_living_query(one.living))).one_or_none()
+        if known is None:
+            await self._open(tx, one)
+        else:
+            await self._change(tx, known.id, last_seen=one.at, count=known.count + one.count, **_told(one))
+
+    async def _crowded(self, tx: Tx, kind: FindingKind) -> bool:
+        table = finding_table.c
+        living = select(func.count()).where(table.kind == kind, table.living.is_not(None))
+        return int((await tx.execute(living)).scalar_one()) >= MAX_LIVING
+
+    async def _open(self, tx: Tx, one: Sighting) -> None:
+        finding = secrets.token_hex(8)
+        values = {
+            "id": finding,
+            "kind": one.kind,
+            "severity": one.severity,
+            "subject": one.subject[:MAX_SUBJECT_CHARACTERS],
+            "living": one.living,
+            "state": FindingState.OPEN,
+            "first_seen": one.at,
+            "last_seen": one.at,
+            "count": one.count,
+            "entry": one.entry,
+        }
+        await tx.execute(insert(finding_table).values(values | _told(one)))
+        detail = {
+            "finding": finding,
+            "kind": one.kind,
+            "severity": one.severity,
+            "subject": one.subject[:MAX_SUBJECT_CHARACTERS],
+            "code": one.code,
+            "values": dict(one.values),
+            "entry": one.entry,
+        }
+        await self._log.append(tx, Event(EventKind.FINDING_OPENED, JOB, detail=detail))
+
+    async def _mend(self, tx: Tx, mended: Mended) -> None:
+        for kind in mended.kinds:
+            row = (await tx.execute(_living_query(_living(kind, mended.subject)))).one_or_none()
+            if row is not None:
+                await self._close(tx, row, JOB, "It has worked since.")
+
+    async def _handle(self, finding: str, state: FindingState, words: str, by: str) -> None:
+        words = words.strip()
+        if not MIN_WORDS_CHARACTERS <= len(words) <= MAX_WORDS_CHARACTERS:
+            raise Invalid(
+                "Say in words what was done about it.",
+                mend=f"Write {MIN_WORDS_CHARACTERS} to {MAX_WORDS_CHARACTERS} characters.",
+                code="finding-words",
+            )
+        async with self._database.write() as tx:
+            query = select(finding_table).where(finding_table.c.id == finding).with_for_update()
+            row = (await tx.execute(query)).one_or_none()
+            if row is None:
+                raise NotFound("There is no such finding.", mend="List the findings.")
+            if state not in TRANSITIONS[FindingState(row.state)]:
+                raise Conflict(
+                    "Somebody has acknowledged this finding already."
+                    if row.state == FindingState.ACKNOWLEDGED
+                    else "This finding is resolved.",
+                    mend="Load the page again: it has changed.",
+                    code="finding-state",
+                )
+            if state is FindingState.RESOLVED:
+                await self._close(tx, row, by, words)
+            else:
+                await self._acknowledge(tx, row, by, words)
+
+    async def _acknowledge(self, tx: Tx, row: Any, by: str, words: str) -> None:
+        now = self._clock.now()
+        await self._change(
+            tx,
+            row.id,
+            state=FindingState.ACKNOWLEDGED,
+            acknowledged=now,
+            acknowledged_by=by,
+            acknowledged_words=words,
+        )
+        await self._tell(tx, EventKind.FINDING_ACKNOWLEDGED, row, by, words)
+
+    async def _close(self, tx: Tx, row: Any, by: str, words: str) -> None:
+        now = self._clock.now()
+        state = FindingState.RESOLVED
+        await self._change(
+            tx, row.id, state=state, living=None, resolved=now, resolved_by=by, resolved_words=words
+        )
+        await self._tell(tx, EventKind.FINDING_RESOLVED, row, by, words)
+
+    async def _change(self, tx: Tx, finding: str, **changes: Any) -> None:
+        await tx.execute(update(finding_table).where(finding_table.c.id == finding).values(changes))
+
+    async def _tell(self, tx: Tx, kind: EventKind, row: Any, by: str, words: str) -> None:
+        detail = {"finding": row.id, "kind": row.kind, "subject": row.subject, "count": row.count}
+        await self._log.append(tx, Event(kind, by, reason=words, detail=detail))
+
+    async def _rows(self, query: Select[Any]) -> Sequence[Any]:
+        async with self._database.read() as tx:
+            return (await tx.execute(query)).all()
+
+
+_GRAVEST_FIRST: Final = (
+    case({Severity.INCIDENT: 0, Severity.WARNING: 1}, value=finding_table.c.severity, else_=2),
+    finding_table.c.last_seen.desc(),
+    finding_table.c.id,
+)
+
+
+def _living(kind: FindingKind, subject: str) -> str:
+    return sha256(f"{kind.value}\x00{subject}".encode()).hexdigest()
+
+
+def _living_query(living: str) -> Select[Any]:
+    return select(finding_table).where(finding_table.c.living == living)
+
+
+def _told(one: Sighting) -> dict[str, Any]:
+    told = {"values": dict(one.values), "details": [[code, dict(values)] for code, values in one.details]}
+    return {"code": one.code, "told": json.dumps(told, ensure_ascii=False)}
+
+
+def _finding_of(row: Any) -> Finding:
+    told = json.loads(row.told)
+    return Finding(
+        row.id,
+        FindingKind(row.kind),
+        Severity(row.severity),
+        row.subject,
+        row.code,
+        told["values"],
+        tuple((code, values) for code, values in told["details"]),
+        FindingState(row.state),
+        row.first_seen,
+        row.last_seen,
+        row.count,
+        row.entry,
+        _handled(row.acknowledged, row.acknowledged_by, row.acknowledged_words),
+        _handled(row.resolved, row.resolved_by, row.resolved_words),
+    )
+
+
+def _handled(at: datetime | None, by: str | None, words: str | None) -> Handled | None:
+    return None if at is None else Handled(at, by or "", words or "")

@@ -6,7 +6,7 @@ nothing and logs nothing: the gateway does both, and is the only one to have a s
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from consent.principals import Principal
 from consent.vocabulary import Grade, Purpose, ResourceKind
 from node.arrival import ATTRIBUTES_SUFFIX, entry_of
 from node.facts import FactFinder
-from node.index import Entry, Index, InstanceRow, Placement, Pseudonyms, SeriesRow
+from node.index import Entry, Index, InstanceRow, Placement, Pseudonyms, SeriesRow, StudyRow
 from node.index.index import pixel_place
 from node.index.sealing import altered
 from node.openings import Contents, InstanceView, SeriesView, Visit
@@ -30,6 +30,8 @@ from node.vault.pack import StoredObject
 from node.vault.vault import INSTANCE
 
 LAST_NUMBER = 2**31
+MAX_KEPT_INSTANCES = 20_000
+"""Rows of instances whose contents are kept in memory: about 25 MiB."""
 
 
 class PackReader(Protocol):
@@ -38,6 +40,10 @@ class PackReader(Protocol):
     async def read(
         self, study: str, stored: StoredObject, key: bytes, expected: bytes | None = None
     ) -> bytes: ...
+
+    async def read_several(
+        self, study: str, wanted: Sequence[tuple[StoredObject, bytes, bytes | None]]
+    ) -> list[bytes | Corrupt | NotFound]: ...
 
     async def read_range(
         self, study: str, stored: StoredObject, key: bytes, offset: int, length: int
@@ -104,13 +110,26 @@ class Shelf(Protocol):
         """A data set, its tags and its first digest verified. Raises Corrupt, NotFound, Denied, Unavailable."""
         ...
 
+    async def read_several(
+        self, visit: Visit, rows: Sequence[InstanceRow]
+    ) -> list[bytes | Corrupt | NotFound]:
+        """Data sets as by `read`, in order; the first failure is the last answer."""
+        ...
+
     async def read_range(self, visit: Visit, row: InstanceRow, offset: int, length: int) -> bytes:
         """Part of a data set, its tags verified."""
         ...
 
+    async def present(self, visit: Visit, row: InstanceRow) -> InstanceRow:
+        """The row as it is now: where its bytes lie may have changed since it was read. Raises NotFound."""
+        ...
+
 
 class Archive:
-    """The studies of this node: rows from the index, keys from the ring."""
+    """The studies of this node: rows from the index, keys from the ring.
+
+    The contents of studies that were read last are kept, and used while the study's row says what it said then.
+    """
 
     def __init__(
         self, node_id: str, reader: PackReader, keys: KeyRing, index: Index, facts: FactFinder
@@ -120,6 +139,8 @@ class Archive:
         self._keys = keys
         self._index = index
         self._facts = facts
+        self._kept: OrderedDict[str, tuple[StudyRow, Contents]] = OrderedDict()
+        self._kept_instances = 0
 
     async def resource(self, study: str) -> Resource:
         row = await self._index.study(study)
@@ -139,6 +160,16 @@ class Archive:
     async def contents(self, visit: Visit) -> Contents:
         study = visit.resource.id
         row = await self._index.study(study)
+        known = self._kept.get(study)
+        if known is not None and known[0] == row:
+            self._kept.move_to_end(study)
+            return known[1]
+        contents = await self._read_contents(row)
+        self._keep(row, contents)
+        return contents
+
+    async def _read_contents(self, row: StudyRow) -> Contents:
+        study = row.study
         series = await self._index.series(study)
         instances = await self._index.instances(study)
         # The grade in the study's row is in clear; those of the instances are sealed, and the highest of them is the study's.
@@ -151,15 +182,41 @@ class Archive:
         rows = {one.sop_instance_uid: one for one in instances}
         return Contents(row.study_instance_uid, str(row.values.get("PatientID") or ""), views, rows)
 
+    def _keep(self, row: StudyRow, contents: Contents) -> None:
+        self._forget(row.study)
+        self._kept[row.study] = (row, contents)
+        self._kept_instances += len(contents.instances)
+        while self._kept_instances > MAX_KEPT_INSTANCES and len(self._kept) > 1:
+            self._forget(next(iter(self._kept)))
+
+    def _forget(self, study: str) -> None:
+        _, contents = self._kept.pop(study, (None, None))
+        self._kept_instances -= len(contents.instances) if contents is not None else 0
+
     async def read(self, visit: Visit, row: InstanceRow) -> bytes:
         stored = stored_instance(row)
         key = await self.key(visit.resource.id, stored)
         return await self._reader.read(visit.resource.id, stored, key, row.sha256)
 
+    async def read_several(
+        self, visit: Visit, rows: Sequence[InstanceRow]
+    ) -> list[bytes | Corrupt | NotFound]:
+        study = visit.resource.id
+        objects = [stored_instance(row) for row in rows]
+        wanted = [
+            (stored, await self.key(study, stored), row.sha256)
+            for stored, row in zip(objects, rows, strict=True)
+        ]
+        return await self._reader.read_several(study, wanted)
+
     async def read_range(self, visit: Visit, row: InstanceRow, offset: int, length: int) -> bytes:
         stored = stored_instance(row)
         key = await self.key(visit.resource.id, stored)
         return await self._reader.read_range(visit.resource.id, stored, key, offset, length)
+
+    async def present(self, visit: Visit, row: InstanceRow) -> InstanceRow:
+        self._forget(visit.resource.id)
+        return await self._index.instance(visit.resource.id, row.instance)
 
     async def key(self, study: str, stored: StoredObject) -> bytes:
         """The key of one object."""
@@ -216,6 +273,19 @@ class Copies:
         stored = stored_instance(row)
         keys = await self._leased(visit, [stored.object_id])
         return await self._reader.read(visit.resource.id, stored, keys[stored.object_id], row.sha256)
+
+    async def read_several(
+        self, visit: Visit, rows: Sequence[InstanceRow]
+    ) -> list[bytes | Corrupt | NotFound]:
+        objects = [stored_instance(row) for row in rows]
+        keys = await self._leased(visit, [stored.object_id for stored in objects])
+        wanted = [
+            (stored, keys[stored.object_id], row.sha256) for stored, row in zip(objects, rows, strict=True)
+        ]
+        return await self._reader.read_several(visit.resource.id, wanted)
+
+    async def present(self, visit: Visit, row: InstanceRow) -> InstanceRow:
+        return row  # a copy's pack lies as it came
 
     async def read_range(self, visit: Visit, row: InstanceRow, offset: int, length: int) -> bytes:
         stored = stored_instance(row)

@@ -1,12 +1,13 @@
 """WADO-RS (PS3.18 §10.4): data sets, metadata, frames, pictures and bulk data of studies, by URL.
 
 Bytes of images are a download and asked for as such; metadata and pictures are a view. What is sent has a known
-length, goes out in WRITE_BYTES pieces, and a stream that cannot be completed is cut, never closed as if it were whole.
+length, and a stream that cannot be completed is cut, never closed as if it were whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from contextlib import aclosing
 
 from aiohttp import web
 
@@ -14,6 +15,7 @@ from consent.errors import Invalid, NotFound
 from consent.vocabulary import Action
 from node.descriptions import at_address
 from node.dicom import accept
+from node.dicom.body import Body
 from node.dicom.multipart import MultipartWriter
 from node.imaging.part10 import part10_head
 from node.index import InstanceRow
@@ -21,7 +23,6 @@ from node.openings import Opening
 from node.web.keys import GATEWAY, PSEUDONYMS
 from node.web.kit import address_of, current_person
 
-WRITE_BYTES = 256 * 1024
 MAX_FRAMES_ASKED = 1000
 MAX_VIEWPORT = 4096
 THUMBNAIL_PIXELS = 128
@@ -49,20 +50,20 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
     stream = gateway.stream(opening, rows)
     # The first instance is read and proved before the status goes out: most failures are still a clear refusal.
     first_row, first = await anext(stream)
-    response = web.StreamResponse(headers={"Content-Type": kind, "Cache-Control": "no-store"})
-    response.content_length = sum(sizes) + sum(map(len, before)) + len(end)
-    try:
-        await response.prepare(request)
-        await _write(response, before[0] + heads[0], first)
+    assert first_row is rows[0]
+    length = sum(sizes) + sum(map(len, before)) + len(end)
+    async with aclosing(stream), Body(request, length, {"Content-Type": kind}) as body:
+        await body.write(before[0] + heads[0])
+        async for piece in first:
+            await body.write(piece)
         number = 0
         async for _, pieces in stream:
             number += 1
-            await _write(response, before[number] + heads[number], pieces)
-    finally:
-        await stream.aclose()
-    assert first_row is rows[0]
-    await response.write_eof(end)
-    return response
+            await body.write(before[number] + heads[number])
+            async for piece in pieces:
+                await body.write(piece)
+        await body.write(end)
+        return await body.end()
 
 
 async def metadata(request: web.Request) -> web.Response:
@@ -191,33 +192,13 @@ async def _send(
         for number, body in enumerate(bodies)
     ]
     end = writer.end() if writer else b""
-    response = web.StreamResponse(
-        headers={"Content-Type": writer.content_type if writer else kind, "Cache-Control": "no-store"}
-    )
-    response.content_length = sum(map(len, bodies)) + sum(map(len, heads)) + len(end)
-    await response.prepare(request)
-    for head, body in zip(heads, bodies, strict=True):
-        await _write(response, head, _single(body))
-    await response.write_eof(end)
-    return response
-
-
-async def _write(response: web.StreamResponse, head: bytes, pieces: AsyncIterator[bytes]) -> None:
-    """Write a part in large pieces; its head goes with the first of them, not in a packet of its own."""
-    async for piece in pieces:
-        view = memoryview(piece)
-        room = WRITE_BYTES - len(head)
-        if head:
-            await response.write(b"".join((head, view[:room])))
-            view, head = view[room:], b""
-        for start in range(0, len(view), WRITE_BYTES):
-            await response.write(view[start : start + WRITE_BYTES])
-    if head:
-        await response.write(head)
-
-
-async def _single(body: bytes) -> AsyncIterator[bytes]:
-    yield body
+    length = sum(map(len, bodies)) + sum(map(len, heads)) + len(end)
+    async with Body(request, length, {"Content-Type": writer.content_type if writer else kind}) as answer:
+        for head, body in zip(heads, bodies, strict=True):
+            await answer.write(head)
+            await answer.write(body)
+        await answer.write(end)
+        return await answer.end()
 
 
 def _part_type(row: InstanceRow) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from consent.errors import Invalid
 from node.gateway.reading import MAX_WHOLE_BYTES, Reading
@@ -17,7 +18,10 @@ from node.index import InstanceRow
 from node.openings import InstanceBytes, Opening, Visit
 
 MAX_AT_ONCE_BYTES = 512 * 1024 * 1024
-READ_AHEAD = 3
+BATCH_BYTES = 4 * 1024 * 1024
+"""Data sets that are opened in one go: fewer hops between threads than one by one."""
+READ_AHEAD_BYTES = 12 * 1024 * 1024
+"""What waits, opened, while something is being sent; one data set always may."""
 
 
 class DataSets:
@@ -44,25 +48,35 @@ class DataSets:
 
         Decides again as it goes. A failure ends the stream: what was sent before was good.
         """
-        waiting: deque[tuple[InstanceRow, asyncio.Task[bytes] | None]] = deque()
-        left = deque(rows)
+        waiting: deque[_Batch] = deque()
+        left = deque(_batches(rows))
         try:
             while left or waiting:
-                while left and len(waiting) < READ_AHEAD:
-                    row = left.popleft()
-                    whole = row.size_bytes <= MAX_WHOLE_BYTES
+                while left and (not waiting or _size(waiting) + _size_of(left[0]) <= READ_AHEAD_BYTES):
+                    waiting.append(await self._begin(opening, left.popleft()))
+                batch = waiting.popleft()
+                whole = await batch.task if batch.task is not None else []
+                for number, row in enumerate(batch.rows):
                     visit = await self._visits.taking(opening)
-                    task = asyncio.create_task(self._reading.read(visit, row)) if whole else None
-                    waiting.append((row, task))
-                row, task = waiting.popleft()
-                visit = await self._visits.taking(opening)
-                yield row, self._reading.pieces(visit, row) if task is None else _single(await task)
-                _count(visit, row)
+                    if number < len(whole):
+                        yield row, _single(whole[number])
+                    elif row.size_bytes > MAX_WHOLE_BYTES:
+                        yield row, self._reading.pieces(visit, row)
+                    else:
+                        yield row, _single(await self._reading.read(visit, row))
+                    _count(visit, row)
         finally:
-            for _, task in waiting:
-                if task is not None:
-                    task.cancel()
-            await asyncio.gather(*(task for _, task in waiting if task), return_exceptions=True)
+            tasks = [batch.task for batch in waiting if batch.task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _begin(self, opening: Opening, rows: Sequence[InstanceRow]) -> _Batch:
+        """Begin to read a batch in the background; what is too large for that is read as it is sent."""
+        visit = await self._visits.taking(opening)
+        if rows[0].size_bytes > MAX_WHOLE_BYTES:
+            return _Batch(rows, None)
+        return _Batch(rows, asyncio.create_task(self._reading.read_several(visit, rows)))
 
     async def stored_frames(self, opening: Opening, sop_uid: str, numbers: Iterable[int]) -> list[bytes]:
         """Frames as they are stored, not decoded. The opening must be a DOWNLOAD.
@@ -96,6 +110,36 @@ class DataSets:
         value = element_value(await self._reading.read(visit, row), row.transfer_syntax_uid, int(tag, 16))
         visit.sent_bytes += len(value)
         return value
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Data sets that are read together, and the task that reads them; None for one that is read as it is sent."""
+
+    rows: Sequence[InstanceRow]
+    task: asyncio.Task[list[bytes]] | None
+
+
+def _batches(rows: Sequence[InstanceRow]) -> Iterator[list[InstanceRow]]:
+    """The first alone, so that it goes out at once; then as many together as BATCH_BYTES hold."""
+    batch: list[InstanceRow] = []
+    size, limit = 0, 0
+    for row in rows:
+        if batch and size + row.size_bytes > limit:
+            yield batch
+            batch, size, limit = [], 0, BATCH_BYTES
+        batch.append(row)
+        size += row.size_bytes
+    if batch:
+        yield batch
+
+
+def _size_of(rows: Sequence[InstanceRow]) -> int:
+    return sum(row.size_bytes for row in rows)
+
+
+def _size(waiting: Iterable[_Batch]) -> int:
+    return sum(_size_of(batch.rows) for batch in waiting)
 
 
 def _count(visit: Visit, row: InstanceRow) -> None:

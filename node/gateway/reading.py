@@ -7,7 +7,7 @@ record when something is not what arrived. Decides nothing: callers have asked `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import TypeVar
 
@@ -64,30 +64,59 @@ class Reading:
 
     async def contents(self, visit: Visit) -> Contents:
         """Series and instances; of this node's own studies as they are now."""
-        if visit.contents is None or not visit.opening.home:
-            contents = self.shelf(visit.opening.home).contents(visit)
-            visit.contents = await self.proved(visit, contents)
+        if visit.contents is None:
+            contents = await self.proved(visit, self.shelf(visit.opening.home).contents(visit))
+            if not visit.opening.home:
+                return contents
+            visit.contents = contents
         return visit.contents
 
     async def row(self, visit: Visit, sop_uid: str) -> tuple[InstanceRow, Contents]:
         """One instance. Raises NotFound."""
-        contents = visit.contents or await self.contents(visit)
+        contents = await self.contents(visit)
         row = contents.instances.get(sop_uid)
-        if row is None:  # it may have arrived since
-            contents = await self.contents(visit)
-            row = contents.instances.get(sop_uid)
         if row is None:
             raise NotFound("There is no such instance in this study.")
         return row, contents
 
     async def read(self, visit: Visit, row: InstanceRow) -> bytes:
         """A data set whole, verified. Raises Corrupt once that is on record."""
-        return await self.proved(visit, self.shelf(visit.opening.home).read(visit, row))
+        shelf = self.shelf(visit.opening.home)
+
+        async def reading(row: InstanceRow) -> bytes:
+            return await shelf.read(visit, row)
+
+        return await self.proved(visit, self._where_it_lies(visit, row, reading))
+
+    async def read_several(self, visit: Visit, rows: Sequence[InstanceRow]) -> list[bytes]:
+        """Data sets whole, verified, read in one go; of those before a failure at least one, else it is raised."""
+        found = await self.shelf(visit.opening.home).read_several(visit, rows)
+        good = [one for one in found if isinstance(one, bytes)]
+        return good or [await self.read(visit, rows[0])]
 
     async def read_range(self, visit: Visit, row: InstanceRow, offset: int, length: int) -> bytes:
         """Part of a data set, its tags verified."""
         shelf = self.shelf(visit.opening.home)
-        return await self.proved(visit, shelf.read_range(visit, row, offset, length))
+
+        async def reading(row: InstanceRow) -> bytes:
+            return await shelf.read_range(visit, row, offset, length)
+
+        return await self.proved(visit, self._where_it_lies(visit, row, reading))
+
+    async def _where_it_lies(
+        self, visit: Visit, row: InstanceRow, reading: Callable[[InstanceRow], Awaitable[bytes]]
+    ) -> bytes:
+        """Read; when that fails and the bytes were moved since the row was read, read where they are now."""
+        try:
+            return await reading(row)
+        except (Corrupt, NotFound) as error:
+            try:
+                now = await self.shelf(visit.opening.home).present(visit, row)
+            except NotFound:  # nor does the index know it any more
+                raise error from None
+            if now.data_set == row.data_set:
+                raise
+            return await reading(now)
 
     async def pieces(self, visit: Visit, row: InstanceRow) -> AsyncIterator[bytes]:
         """A large data set: read through once to verify its digest, then again to hand it over."""

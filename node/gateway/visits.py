@@ -171,7 +171,7 @@ class Visits:
         Raises NotFound for an opening that is not open, Denied (on record) when the rules say no by now.
         """
         visit = self._visits.get(opening.id)
-        if visit is None or visit.opening != opening:
+        if visit is None or (visit.opening is not opening and visit.opening != opening):
             raise NotFound(
                 "This viewing session is not open.", mend="Open the study again.", code="opening-gone"
             )

@@ -54,6 +54,15 @@ class Reader:
         """Open one object whole with its object key. Raises Corrupt, also when its SHA-256 is not `expected`, or NotFound."""
         return await asyncio.to_thread(self._open, study, stored, key, expected)
 
+    async def read_several(
+        self, study: str, wanted: Sequence[tuple[StoredObject, bytes, bytes | None]]
+    ) -> list[bytes | Corrupt | NotFound]:
+        """Open objects whole, each with its key and its expected SHA-256 (or None), in one hop to a thread.
+
+        The answers are in order; the first failure is the last of them.
+        """
+        return await asyncio.to_thread(self._open_several, study, wanted)
+
     async def read_range(
         self, study: str, stored: StoredObject, key: bytes, offset: int, length: int
     ) -> bytes:
@@ -127,6 +136,18 @@ class Reader:
         if expected is not None and sha256(data).digest() != expected:
             raise Corrupt("An instance is not what arrived.", code="digest")
         return data
+
+    def _open_several(
+        self, study: str, wanted: Sequence[tuple[StoredObject, bytes, bytes | None]]
+    ) -> list[bytes | Corrupt | NotFound]:
+        found: list[bytes | Corrupt | NotFound] = []
+        for stored, key, expected in wanted:
+            try:
+                found.append(self._open(study, stored, key, expected))
+            except (Corrupt, NotFound) as error:
+                found.append(error)
+                break
+        return found
 
     def _open_range(self, study: str, stored: StoredObject, key: bytes, offset: int, length: int) -> bytes:
         with self._blobs.opened(pack_name(study)) as read:

@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -79,7 +79,7 @@ class Identity:
     id: str
     node: str
     epoch: int
-    created: datetime | None = None
+    created: datetime
 
 
 @dataclass(frozen=True)
@@ -195,15 +195,16 @@ def read_identity(path: Path) -> Identity | None:
             raise ValueError("format")
         if _ROOT_ID.fullmatch(content["id"]) is None or not isinstance(content["epoch"], int):
             raise ValueError("field")
-        return Identity(content["id"], str(content["node"]), content["epoch"])
-    except (ValueError, KeyError, TypeError, Corrupt) as error:
+        created = datetime.fromtimestamp(content["created"], UTC)
+        return Identity(content["id"], str(content["node"]), content["epoch"], created)
+    except (ValueError, KeyError, TypeError, OverflowError, OSError, Corrupt) as error:
         raise Corrupt("Its identity file is damaged.", code="root-identity") from error
 
 
-def write_identity(path: Path, identity: Identity, now: datetime) -> None:
+def write_identity(path: Path, identity: Identity) -> None:
     """Write who a root is, durably. Raises Unavailable."""
     content = {
-        "created": int((identity.created or now).timestamp()),
+        "created": int(identity.created.timestamp()),
         "epoch": identity.epoch,
         "format": "accord-root",
         "id": identity.id,
@@ -222,12 +223,12 @@ def write_identity(path: Path, identity: Identity, now: datetime) -> None:
         sync_folder(path)
 
 
-def stamp(path: Path, epoch: int, now: datetime) -> None:
+def stamp(path: Path, epoch: int) -> None:
     """Note in a root that it takes part in this membership. Raises Unavailable, Corrupt."""
     with disk_errors("mark a storage root"):
         identity = read_identity(path)
     if identity is not None and identity.epoch < epoch:
-        write_identity(path, replace(identity, epoch=epoch), now)
+        write_identity(path, replace(identity, epoch=epoch))
 
 
 def _holds_packs(path: Path) -> bool:

@@ -73,18 +73,19 @@ class Merged:
         """Places where no copy is sound."""
         return [piece for piece in self.pieces if not piece.holders]
 
-    def lacking(self, root: str) -> list[Piece]:
-        """What a copy must be given."""
+    def lacking(self, root: str, size: int) -> list[Piece]:
+        """What a copy of `size` bytes must be given. Where no copy is sound, only one that ends before gets anything."""
         return [
             piece
             for piece in self.pieces
-            if root not in piece.holders and (piece.holders or piece.raw not in ("", root))
+            if root not in piece.holders and (piece.holders or (piece.raw and size < piece.end))
         ]
 
 
 @dataclass
 class _Walked:
     copy: Copy
+    believed: bool
     found: Survey
     spans: dict[int, Span]
     frames: dict[int, bytes] = field(default_factory=dict)
@@ -112,6 +113,7 @@ def merge(
     study: str,
     copies: Sequence[Copy],
     *,
+    led: Sequence[Copy] = (),
     bodies_from: int = 0,
     expected: Mapping[int, bytes] | None = None,
     pace: Pace = unhurried,
@@ -119,14 +121,21 @@ def merge(
     """Put the pack of `study` together from its copies, the preferred one first.
 
     `bodies_from` is the offset from which bodies are read and held against their digest, or LAST_GROUP. `expected`
-    names digests by the offset of a body, from the index: another record there does not count. Raises Corrupt when no
+    names digests by the offset of a body, from the index: another record there does not count. `led` are copies that
+    are held against the others and not believed. Raises Corrupt when no
     copy has a head in order, or one is another study's.
     """
     head = _head(study, copies)
     if head is None:
         return _without_head(study, copies)
-    same = [copy for copy in copies if _same_file(study, copy, head)]
-    walked = [_walk(study, copy, len(head.data)) for copy in same]
+    everybody = [*((copy, True) for copy in copies), *((copy, False) for copy in led)]
+    walked = [
+        _walk(study, copy, len(head.data), believed)
+        for copy, believed in everybody
+        if _same_file(study, copy, head)
+    ]
+    walked = _akin(walked, head)
+    same = [one.copy for one in walked]
     if bodies_from == LAST_GROUP:
         bodies_from = max((one.found.spans[-1].base for one in walked if one.found.spans), default=0)
     holders = frozenset(copy.root for copy in same if copy.read(0, len(head.data)) == head.data)
@@ -154,7 +163,7 @@ def carry(
     """
     by_root = {copy.root: copy for copy in sources}
     written = 0
-    for piece in merged.lacking(target.root):
+    for piece in merged.lacking(target.root, target.size):
         names = [root for root in by_root if root in piece.holders] or [piece.raw]
         written += _carry_piece(
             study, piece, [by_root[name] for name in names if name in by_root], into, pace
@@ -216,16 +225,28 @@ def _without_head(study: str, copies: Sequence[Copy]) -> Merged:
     return Merged([], 0, 0, frozenset(copy.root for copy in copies), torn=any(copy.size for copy in copies))
 
 
-def _walk(study: str, copy: Copy, start: int) -> _Walked:
+def _walk(study: str, copy: Copy, start: int, believed: bool) -> _Walked:
     found = survey(copy.read, copy.size, study, start) if copy.size > start else Survey(end=start)
-    return _Walked(copy, found, {span.start: span for span in found.spans})
+    return _Walked(copy, believed, found, {span.start: span for span in found.spans})
+
+
+def _akin(walked: list[_Walked], head: Head) -> list[_Walked]:
+    """Leave out copies with a damaged head whose first record is another one: they are another generation."""
+    whole = [one for one in walked if one.copy.read(0, len(head.data)) == head.data]
+    first = {one.frame(one.found.spans[0]) for one in whole if one.found.spans}
+    return [
+        one
+        for one in walked
+        if one in whole or not first or not one.found.spans or one.frame(one.found.spans[0]) in first
+    ]
 
 
 def _put_together(
     merged: Merged, walked: Sequence[_Walked], bodies_from: int, expected: Mapping[int, bytes], pace: Pace
 ) -> None:
-    starts = sorted({start for one in walked for start in one.spans})
-    ends = max((one.copy.size for one in walked), default=0)
+    believed = [one for one in walked if one.believed]
+    starts = sorted({start for one in believed for start in one.spans})
+    ends = max((one.copy.size for one in believed), default=0)
     at = merged.end
     while at < ends:
         piece = _best(at, walked, bodies_from, expected, pace)
@@ -233,12 +254,12 @@ def _put_together(
             following = next((start for start in starts if start > at), None)
             if following is None:
                 break
-            raw = next((one.copy.root for one in walked if one.copy.size >= following), "")
+            raw = next((one.copy.root for one in believed if one.copy.size >= following), "")
             piece = Piece(at, following, frozenset(), raw=raw)
         merged.pieces.append(piece)
         at = piece.end
     merged.end = at
-    longer = [one for one in walked if one.copy.size > at]
+    longer = [one for one in believed if one.copy.size > at]
     if not longer:
         return
     if all(any(damage.torn for damage in one.found.damages) or one.found.end <= at for one in longer):
@@ -261,12 +282,15 @@ def _best(
     judged = []
     for members in groups.values():
         span = members[0][1]
+        if not any(one.believed for one, _ in members):
+            continue
         holders = frozenset(one.copy.root for one, own in members if one.sound(own, bodies_from, pace))
         wanted = expected.get(span.stored.offset) if span.stored else None
         named = wanted is not None and span.stored is not None and wanted == span.stored.blake3
-        judged.append(
-            (named, bool(holders), span.stored is not None, len(holders), Piece(at, span.end, holders, span))
-        )
+        votes = sum(one.believed for one, _ in members if one.copy.root in holders)
+        holders = holders if votes and (named or wanted is None) else frozenset()
+        piece = Piece(at, span.end, holders, span)
+        judged.append((named, bool(holders), span.stored is not None, votes, piece))
     if not judged:
         return None
     *_, piece = max(judged, key=lambda item: item[:4])
@@ -276,7 +300,8 @@ def _best(
 
 
 def _standing(piece: Piece, walked: Sequence[_Walked]) -> str:
-    return next((one.copy.root for one in walked if one.spans.get(piece.start) == piece.span), "")
+    standing = (one for one in walked if one.believed and one.spans.get(piece.start) == piece.span)
+    return next((one.copy.root for one in standing), "")
 
 
 def _carry_piece(study: str, piece: Piece, sources: Sequence[Copy], into: Appendable, pace: Pace) -> int:

@@ -10,13 +10,37 @@ import re
 import warnings
 from functools import lru_cache
 
-from pydicom.charset import decode_bytes, default_encoding, python_encoding
-
 _ESCAPE = 0x1B
 # Python's GB 2312 codec hands the escape sequence on.
 _LEFT_OVER = re.compile("\x1b[$()-]{1,2}[A-Z]")
 _DELIMITERS = {0x0D, 0x0A, 0x09, 0x0C, 0x5C}
 _NAME_DELIMITERS = {0x5E, 0x3D, 0x5C}
+_DEFAULT = "iso8859"
+_SINGLE_BYTE = {
+    "6": _DEFAULT,
+    "13": "shift_jis",
+    "100": "latin_1",
+    "101": "iso8859_2",
+    "109": "iso8859_3",
+    "110": "iso8859_4",
+    **{number: f"iso_ir_{number}" for number in ("126", "127", "138", "144", "148", "166")},
+}
+TERMS = {
+    "": _DEFAULT,
+    **{f"ISO_IR {number}": name for number, name in _SINGLE_BYTE.items()},
+    **{f"ISO 2022 IR {number}": name for number, name in _SINGLE_BYTE.items()},
+    "ISO 2022 IR 58": "iso_ir_58",
+    "ISO 2022 IR 87": "iso2022_jp",
+    "ISO 2022 IR 149": "euc_kr",
+    "ISO 2022 IR 159": "iso2022_jp_2",
+    "ISO_IR 192": "UTF8",
+    "GB18030": "GB18030",
+    "GBK": "GBK",
+    # No defined terms, but met.
+    "ISO 2022 GBK": "GBK",
+    "ISO 2022 58": "GB2312",
+}
+"""Defined term → Python's codec, by the names that pydicom's decoder knows (PS3.3 §C.12.1.1.2)."""
 # Misspellings met often enough that pydicom mends them too.
 _SPACED = str.maketrans({" ": "_", "-": "_"})
 
@@ -26,7 +50,7 @@ class Charset:
 
     def __init__(self, terms: tuple[str, ...]) -> None:
         self.terms = terms
-        self._encodings: tuple[str, ...] = tuple(_python_name(term) for term in terms) or (default_encoding,)
+        self._encodings: tuple[str, ...] = tuple(_python_name(term) for term in terms) or (_DEFAULT,)
 
     def text(self, value: bytes, *, name: bool = False) -> str:
         """Decode a value; `name` resets code extensions at the component delimiters of PN."""
@@ -43,15 +67,17 @@ def charset_of(value: bytes) -> Charset:
 
 
 def _python_name(term: str) -> str:
-    if term in python_encoding:
-        return str(python_encoding[term])
-    for known, encoding in python_encoding.items():
+    if term in TERMS:
+        return TERMS[term]
+    for known, encoding in TERMS.items():
         if known and known.translate(_SPACED) == term.upper().translate(_SPACED):
-            return str(encoding)
-    return str(default_encoding)
+            return encoding
+    return _DEFAULT
 
 
 def _with_extensions(value: bytes, names: tuple[str, ...], name: bool) -> str:
+    from pydicom.charset import decode_bytes  # large, and few hospitals' images need it
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -13,10 +13,9 @@ from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple
 
-from pydicom._uid_dict import UID_dictionary
-from pydicom.datadict import dictionary_VR
-
 from consent.errors import Invalid
+
+from .dictionary import UIDS, dictionary_vr
 
 Buffer = bytes | bytearray | memoryview
 
@@ -90,7 +89,7 @@ _NOT_STORED = ("JPIP", "SMPTE", "RFC 2557", "XML", "Papyrus")
 
 TRANSFER_SYNTAXES: frozenset[str] = frozenset(
     uid
-    for uid, (name, kind, *_) in UID_dictionary.items()
+    for uid, (name, kind, *_) in UIDS.items()
     if kind == "Transfer Syntax" and not name.startswith(_NOT_STORED)
 )
 """Every transfer syntax that a node keeps, as sent."""
@@ -235,7 +234,7 @@ def vr_of(tag: int) -> str:
         # PS3.5 §7.8.1: (gggg,0010-00FF) in an odd group are private creators.
         return "LO" if 0x10 <= tag & 0xFFFF <= 0xFF else "UN"
     try:
-        return str(dictionary_VR(tag))
+        return dictionary_vr(tag)
     except KeyError:
         return "UN"
 

@@ -9,7 +9,8 @@ Format: docs/formats/policy.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -21,24 +22,52 @@ from consent.vocabulary import Grade
 
 MAX_CEDAR_CHARACTERS = 256 * 1024
 MAX_GRADE_RULES = 1_000
+_BETWEEN_WORDS = re.compile(r"[\s\\^,;/|]+")
 
 
 @dataclass(frozen=True)
 class GradeRule:
-    """Studies that match every named property get at least `grade`; None matches anything."""
+    """Studies that match every named property get at least `grade`; None matches anything.
+
+    `flag` is a word that the study carries about its confidentiality, such as VIP (`flags_of`).
+    """
 
     grade: Grade
     modality: str | None = None
     body_part: str | None = None
     department: str | None = None
+    flag: str | None = None
 
-    def matches(self, modality: str | None, body_part: str | None, department: str | None) -> bool:
+    def matches(
+        self,
+        modality: str | None,
+        body_part: str | None,
+        department: str | None,
+        flags: Collection[str] = (),
+    ) -> bool:
         """Whether every property that the rule names is the study's, upper and lower case alike."""
         pairs = ((self.modality, modality), (self.body_part, body_part), (self.department, department))
-        return all(
+        return (self.flag is None or self.flag.casefold() in flags) and all(
             wanted is None or (actual is not None and wanted.casefold() == actual.strip().casefold())
             for wanted, actual in pairs
         )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `restricted: department=STAFF HEALTH, modality=MR`, as settings have it. Raises Invalid."""
+        grade, _, rest = text.partition(":")
+        named = [part.partition("=") for part in rest.split(",") if part.strip()]
+        values = {name.strip(): value.strip() for name, _, value in named}
+        words = {item.name.lower(): item for item in Grade}
+        known = {item.name for item in fields(cls)} - {"grade"}
+        if grade.strip().lower() not in words or not values or not set(values) <= known:
+            raise Invalid(
+                f"{text!r} is no grade rule.",
+                mend="Write for example: restricted: department=STAFF HEALTH, modality=MR "
+                "(properties: modality, body_part, department, flag).",
+                code="grade-rule",
+            )
+        return cls.from_json({"grade": int(words[grade.strip().lower()]), **values})
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -53,6 +82,7 @@ class GradeRule:
             read.optional_text("modality", limit=64),
             read.optional_text("body_part", limit=64),
             read.optional_text("department", limit=128),
+            read.optional_text("flag", limit=64),
         )
 
 
@@ -62,6 +92,7 @@ SHIPPED_GRADES = (
     GradeRule(Grade.SENSITIVE, body_part="GENITALIA"),
     GradeRule(Grade.RESTRICTED, department="PSYCHIATRY"),
     GradeRule(Grade.RESTRICTED, department="STAFF HEALTH"),
+    GradeRule(Grade.RESTRICTED, flag="VIP"),
 )
 
 
@@ -88,6 +119,8 @@ class Parameters:
     session_hours: float = _lower(12.0, 24.0, low=0.25)
     token_max_days: float = _lower(90.0, 366.0, low=1.0)
     kek_max_age_days: float = _lower(90.0, 3 * 366.0, low=1.0)
+    """Of grades ordinary and sensitive."""
+    restricted_kek_max_age_days: float = _lower(30.0, 3 * 366.0, low=1.0)
     min_cohort: int = _higher(5, 100_000, low=1)
     log_retention_years: float = _higher(5.0, 1_000.0, low=5.0)
     sharing_retention_years: float = _higher(15.0, 1_000.0, low=15.0)
@@ -141,12 +174,28 @@ def shipped_policy(cedar_texts: Mapping[str, str], parameters: Parameters | None
     return Policy("\n".join(parts), parameters or Parameters())
 
 
-def grade_of(policy: Policy, modality: str | None, body_part: str | None, department: str | None) -> Grade:
-    """The highest grade that any matching rule asks for; ORDINARY when none matches."""
+def grade_of(
+    policy: Policy,
+    modality: str | None,
+    body_part: str | None,
+    department: str | None,
+    flags: Collection[str] = (),
+) -> Grade:
+    """The highest grade that any matching rule asks for; ORDINARY when none matches. `flags` as `flags_of` gives them."""
     matching = (
-        rule.grade for rule in policy.parameters.grades if rule.matches(modality, body_part, department)
+        rule.grade
+        for rule in policy.parameters.grades
+        if rule.matches(modality, body_part, department, flags)
     )
     return max(matching, default=Grade.ORDINARY)
+
+
+def flags_of(confidentiality: str) -> frozenset[str]:
+    """The words of a Confidentiality Constraint on Patient Data Description (0040,3001), case folded.
+
+    It is free text (PS3.3 §C.4.11), in which systems put what HL7's VIP Indicator (PV1-16) says.
+    """
+    return frozenset(word for word in _BETWEEN_WORDS.split(confidentiality.casefold()) if word)
 
 
 def tighten(regional: Policy, local: Policy) -> Policy:

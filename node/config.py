@@ -143,6 +143,21 @@ class IntervalsSection(Section):
 class PolicySection(Section):
     lease_seconds: float = Field(900.0, gt=0, le=900.0)
     grant_default_hours: float = Field(24.0, gt=0, le=720.0)
+    kek_max_age_days: float = Field(90.0, ge=1.0, le=90.0)
+    restricted_kek_max_age_days: float = Field(30.0, ge=1.0, le=30.0)
+    grade_rules: tuple[str, ...] = ()
+
+    @field_validator("grade_rules")
+    @classmethod
+    def _grade_rules_can_be_read(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from consent.policy import GradeRule  # with the rules' engine, which most commands need not load
+
+        for text in value:
+            try:
+                GradeRule.parse(text)
+            except Invalid as error:
+                raise ValueError(str(error)) from error
+        return value
 
 
 class Settings(Section):
@@ -310,4 +325,7 @@ KEY_WORDS = {
     "intervals.report_seconds": "How often counters go to the hub.",
     "policy.lease_seconds": "How long released keys open a shared copy (900 at most): how long access lasts when A and B cannot talk.",
     "policy.grant_default_hours": "How long a grant lasts when nobody says otherwise.",
+    "policy.kek_max_age_days": "Age at which the key-encryption keys of grades ordinary and sensitive are replaced (90 at most).",
+    "policy.restricted_kek_max_age_days": "The same for grade restricted (30 at most).",
+    "policy.grade_rules": 'Further rules for a study\'s grade, such as "restricted: department=STAFF HEALTH"; of several the highest counts. Properties: modality, body_part, department, flag.',
 }

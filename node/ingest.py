@@ -20,7 +20,7 @@ from hashlib import sha256
 
 from consent.decision import CompiledPolicy, Facts, Request, Resource, Verdict, decide
 from consent.errors import AccordError, Conflict, Denied, Invalid, NotFound
-from consent.policy import grade_of
+from consent.policy import flags_of, grade_of
 from consent.principals import Principal
 from consent.vocabulary import Action, EventKind, Grade, Outcome, Purpose, ResourceKind, Role
 from node.arrival import ATTRIBUTES_SUFFIX, Arrival, Receipt, Source, describe, new_entry
@@ -174,7 +174,11 @@ class Ingest:
         patient = names.patient(attributes.patient_id, attributes.study_instance_uid)
         department = attributes.department or None
         grade = grade_of(
-            self._policies.policy, attributes.modality or None, attributes.body_part or None, department
+            self._policies.policy,
+            attributes.modality or None,
+            attributes.body_part or None,
+            department,
+            flags_of(attributes.confidentiality),
         )
         known = await self._study(study)
         _require_patient(known, patient, attributes)

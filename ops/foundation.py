@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from consent.errors import Conflict, Denied, Invalid, NotFound
-from consent.policy import Policy, shipped_policy, tighten
+from consent.policy import GradeRule, Policy, shipped_policy, tighten
 from federation.members import Members
 from node.access.care import Care
 from node.access.passwords import Passwords
@@ -271,5 +271,8 @@ def _policy(settings: Settings) -> Policy:
         shipped.parameters,
         lease_seconds=settings.policy.lease_seconds,
         grant_default_hours=settings.policy.grant_default_hours,
+        kek_max_age_days=settings.policy.kek_max_age_days,
+        restricted_kek_max_age_days=settings.policy.restricted_kek_max_age_days,
+        grades=tuple(GradeRule.parse(text) for text in settings.policy.grade_rules),
     )
     return tighten(shipped, Policy("", own))

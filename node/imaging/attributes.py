@@ -56,6 +56,7 @@ class Attributes:
     manufacturer: str = ""
     station: str = ""
     burned_in: str = ""
+    confidentiality: str = ""
     charset: str = ""
     photometric: str = ""
     series_number: int | None = None
@@ -110,6 +111,7 @@ _TEXTS = {
     0x00081040: "department",
     0x00080070: "manufacturer",
     0x00081010: "station",
+    0x00403001: "confidentiality",
 }
 _CODES = {
     0x00080060: "modality",

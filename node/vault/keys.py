@@ -1,7 +1,7 @@
 """The key ring: root (custody) → KEK per grade, versioned → study key → object key.
 
-Holds the wrapped keys' tables, creation, rotation, rewrapping, shredding and the named secrets of the node. Leaves the root
-key to a `Custody` and the deriving of object keys to `seal`.
+Holds study keys, rewrapping, shredding and the named secrets of the node. Leaves the root key to a `Custody`,
+key-encryption keys to `keks`, the tight loop to `rewrapping` and the deriving of object keys to `seal`.
 
 Invariants: a study key that sealed something durable is itself durable; no wrapped key opens for another study,
 grade, version or name; rotation rewrites wrapped keys only; once `shred` has committed, no cache and no row of this
@@ -14,81 +14,85 @@ import asyncio
 import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import (
-    Column,
-    Index,
-    Integer,
-    LargeBinary,
-    String,
-    Table,
-    bindparam,
-    delete,
-    func,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import delete, func, insert, select, update
 
-from consent.errors import Corrupt, Invalid, NotFound, Unavailable
+from consent.errors import Invalid, NotFound, Unavailable
 from consent.signed import canonical_json
 from consent.vocabulary import Grade
 from node.clock import Clock
-from node.database import Database, Tx, UtcDateTime, metadata
+from node.database import Database, Tx
 from node.vault.custody import Custody
+from node.vault.keks import GuardedCustody, Keks
+from node.vault.key_tables import (
+    ACTIVE,
+    DESTROYED,
+    TWO_PERSON_ROOT,
+    vault_kek,
+    vault_secret,
+    vault_study_key,
+)
+from node.vault.rewrapping import apply, prepare, study_context
 from node.vault.seal import KEY_BYTES, check_study_id, object_key, object_keys
 from node.vault.wrapping import open_key, seal_key
 
-__all__ = ["GradeStatus", "KeyRing", "KeyStatus", "object_key", "object_keys"]
+__all__ = [
+    "GradeStatus",
+    "KeyRing",
+    "KeyStatus",
+    "KeyVersion",
+    "object_key",
+    "object_keys",
+    "vault_kek",
+    "vault_secret",
+    "vault_study_key",
+]
 
 MAX_CACHED_STUDIES = 8192
 MAX_SECRET_BYTES = 64 * 1024
-REWRAP_BATCH = 500
-ACTIVE, DECRYPT_ONLY, DESTROYED = "active", "decrypt-only", "destroyed"
+REWRAP_BATCH = 2000
+"""Study keys that one transaction rewraps: others wait for the database about 20 ms."""
 _SECRET_NAME = re.compile(r"[a-z][a-z0-9./-]{0,63}")
 
-vault_kek = Table(
-    "vault_kek",
-    metadata,
-    Column("grade", Integer, primary_key=True),
-    Column("version", Integer, primary_key=True),
-    Column("state", String(16), nullable=False),
-    Column("wrapped", LargeBinary, nullable=True),
-    Column("created", UtcDateTime, nullable=False),
-    Column("destroyed", UtcDateTime, nullable=True),
-)
-vault_study_key = Table(
-    "vault_study_key",
-    metadata,
-    Column("study", String(80), primary_key=True),
-    Column("grade", Integer, primary_key=True),
-    Column("kek_version", Integer, nullable=False),
-    Column("wrapped", LargeBinary, nullable=False),
-    Column("created", UtcDateTime, nullable=False),
-    Index("ix_vault_study_key_grade_kek_version", "grade", "kek_version"),
-)
-vault_secret = Table(
-    "vault_secret",
-    metadata,
-    Column("name", String(64), primary_key=True),
-    Column("wrapped", LargeBinary, nullable=False),
-    Column("created", UtcDateTime, nullable=False),
-)
+
+@dataclass(frozen=True)
+class KeyVersion:
+    """One version of a grade's key-encryption key that still lives, and how many study keys are under it."""
+
+    version: int
+    state: str
+    created: datetime
+    study_keys: int
+    two_person: bool
 
 
 @dataclass(frozen=True)
 class GradeStatus:
-    """The keys of one grade: the active version, since when, how many study keys, how many under older versions."""
+    """The keys of one grade: the active version, since when, how many study keys, how many under older versions.
+
+    `versions` are all that live, oldest first. `guarded`: two people unlock this grade; `locked`: they have not.
+    """
 
     grade: Grade
     version: int
     created: datetime
     study_keys: int
     behind: int
+    versions: tuple[KeyVersion, ...] = ()
+    guarded: bool = False
+    locked: bool = False
+
+
+@dataclass(frozen=True)
+class Rewrapped:
+    """What a batch did: how many study keys it moved, and the studies whose key does not open."""
+
+    moved: int
+    broken: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -102,14 +106,23 @@ class KeyStatus:
 class KeyRing:
     """All keys of one node. Unwrapped keys live in bounded caches in memory and nowhere else."""
 
-    def __init__(self, custody: Custody, database: Database, clock: Clock) -> None:
+    def __init__(
+        self,
+        custody: Custody,
+        database: Database,
+        clock: Clock,
+        *,
+        guarded: Mapping[Grade, GuardedCustody] | None = None,
+    ) -> None:
         self._custody = custody
         self._database = database
         self._clock = clock
-        self._keks: dict[bytes, AESGCM] = {}
+        self._guarded = guarded or {}
+        self._keks = Keks(custody, self._guarded)
         self._studies: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._secrets: dict[str, bytes] = {}
         self._shreds: dict[str, int] = {}
+        self._gone: set[tuple[str, Grade]] = set()
         self._creating = asyncio.Lock()
 
     async def study_key(self, tx: Tx | None, study: str, grade: Grade, *, create: bool = False) -> bytes:
@@ -159,26 +172,30 @@ class KeyRing:
                 value = value or await self._make_secret(tx, name, make, size)
         return self._secrets.setdefault(name, value)
 
-    async def rotate(self, grade: Grade) -> int:
-        """Make a new active KEK for `grade`; return its version. Study keys follow by `rewrap`."""
-        async with self._database.write() as tx:
-            newest = await self._newest(tx, grade) or 0
-            await tx.execute(
-                update(vault_kek)
-                .where(vault_kek.c.grade == grade, vault_kek.c.state == ACTIVE)
-                .values(state=DECRYPT_ONLY)
+    async def rotate(self, grade: Grade, tx: Tx | None = None) -> int:
+        """Make a new active KEK for `grade`, in the caller's transaction or its own; return its version.
+
+        Study keys follow by `rewrap`. Raises Unavailable (locked, custody away), Corrupt (the active one does not open).
+        """
+        if tx is not None:
+            return await self._keks.rotate(tx, grade, self._clock.now())
+        async with self._database.write() as own:
+            return await self._keks.rotate(own, grade, self._clock.now())
+
+    async def due(self, max_age: Mapping[Grade, timedelta]) -> tuple[Grade, ...]:
+        """The grades whose active KEK is as old as `max_age` allows, or older."""
+        now = self._clock.now()
+        async with self._database.read() as tx:
+            rows = await tx.execute(
+                select(vault_kek.c.grade, vault_kek.c.created).where(vault_kek.c.state == ACTIVE)
             )
-            return await self._new_kek(tx, grade, newest + 1)
+            return tuple(
+                sorted(Grade(row.grade) for row in rows if now - row.created >= max_age[Grade(row.grade)])
+            )
 
     async def rotate_due(self, max_age: timedelta) -> tuple[Grade, ...]:
         """Rotate every grade whose active KEK is `max_age` old or older; return those grades."""
-        async with self._database.read() as tx:
-            rows = await tx.execute(
-                select(vault_kek.c.grade).where(
-                    vault_kek.c.state == ACTIVE, vault_kek.c.created <= self._clock.now() - max_age
-                )
-            )
-            due = tuple(Grade(row.grade) for row in rows)
+        due = await self.due(dict.fromkeys(Grade, max_age))
         for grade in due:
             await self.rotate(grade)
         return due
@@ -186,15 +203,58 @@ class KeyRing:
     async def rewrap(self, batch: int = REWRAP_BATCH) -> int:
         """Bring up to `batch` study keys under their grade's active KEK; return how many were moved.
 
-        0 means that all are current and that older KEKs have been destroyed. May be interrupted anywhere.
+        0 means that all are current; older KEKs are destroyed then.
         """
-        moved = 0
-        async with self._database.write() as tx:
-            for grade in Grade:
-                moved += await self._rewrap_grade(tx, grade, batch - moved)
-            if moved == 0:
-                await self._destroy_unused(tx)
+        moved = (await self.rewrap_batch(batch)).moved
+        if moved == 0:
+            await self.retire()
         return moved
+
+    async def rewrap_batch(self, batch: int = REWRAP_BATCH) -> Rewrapped:
+        """One batch of `rewrap`. May be interrupted anywhere; ingest and reading go on meanwhile.
+
+        Grades that are locked are left out; so are study keys that do not open, which keep their KEK alive.
+        """
+        done = Rewrapped(0, ())
+        for grade in Grade:
+            if done.moved < batch and not self._keks.locked(grade):
+                more = await self._rewrap_grade(grade, batch - done.moved)
+                done = Rewrapped(done.moved + more.moved, done.broken + more.broken)
+        return done
+
+    async def retire(self, tx: Tx | None = None) -> list[tuple[Grade, int]]:
+        """Destroy the older KEKs that wrap nothing any more; return which."""
+        if tx is not None:
+            return await self._keks.destroy_unused(tx, self._clock.now())
+        async with self._database.write() as own:
+            return await self._keks.destroy_unused(own, self._clock.now())
+
+    def locked(self, grade: Grade) -> bool:
+        """Whether two people must unlock the grade first."""
+        return self._keks.locked(grade)
+
+    def require_unlocked(self, grade: Grade) -> None:
+        """Raise Unavailable, in words, while the grade is locked."""
+        self._keks.require_unlocked(grade)
+
+    def forget(self, grade: Grade) -> None:
+        """Drop every key of a grade from memory: it was locked."""
+        self._keks.forget(grade)
+        for known in [known for known in self._studies if known[1] == grade]:
+            del self._studies[known]
+
+    async def move_root(self, to: Custody) -> int:
+        """Wrap by `to` everything that the present custody wraps; return how many keys. All of them move, or none."""
+        async with self._database.write() as tx:
+            moved = await self._keks.move(tx, to)
+            rows = (await tx.execute(select(vault_secret.c.name, vault_secret.c.wrapped))).all()
+            for name, wrapped in rows:
+                value = await asyncio.to_thread(self._custody.unwrap, wrapped, _secret_context(name))
+                again = await asyncio.to_thread(to.wrap, value, _secret_context(name))
+                await tx.execute(
+                    update(vault_secret).where(vault_secret.c.name == name).values(wrapped=again)
+                )
+        return moved + len(rows)
 
     async def shred(self, tx: Tx, study: str) -> int:
         """Delete every wrapped key of `study` in the caller's transaction; return how many there were.
@@ -205,6 +265,19 @@ class KeyRing:
         for grade in Grade:
             self._studies.pop((study, grade), None)
         result = await tx.execute(delete(vault_study_key).where(vault_study_key.c.study == study))
+        return int(result.rowcount)
+
+    async def shred_grades(self, tx: Tx, study: str, grades: Collection[Grade]) -> int:
+        """Delete the wrapped keys of `study` at these grades only: its objects were sealed anew under another one."""
+        for grade in grades:
+            self._gone.add((check_study_id(study), grade))
+            self._studies.pop((study, grade), None)
+        keys = vault_study_key.c
+        result = await tx.execute(
+            delete(vault_study_key).where(
+                keys.study == study, keys.grade.in_([int(grade) for grade in grades])
+            )
+        )
         return int(result.rowcount)
 
     def shreds(self, study: str) -> int:
@@ -230,19 +303,42 @@ class KeyRing:
         """Versions, ages and counts, for the state check and for compliance."""
         keys = vault_study_key.c
         async with self._database.read() as tx:
-            active = (await tx.execute(select(vault_kek).where(vault_kek.c.state == ACTIVE))).all()
-            counts = (
+            living = (
                 await tx.execute(
-                    select(keys.grade, keys.kek_version, func.count()).group_by(keys.grade, keys.kek_version)
+                    select(vault_kek)
+                    .where(vault_kek.c.state != DESTROYED)
+                    .order_by(vault_kek.c.grade, vault_kek.c.version)
                 )
             ).all()
-        grades = []
-        for kek in sorted(active, key=lambda row: row.grade):
-            held = {version: number for grade, version, number in counts if grade == kek.grade}
-            total = sum(held.values())
-            behind = total - held.get(kek.version, 0)
-            grades.append(GradeStatus(Grade(kek.grade), kek.version, kek.created, total, behind))
+            counts = {
+                (grade, version): int(number)
+                for grade, version, number in await tx.execute(
+                    select(keys.grade, keys.kek_version, func.count()).group_by(keys.grade, keys.kek_version)
+                )
+            }
+        versions: dict[int, list[KeyVersion]] = {}
+        for kek in living:
+            held = counts.get((kek.grade, kek.version), 0)
+            guarded = kek.root == TWO_PERSON_ROOT
+            versions.setdefault(kek.grade, []).append(
+                KeyVersion(kek.version, kek.state, kek.created, held, guarded)
+            )
+        grades = (self._grade_status(Grade(grade), chain) for grade, chain in versions.items())
         return KeyStatus(self._custody.describe(), tuple(grades))
+
+    def _grade_status(self, grade: Grade, chain: list[KeyVersion]) -> GradeStatus:
+        active = next(one for one in chain if one.state == ACTIVE)
+        total = sum(one.study_keys for one in chain)
+        return GradeStatus(
+            grade,
+            active.version,
+            active.created,
+            total,
+            total - active.study_keys,
+            tuple(chain),
+            guarded=grade in self._guarded,
+            locked=self._keks.locked(grade),
+        )
 
     async def _load(self, tx: Tx, study: str, grade: Grade) -> bytes | None:
         row = (
@@ -258,7 +354,7 @@ class KeyRing:
         if not create:
             raise _no_key()
         key = secrets.token_bytes(KEY_BYTES)
-        version = await self._active(tx, grade)
+        version = await self._keks.active(tx, grade, self._clock.now())
         await tx.execute(
             insert(vault_study_key).values(
                 study=study,
@@ -273,81 +369,30 @@ class KeyRing:
     def _remember(self, study: str, grade: Grade, key: bytes) -> None:
         # A study that was shredded once is never cached again: a reader that began before the commit could
         # otherwise put the dead key back, and new objects would be sealed under it.
-        if study in self._shreds:
+        if study in self._shreds or (study, grade) in self._gone or self._keks.locked(grade):
             return
         self._studies[study, grade] = key
         if len(self._studies) > MAX_CACHED_STUDIES:
             self._studies.popitem(last=False)
 
-    async def _active(self, tx: Tx, grade: Grade) -> int:
-        return await self._newest(tx, grade) or await self._new_kek(tx, grade, 1)
-
-    async def _newest(self, tx: Tx, grade: Grade) -> int | None:
-        """The version of the active KEK; None before the first."""
-        row = (
-            await tx.execute(
-                select(vault_kek.c.version).where(vault_kek.c.grade == grade, vault_kek.c.state == ACTIVE)
-            )
-        ).first()
-        return None if row is None else int(row.version)
-
-    async def _new_kek(self, tx: Tx, grade: Grade, version: int) -> int:
-        key = secrets.token_bytes(KEY_BYTES)
-        wrapped = await asyncio.to_thread(self._custody.wrap, key, _kek_context(grade, version))
-        await tx.execute(
-            insert(vault_kek).values(
-                grade=grade, version=version, state=ACTIVE, wrapped=wrapped, created=self._clock.now()
-            )
-        )
-        return version
-
-    async def _kek(self, tx: Tx, grade: Grade, version: int) -> AESGCM:
-        row = (
-            await tx.execute(
-                select(vault_kek.c.wrapped).where(vault_kek.c.grade == grade, vault_kek.c.version == version)
-            )
-        ).first()
-        if row is None or row.wrapped is None:
-            raise Corrupt(
-                f"The key-encryption key of grade {int(grade)}, version {version}, is missing.",
-                mend="Restore the keys from their backup.",
-                code="kek-missing",
-            )
-        # Cached by its wrapped bytes, not by its number: a KEK made in a transaction that was rolled back must
-        # never be taken for the one that later got the same number.
-        if row.wrapped not in self._keks:
-            key = await asyncio.to_thread(self._custody.unwrap, row.wrapped, _kek_context(grade, version))
-            self._keks[row.wrapped] = AESGCM(key)
-        return self._keks[row.wrapped]
-
-    async def _rewrap_grade(self, tx: Tx, grade: Grade, limit: int) -> int:
-        keys = vault_study_key.c
-        active = await self._newest(tx, grade)
-        if active is None:
-            return 0
-        rows = (
-            await tx.execute(
-                select(vault_study_key).where(keys.grade == grade, keys.kek_version != active).limit(limit)
-            )
-        ).all()
-        if not rows:
-            return 0
-        new = await self._kek(tx, grade, active)
-        old = {version: await self._kek(tx, grade, version) for version in {row.kek_version for row in rows}}
-        moved = []
-        for row in rows:
-            aad = _study_context(row.study, grade, row.kek_version)
-            key = open_key(old[row.kek_version], row.wrapped, aad)
-            moved.append(
-                {"of": row.study, "new": seal_key(new, key, _study_context(row.study, grade, active))}
-            )
-        await tx.execute(
-            update(vault_study_key)
-            .where(keys.study == bindparam("of"), keys.grade == grade)
-            .values(kek_version=active, wrapped=bindparam("new")),
-            moved,
-        )
-        return len(rows)
+    async def _rewrap_grade(self, grade: Grade, limit: int) -> Rewrapped:
+        async with self._database.read() as tx:
+            active, older = await self._keks.newest(tx, grade), await self._keks.older(tx, grade)
+            if active is None or not older:
+                return Rewrapped(0, ())
+            new = (active, await self._keks.opened(tx, grade, active))
+            chain = [(version, await self._keks.opened(tx, grade, version)) for version in older]
+        moved, broken = 0, list[str]()
+        for old in chain:
+            if moved < limit:
+                again, unopened = await self._database.read_in_one(
+                    partial(prepare, grade=grade, old=old, new=new, most=limit - moved)
+                )
+                if again:
+                    await self._database.write_in_one(partial(apply, moved=again))
+                moved += len(again)
+                broken += unopened
+        return Rewrapped(moved, tuple(broken))
 
     async def _load_secret(self, tx: Tx, name: str) -> bytes | None:
         row = (await tx.execute(select(vault_secret.c.wrapped).where(vault_secret.c.name == name))).first()
@@ -364,46 +409,17 @@ class KeyRing:
         return value
 
     async def _wrap(self, tx: Tx, study: str, grade: Grade, version: int, key: bytes) -> bytes:
-        return seal_key(await self._kek(tx, grade, version), key, _study_context(study, grade, version))
+        return seal_key(
+            await self._keks.opened(tx, grade, version), key, study_context(study, grade, version)
+        )
 
     async def _unwrap(self, tx: Tx, study: str, grade: Grade, version: int, wrapped: bytes) -> bytes:
-        return open_key(await self._kek(tx, grade, version), wrapped, _study_context(study, grade, version))
-
-    async def _destroy_unused(self, tx: Tx) -> None:
-        in_use = (
-            select(vault_study_key.c.study)
-            .where(
-                vault_study_key.c.grade == vault_kek.c.grade,
-                vault_study_key.c.kek_version == vault_kek.c.version,
-            )
-            .exists()
-        )
-        old = (
-            await tx.execute(
-                select(vault_kek.c.grade, vault_kek.c.version, vault_kek.c.wrapped).where(
-                    vault_kek.c.state == DECRYPT_ONLY, ~in_use
-                )
-            )
-        ).all()
-        for grade, version, wrapped in old:
-            await tx.execute(
-                update(vault_kek)
-                .where(vault_kek.c.grade == grade, vault_kek.c.version == version)
-                .values(state=DESTROYED, wrapped=None, destroyed=self._clock.now())
-            )
-            self._keks.pop(wrapped, None)
-
-
-def _kek_context(grade: Grade, version: int) -> bytes:
-    return canonical_json({"grade": int(grade), "use": "kek", "version": version})
+        kek = await self._keks.opened(tx, grade, version)
+        return open_key(kek, wrapped, study_context(study, grade, version))
 
 
 def _secret_context(name: str) -> bytes:
     return canonical_json({"name": name, "use": "secret"})
-
-
-def _study_context(study: str, grade: Grade, version: int) -> bytes:
-    return canonical_json({"grade": int(grade), "kek": version, "study": study, "use": "study-key"})
 
 
 def _no_key() -> NotFound:

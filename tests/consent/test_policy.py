@@ -9,7 +9,7 @@ import pytest
 
 from consent.decision import compile_policy
 from consent.errors import Denied, Invalid
-from consent.policy import GradeRule, Parameters, Policy, grade_of, shipped_policy, tighten
+from consent.policy import GradeRule, Parameters, Policy, flags_of, grade_of, shipped_policy, tighten
 from consent.signed import sign, verify
 from consent.vocabulary import Grade
 from node.policies import Policies, shipped_cedar
@@ -47,6 +47,39 @@ def test_a_rule_that_names_two_properties_needs_both() -> None:
     assert rule.matches("mr", "Head", None)
     assert not rule.matches("MR", None, None)
     assert not rule.matches("CT", "HEAD", None)
+
+
+@pytest.mark.requirement("V1")
+@pytest.mark.parametrize(
+    ("words", "grade"),
+    [
+        ("VIP", Grade.RESTRICTED),
+        ("staff; vip", Grade.RESTRICTED),
+        ("VIP^see ward office", Grade.RESTRICTED),
+        ("VIPER", Grade.ORDINARY),
+        ("", Grade.ORDINARY),
+    ],
+)
+def test_a_flag_in_the_data_set_gives_the_grade(words: str, grade: Grade) -> None:
+    """A word of the confidentiality constraint counts, a part of a word does not."""
+    assert grade_of(policy(), "CT", None, None, flags_of(words)) is grade
+
+
+@pytest.mark.requirement("V1")
+def test_a_grade_rule_is_read_as_settings_have_it() -> None:
+    """One line for one rule; values may have spaces."""
+    rule = GradeRule.parse("Restricted: department=STAFF HEALTH, modality=MR")
+    assert rule == GradeRule(Grade.RESTRICTED, modality="MR", department="STAFF HEALTH")
+    assert GradeRule.parse("sensitive:flag=research") == GradeRule(Grade.SENSITIVE, flag="research")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "restricted", "restricted:", "secret: flag=x", "restricted: patient=x", "restricted: flag="]
+)
+def test_a_grade_rule_that_says_nothing_is_refused(text: str) -> None:
+    """A rule without grade, or without a property that exists, is a slip and told as one."""
+    with pytest.raises(Invalid, match="no grade rule|flag"):
+        GradeRule.parse(text)
 
 
 def test_the_policy_travels_unchanged() -> None:

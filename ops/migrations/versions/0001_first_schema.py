@@ -380,10 +380,20 @@ def upgrade() -> None:
         sa.Column("grade", sa.Integer(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("root", sa.String(length=16), nullable=False),
         sa.Column("wrapped", sa.LargeBinary(), nullable=True),
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.Column("destroyed", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("grade", "version", name=op.f("pk_vault_kek")),
+    )
+    op.create_table(
+        "vault_regrade",
+        sa.Column("study", sa.String(length=80), nullable=False),
+        sa.Column("grade", sa.Integer(), nullable=False),
+        sa.Column("made_key", sa.Integer(), nullable=False),
+        sa.Column("committed", sa.Integer(), nullable=False),
+        sa.Column("created", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("study", name=op.f("pk_vault_regrade")),
     )
     op.create_table(
         "vault_secret",

@@ -1,4 +1,4 @@
-"""The association of the DICOM upper layer: its state table and its negotiation (PS3.8 §7 and §9.2).
+"""The association of the DICOM upper layer: its state table (PS3.8 §9.2).
 
 Sans-I/O: `Association.step` takes an event and says what to send, indicate, time and close; `listener` and
 `sender` do it. The table is the standard's Table 9-10, cell by cell; an empty cell is an event that the own side
@@ -10,45 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 
-from pydicom._uid_dict import UID_dictionary
-
 from consent.errors import Conflict
-from node.imaging.elements import TRANSFER_SYNTAXES
 
 from .pdu import (
     Abort,
     AbortReason,
-    Answer,
     AssociateAc,
     AssociateRj,
     AssociateRq,
     Pdu,
-    Proposal,
     ReleaseRp,
     ReleaseRq,
-    Result,
     encode,
-)
-
-VERIFICATION = "1.2.840.10008.1.1"
-IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
-EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
-DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1.99"
-EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
-
-STORAGE_CLASSES: frozenset[str] = frozenset(
-    uid
-    for uid, (name, kind, *_) in UID_dictionary.items()
-    if kind == "SOP Class"
-    and "Storage" in name
-    and not name.startswith(("Storage Commitment", "Media Storage"))
-)
-"""Every storage SOP class of the dictionary, retired ones too: archives still send them."""
-
-_UNCOMPRESSED = (
-    IMPLICIT_VR_LITTLE_ENDIAN,
-    DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
-    EXPLICIT_VR_BIG_ENDIAN,
 )
 
 
@@ -269,23 +242,3 @@ def event_of(pdu: Pdu) -> Event:
             return Event.EVT13_RELEASE_RP
         case Abort():
             return Event.EVT16_ABORT
-
-
-def negotiate(proposals: tuple[Proposal, ...]) -> tuple[Answer, ...]:
-    """Answer each proposal: storage and verification, in the first transfer syntax that a node keeps.
-
-    The proposer's order decides, so that data need not be converted to be sent; only a first choice that is
-    uncompressed gives way to Explicit VR Little Endian when that is offered too, since it keeps private VRs.
-    """
-    return tuple(map(_answer, proposals))
-
-
-def _answer(proposal: Proposal) -> Answer:
-    if proposal.abstract_syntax != VERIFICATION and proposal.abstract_syntax not in STORAGE_CLASSES:
-        return Answer(proposal.id, Result.ABSTRACT_SYNTAX, proposal.transfer_syntaxes[0])
-    kept = [syntax for syntax in proposal.transfer_syntaxes if syntax in TRANSFER_SYNTAXES]
-    if not kept:
-        return Answer(proposal.id, Result.TRANSFER_SYNTAXES, proposal.transfer_syntaxes[0])
-    if kept[0] in _UNCOMPRESSED and EXPLICIT_VR_LITTLE_ENDIAN in kept:
-        return Answer(proposal.id, Result.ACCEPTANCE, EXPLICIT_VR_LITTLE_ENDIAN)
-    return Answer(proposal.id, Result.ACCEPTANCE, kept[0])

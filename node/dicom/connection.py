@@ -2,7 +2,7 @@
 
 The kernel (or TLS) writes into one receive buffer per connection and nothing is copied but data set fragments, once.
 A connection has one task: it admits the device, then serves its messages one after another while the next ones
-arrive. Reading pauses while too many messages wait or the node's memory for data sets is full.
+arrive, or several at once where the peer negotiated that. Reading pauses while too many messages wait or the node's memory for data sets is full.
 Leaves states to `association`, fragments to `messages`, work to `services`, bounds and counters to `gate`.
 """
 
@@ -11,20 +11,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, cast
 
 import structlog
 
-from consent.errors import AccordError, Denied
+from consent.errors import AccordError, Denied, Unavailable
 from consent.principals import Principal
 from consent.vocabulary import EventKind
 from node.audit.event import Event as Deed
 from node.ingest import Source
 
-from .association import Artim, Association, Event, Say, State, Step, event_of, negotiate
+from .association import Artim, Association, Event, Say, State, Step, event_of
+from .channel import Channel
 from .gate import AssociationView, Gate
-from .messages import Assembler, Context, Message, framed
+from .messages import Assembler, Message, Verb, framed
+from .negotiation import negotiate
 from .pdu import (
     APPLICATION_CONTEXT,
     HEAD_BYTES,
@@ -33,15 +35,15 @@ from .pdu import (
     AssociateAc,
     AssociateRj,
     AssociateRq,
+    Buffer,
     Kind,
     Pdu,
     PduFault,
-    Result,
     check_head,
     decode,
     pdvs,
 )
-from .services import SUCCESS, EventLog
+from .services import NO_REFUSALS, SUCCESS, EventLog
 
 RECEIVE_BYTES = 1024 * 1024
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
@@ -70,6 +72,8 @@ class Connection(asyncio.BufferedProtocol):
         self._view = memoryview(self._buffer)
         self._read_to = self._written_to = 0
         self._assembler: Assembler | None = None
+        self._channel: Channel | None = None
+        self._operations = 1
         self._messages: asyncio.Queue[tuple[Message, int] | None] = asyncio.Queue()
         self._unserved = 0
         self._reserved = 0
@@ -188,17 +192,26 @@ class Connection(asyncio.BufferedProtocol):
         for pdv in pdvs(self._buffer, start, end):
             message = self._assembler.take(pdv, self._view)
             if message is not None:
-                self._unserved += 1
-                self._messages.put_nowait((message, self._reserved))
-                self._reserved = 0
+                self._arrived(message)
         if self._assembler.dropping:
             self._free_reserved()
         return True
 
+    def _arrived(self, message: Message) -> None:
+        """A request waits for its turn; a response or a cancel is for an operation that is under way."""
+        assert self._channel is not None
+        if self._channel.take(message):
+            self._free_reserved()
+            return
+        self._unserved += 1
+        self._messages.put_nowait((message, self._reserved))
+        self._reserved = 0
+
     def _has_room(self, size: int) -> bool:
         """Whether `size` more bytes may be taken; when not, pause, or drop the data set if waiting is in vain."""
         assert self._assembler is not None
-        if self._unserved >= self._gate.limits.queued_messages:
+        # More may wait than may be under way at once: what ends an operation comes behind the requests.
+        if self._unserved >= max(self._gate.limits.queued_messages, self._operations + 1):
             self._pause()
             return False
         memory = self._gate.memory
@@ -270,6 +283,8 @@ class Connection(asyncio.BufferedProtocol):
                 kind=EventKind.INPUT_REFUSED,
             )
             self._assembler.drop("The association ended.")
+        if self._channel is not None:
+            self._channel.no_more()
         self._free_reserved()
         self._messages.put_nowait(None)
 
@@ -357,17 +372,13 @@ class Connection(asyncio.BufferedProtocol):
         return tls.getpeercert(binary_form=True) if tls is not None else None
 
     async def _accept(self, request: AssociateRq, principal: Principal, view: AssociationView) -> None:
-        answers = negotiate(request.contexts)
-        accepted = {
-            proposal.id: Context(proposal.id, proposal.abstract_syntax, answer.transfer_syntax)
-            for proposal, answer in zip(request.contexts, answers, strict=True)
-            if answer.result == Result.ACCEPTANCE
-        }
+        limits = self._gate.limits
+        terms = negotiate(request, private=self._gate.private_sop_classes, operations=limits.operations)
         accepting = Deed(
             EventKind.ASSOCIATION_ACCEPTED,
             principal.actor,
             address=self._address,
-            detail={"tls": self._tls, "contexts": len(accepted)},
+            detail={"tls": self._tls, "contexts": len(terms.contexts)},
         )
         try:
             await self._log.record(accepting)
@@ -380,41 +391,86 @@ class Connection(asyncio.BufferedProtocol):
         view.admitted = True
         self._gate.metrics.accepted.inc()
         self._max_length = request.max_length
-        self._assembler = Assembler(accepted, self._gate.limits.instance_bytes)
-        answer = AssociateAc(request.called, request.calling, answers)
+        self._operations = terms.operations
+        self._channel = Channel(terms, self._write, max_length=request.max_length, calling=request.calling)
+        self._assembler = Assembler(terms.contexts, limits.instance_bytes)
+        answer = AssociateAc(
+            request.called,
+            request.calling,
+            terms.answers,
+            roles=terms.roles,
+            extended=terms.extended,
+            window=terms.window,
+        )
         self._carry_out(self._association.step(Event.EVT7_ACCEPT, answer))
         self._watch_idleness()
 
     async def _serve(self, source: Source, view: AssociationView) -> None:
         """Serve messages in the order in which they came, until no more will come."""
-        while (arrived := await self._messages.get()) is not None:
-            message, reserved = arrived
-            if self._association.state is not State.STA1_IDLE:
-                await self._answer(message, source, view)
-            self._served(reserved)
+        free = asyncio.Semaphore(self._operations)
+        async with asyncio.TaskGroup() as operations:
+            while (arrived := await self._messages.get()) is not None:
+                if self._operations == 1:  # no task for each of many thousand instances
+                    await self._serve_one(*arrived, source, view)
+                    continue
+                await free.acquire()
+                task = operations.create_task(self._serve_one(*arrived, source, view))
+                task.add_done_callback(lambda _: free.release())
         if self._association.state is State.STA8_AWAITING_LOCAL_RELEASE:
             self._carry_out(self._association.step(Event.EVT14_RELEASE_RESPONSE))
         elif self._association.state is State.STA6_ESTABLISHED:
             self._carry_out(self._association.step(Event.EVT15_ABORT_REQUEST))
             self._transport.close()  # the node is stopping: it does not wait for the peer to close
 
+    async def _serve_one(
+        self, message: Message, reserved: int, source: Source, view: AssociationView
+    ) -> None:
+        if self._association.state is not State.STA1_IDLE:
+            await self._answer(message, source, view)
+        self._served(reserved)
+
     async def _answer(self, message: Message, source: Source, view: AssociationView) -> None:
-        response, status = await self._gate.services.serve(message, source)
+        assert self._channel is not None
+        response, status = await self._gate.services.serve(message, source, self._channel)
+        self._channel.served(message)
         view.last_seen = self._gate.clock.now()
+        storing = message.command.verb == Verb.C_STORE_RQ
         if status == SUCCESS:
-            view.stored += bool(message.data)
-            self._gate.metrics.received_bytes.inc(len(message.data))
+            view.stored += storing
+            self._gate.metrics.received_bytes.inc(len(message.data) if storing else 0)
         else:
-            view.refused += 1
+            view.refused += status not in NO_REFUSALS
         self._gate.metrics.answers.labels(f"{status:04X}").inc()
-        if response and self._association.state in (
-            State.STA6_ESTABLISHED,
-            State.STA8_AWAITING_LOCAL_RELEASE,
-        ):
-            self._association.step(Event.EVT9_DATA_REQUEST)
+        if response:
             parts = framed(message.context.id, response, command=True, max_length=self._max_length)
-            self._transport.write(b"".join(parts))
-            await self._drained.wait()
+            with contextlib.suppress(Unavailable):  # the peer is gone: nobody hears the answer
+                await self._channel.send([b"".join(parts)])
+
+    async def _write(self, parts: Sequence[Buffer]) -> None:
+        """Write in one piece; return when the transport takes more. Raises Unavailable when there is no association.
+
+        A peer that asks and does not read what it asked for is cut off: it would hold what it was to be sent for ever.
+        """
+        if self._association.state not in (State.STA6_ESTABLISHED, State.STA8_AWAITING_LOCAL_RELEASE):
+            raise Unavailable("The association is over.", code="association-over")
+        self._association.step(Event.EVT9_DATA_REQUEST)
+        self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+        if self._drained.is_set():
+            return
+        try:
+            async with asyncio.timeout(self._gate.limits.stall_seconds):
+                await self._drained.wait()
+        except TimeoutError as error:
+            self._refused("stalled", "It did not read what it asked for.", kind=EventKind.INPUT_REFUSED)
+            self.cut_off()
+            raise Unavailable("The peer does not read.", code="peer-stalled") from error
+
+    def cut_off(self) -> None:
+        """End the association at once."""
+        if self._association.state in (State.STA6_ESTABLISHED, State.STA8_AWAITING_LOCAL_RELEASE):
+            self._carry_out(self._association.step(Event.EVT15_ABORT_REQUEST))
+        self._end_of_messages()
+        self._transport.abort()
 
     def _served(self, reserved: int) -> None:
         self._unserved -= 1

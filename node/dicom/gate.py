@@ -45,6 +45,8 @@ class Limits:
     instance_bytes: int = 512 * 1024 * 1024
     memory_bytes: int = 1024 * 1024 * 1024
     queued_messages: int = 8
+    operations: int = 4
+    stall_seconds: float = 60.0
 
 
 class DeviceGate(Protocol):
@@ -157,6 +159,7 @@ class Gate:
     ae_title: str
     limits: Limits = field(default_factory=Limits)
     metrics: DicomMetrics = field(default_factory=DicomMetrics)
+    private_sop_classes: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.memory = Memory(self.limits.memory_bytes)

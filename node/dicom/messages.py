@@ -6,8 +6,8 @@ hashes data sets while they arrive and never holds more than one message. Bounds
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from hashlib import sha256
 from struct import pack, unpack_from
@@ -70,7 +70,7 @@ PENDING = 0xFF00
 CANCELLED = 0xFE00
 WITH_REMAINING = frozenset({PENDING, CANCELLED})
 _WITH_PRIORITY = frozenset({Verb.C_STORE_RQ, Verb.C_FIND_RQ, Verb.C_GET_RQ, Verb.C_MOVE_RQ})
-_WITH_TYPE = {Verb.N_ACTION_RQ: _ACTION_TYPE_ID, Verb.N_EVENT_REPORT_RQ: _EVENT_TYPE_ID}
+_WITH_TYPE: dict[int, int] = {Verb.N_ACTION_RQ: _ACTION_TYPE_ID, Verb.N_EVENT_REPORT_RQ: _EVENT_TYPE_ID}
 _NAMING_REQUESTED = frozenset({Verb.N_ACTION_RQ})
 """Requests that name a SOP class and instance as requested, not as affected."""
 
@@ -104,6 +104,10 @@ class Command:
     type_id: int = 0
     suboperations: Suboperations | None = None
     originator: tuple[str, int] | None = None
+
+    def numbered(self, message_id: int) -> Command:
+        """The same with another message ID."""
+        return replace(self, message_id=message_id)
 
 
 @dataclass(frozen=True)
@@ -239,6 +243,27 @@ def framed(context_id: int, data: Buffer, *, command: bool, max_length: int) -> 
         last = start + piece >= len(view)
         yield data_head(context_id, len(part), command=command, last=last)
         yield part
+
+
+async def framed_pieces(
+    context_id: int, pieces: AsyncIterator[bytes], size: int, max_length: int
+) -> AsyncIterator[list[Buffer]]:
+    """A data set of `size` bytes that comes in pieces of even length, framed piece by piece.
+
+    Raises Invalid when the pieces are not that many bytes: then half a message is out, and the association is to be ended.
+    """
+    piece = min(max_length or MAX_SENT_BYTES, MAX_SENT_BYTES) - 6 & ~1
+    sent = 0
+    async for part in pieces:
+        view = memoryview(part)
+        parts: list[Buffer] = []
+        for start in range(0, len(view), piece):
+            fragment = view[start : start + piece]
+            sent += len(fragment)
+            parts += (data_head(context_id, len(fragment), command=False, last=sent >= size), fragment)
+        yield parts
+    if sent != size:
+        raise Invalid("A data set is not as long as it was said to be.", code="bad-length")
 
 
 class Assembler:

@@ -15,8 +15,8 @@ from pathlib import Path
 from consent.errors import AccordError, Invalid, Unavailable
 from node.imaging.part10 import MAX_META_BYTES, read_part10
 
-from .association import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
 from .messages import Command, Verb
+from .negotiation import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
 from .pdu import MAX_CONTEXTS
 from .requestor import Call
 from .requestor import Peer as Peer

@@ -1,12 +1,15 @@
-"""What the DICOM door does: C-ECHO and C-STORE (PS3.4 Annexes A and B), answered by error family.
+"""What the DICOM door does, and what it answers by error family (PS3.4 Annexes A, B, C and J).
 
-C-STORE answers 0000 only after `ingest.receive` has returned, and then the instance is durable. Leaves the rules,
-the vault and the check that command and data set name the same instance to `ingest`; bytes and time to
-`connection`. Every refusal is in the log: ingest's by ingest, the others by this.
+C-ECHO and C-STORE are here, queries in `find`, retrieval in `retrieve`, storage commitment in `commitment`. C-STORE
+answers 0000 only after `ingest.receive` has returned, and then the instance is durable. Leaves the rules, the vault and
+the check that command and data set name the same instance to `ingest` and `gateway`; bytes and time to `connection`.
+Every refusal is in the log: ingest's and the gateway's by them, the others by this.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import structlog
@@ -16,8 +19,9 @@ from consent.vocabulary import EventKind, Outcome
 from node.audit.event import Event
 from node.ingest import Arrival, Source
 
-from .association import VERIFICATION
-from .messages import RESPONSE, Message, Verb, encode_response
+from .channel import Channel
+from .messages import CANCELLED, RESPONSE, Message, Verb, encode_response
+from .negotiation import FIND, GET, MOVE, SERVICES, STORAGE_COMMITMENT, VERIFICATION
 
 SUCCESS = 0x0000
 SOP_CLASS_NOT_SUPPORTED = 0x0122
@@ -27,9 +31,15 @@ NO_SUCH_SOP_INSTANCE = 0x0112
 NOT_AUTHORIZED = 0x0124
 UNRECOGNIZED_OPERATION = 0x0211
 OUT_OF_RESOURCES = 0xA700
+CANNOT_COUNT = 0xA701
+CANNOT_SEND = 0xA702
+UNKNOWN_DESTINATION = 0xA801
 DATA_SET_DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 DAMAGED = 0xC001
+SOME_FAILED = 0xB000
+NO_REFUSALS = frozenset({SUCCESS, CANCELLED, SOME_FAILED})
+"""Answers that end an operation otherwise than by refusing it."""
 
 # PS3.4 Table B.2-1 and PS3.7 Annex C.
 STATUS_OF_FAMILY: tuple[tuple[type[AccordError], int], ...] = (
@@ -40,7 +50,17 @@ STATUS_OF_FAMILY: tuple[tuple[type[AccordError], int], ...] = (
     (Invalid, CANNOT_UNDERSTAND),
     (Unavailable, OUT_OF_RESOURCES),
 )
-STATUS_OF_CODE = {"uid-mismatch": DATA_SET_DOES_NOT_MATCH, "sop-class": SOP_CLASS_NOT_SUPPORTED}
+STATUS_OF_CODE = {
+    "uid-mismatch": DATA_SET_DOES_NOT_MATCH,
+    "identifier": DATA_SET_DOES_NOT_MATCH,
+    "sop-class": SOP_CLASS_NOT_SUPPORTED,
+    "too-broad": OUT_OF_RESOURCES,
+    "unknown-destination": UNKNOWN_DESTINATION,
+    "too-many-instances": CANNOT_COUNT,
+    "peer-unreachable": CANNOT_SEND,
+    "association-rejected": CANNOT_SEND,
+    "association-broken": CANNOT_SEND,
+}
 """Codes that the standard has a status of its own for."""
 
 _logger = structlog.get_logger()
@@ -62,34 +82,61 @@ class EventLog(Protocol):
         ...
 
 
-class Services:
-    """Carries out messages."""
+class Service(Protocol):
+    """An operation that may answer several times: C-FIND, C-GET, C-MOVE, N-ACTION."""
 
-    def __init__(self, ingest: Ingest, log: EventLog) -> None:
+    async def serve(self, message: Message, source: Source, channel: Channel) -> int:
+        """Carry it out and send every answer; return the status of the last. Raises an error family before that."""
+        ...
+
+
+_SPOKEN: dict[int, frozenset[str]] = {
+    Verb.C_FIND_RQ: frozenset(FIND),
+    Verb.C_GET_RQ: frozenset(GET),
+    Verb.C_MOVE_RQ: frozenset(MOVE),
+    Verb.N_ACTION_RQ: frozenset({STORAGE_COMMITMENT}),
+}
+"""The SOP classes whose operation each is."""
+
+
+class Services:
+    """Carries out messages. `others` are the services of operations by verb; what is not among them is not known."""
+
+    def __init__(
+        self, ingest: Ingest, log: EventLog, others: Mapping[int, Service] = MappingProxyType({})
+    ) -> None:
         self._ingest = ingest
         self._log = log
+        self._others = others
 
-    async def serve(self, message: Message, source: Source) -> tuple[bytes, int]:
+    async def serve(self, message: Message, source: Source, channel: Channel) -> tuple[bytes, int]:
         """Carry out one message; return the response's command set (empty: none is due) and its status."""
         command = message.command
         if command.verb == Verb.C_CANCEL_RQ or command.verb & RESPONSE:
-            return b"", SUCCESS  # nothing here runs long enough to be cancelled, and no answer is awaited
-        status, comment = await self._outcome(message, source)
-        return encode_response(command, status, comment), status
+            return b"", SUCCESS  # no operation of this number is under way, and no answer is awaited
+        outcome = await self._outcome(message, source, channel)
+        if isinstance(outcome, int):
+            return b"", outcome
+        return encode_response(command, *outcome), outcome[0]
 
-    async def _outcome(self, message: Message, source: Source) -> tuple[int, str]:
-        verifying = message.context.abstract_syntax == VERIFICATION
+    async def _outcome(self, message: Message, source: Source, channel: Channel) -> tuple[int, str] | int:
+        """Status and comment of the answer; the status alone when it was sent already."""
+        syntax, verb = message.context.abstract_syntax, message.command.verb
         try:
-            match message.command.verb:
-                case Verb.C_ECHO_RQ if verifying:
+            match verb:
+                case Verb.C_ECHO_RQ if syntax == VERIFICATION:
                     return SUCCESS, ""
-                case Verb.C_STORE_RQ if not verifying:
+                case Verb.C_STORE_RQ if syntax not in SERVICES and syntax != VERIFICATION:
                     await self._store(message, source)
                     return SUCCESS, ""
                 case Verb.C_ECHO_RQ | Verb.C_STORE_RQ:
                     return SOP_CLASS_NOT_SUPPORTED, "Not a service of this presentation context"
+                case _ if verb in self._others and syntax in _SPOKEN[verb]:
+                    if message.dropped:
+                        return OUT_OF_RESOURCES, message.dropped
+                    return await self._others[verb].serve(message, source, channel)
                 case _:
-                    return UNRECOGNIZED_OPERATION, "Only C-ECHO and C-STORE are spoken here"
+                    return UNRECOGNIZED_OPERATION, "Not an operation of this presentation context"
         except AccordError as error:
             return status_of(error), error.message
         except Exception:  # the association lives on, and the sender must not believe that it was stored
@@ -131,7 +178,7 @@ class Services:
 
 
 def status_of(error: AccordError) -> int:
-    """The C-STORE status that says what kind of error it was."""
+    """The status that says what kind of error it was (PS3.4 Tables B.2-1, C.4-1, C.4-2 and C.4-3)."""
     if error.code in STATUS_OF_CODE:
         return STATUS_OF_CODE[error.code]
     for family, status in STATUS_OF_FAMILY:

@@ -23,7 +23,7 @@ import pytest_asyncio
 from consent.errors import AccordError
 from consent.vocabulary import EventKind
 from node.audit.log import Entry
-from node.dicom.association import VERIFICATION
+from node.dicom.negotiation import VERIFICATION
 from node.dicom.pdu import Proposal, encode
 from node.dicom.sender import Peer, send
 from node.vault.blobs import NAME_PATTERN

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -15,8 +15,11 @@ from consent.errors import AccordError, Denied
 from consent.principals import Principal
 from consent.vocabulary import EventKind, Role
 from node.audit.event import Event
+from node.dicom.channel import Channel
 from node.dicom.gate import Gate, Limits
 from node.dicom.listener import Listener
+from node.dicom.negotiation import Terms
+from node.dicom.pdu import Buffer
 from node.dicom.services import Services
 from node.ingest import Arrival, Source
 from tests.support.clock import FakeClock
@@ -42,6 +45,15 @@ class Shelf:
         assert sha256(arrival.data).digest() == arrival.sha256
         self.arrivals.append(arrival)
         self.sources.append(source)
+
+
+def still_channel(*, terms: Terms = Terms((), {})) -> Channel:
+    """A channel of an association on which nothing has to be said."""
+
+    async def write(parts: Sequence[Buffer]) -> None:
+        raise AssertionError("nothing was to be said here")
+
+    return Channel(terms, write)
 
 
 @dataclass

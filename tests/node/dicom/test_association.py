@@ -1,4 +1,4 @@
-"""The association's state table, cell by cell, and its negotiation."""
+"""The association's state table, cell by cell."""
 
 from __future__ import annotations
 
@@ -8,18 +8,13 @@ from pynetdicom.fsm import TRANSITION_TABLE
 from consent.errors import Conflict
 from node.dicom.association import (
     ACTIONS,
-    EXPLICIT_VR_LITTLE_ENDIAN,
-    IMPLICIT_VR_LITTLE_ENDIAN,
-    STORAGE_CLASSES,
     TABLE,
-    VERIFICATION,
     Artim,
     Association,
     Event,
     Say,
     State,
     event_of,
-    negotiate,
 )
 from node.dicom.pdu import (
     Abort,
@@ -28,14 +23,11 @@ from node.dicom.pdu import (
     AssociateRj,
     AssociateRq,
     Pdu,
-    Proposal,
     ReleaseRp,
     ReleaseRq,
     decode,
 )
 
-CT = "1.2.840.10008.5.1.4.1.1.2"
-JPEG_2000 = "1.2.840.10008.1.2.4.90"
 FROM_PEER = [
     Event.EVT3_ASSOCIATE_AC,
     Event.EVT4_ASSOCIATE_RJ,
@@ -170,34 +162,3 @@ def test_release_collision_ends_for_both(requestor: bool) -> None:
 def test_pdus_are_events(pdu: Pdu, event: Event) -> None:
     """Each PDU has its row."""
     assert event_of(pdu) is event
-
-
-@pytest.mark.parametrize(
-    ("offered", "chosen"),
-    [
-        ((IMPLICIT_VR_LITTLE_ENDIAN,), IMPLICIT_VR_LITTLE_ENDIAN),
-        ((IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN), EXPLICIT_VR_LITTLE_ENDIAN),
-        ((JPEG_2000, EXPLICIT_VR_LITTLE_ENDIAN), JPEG_2000),
-        ((EXPLICIT_VR_LITTLE_ENDIAN, JPEG_2000), EXPLICIT_VR_LITTLE_ENDIAN),
-        (("1.2.3.4", JPEG_2000), JPEG_2000),
-    ],
-)
-def test_transfer_syntax_follows_the_proposer(offered: tuple[str, ...], chosen: str) -> None:
-    """Data is taken as it lies at the sender."""
-    assert negotiate((Proposal(1, CT, offered),))[0].transfer_syntax == chosen
-
-
-def test_what_is_not_stored_is_not_accepted() -> None:
-    """Queries and unknown transfer syntaxes are refused per context, each for its reason."""
-    find = Proposal(1, "1.2.840.10008.5.1.4.1.2.2.1", (IMPLICIT_VR_LITTLE_ENDIAN,))
-    odd = Proposal(3, CT, ("1.2.840.10008.1.2.4.94",))
-    echo = Proposal(5, VERIFICATION, (IMPLICIT_VR_LITTLE_ENDIAN,))
-    assert [answer.result for answer in negotiate((find, odd, echo))] == [3, 4, 0]
-
-
-def test_storage_classes_hold_what_hospitals_send() -> None:
-    """Images, reports, plans, waveforms; not commitment, not media directories."""
-    assert {CT, "1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.481.5"} <= STORAGE_CLASSES
-    assert len(STORAGE_CLASSES) > 190
-    assert "1.2.840.10008.1.20.1" not in STORAGE_CLASSES
-    assert "1.2.840.10008.1.3.10" not in STORAGE_CLASSES

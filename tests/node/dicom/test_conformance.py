@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from node.dicom.association import STORAGE_CLASSES
 from node.dicom.gate import Limits
+from node.dicom.negotiation import STORAGE_CLASSES
 from node.dicom.pdu import MAX_DATA_BYTES
 from node.dicom.services import STATUS_OF_CODE, STATUS_OF_FAMILY
 from node.imaging.elements import TRANSFER_SYNTAXES

@@ -19,7 +19,6 @@ from consent.errors import (
 )
 from consent.principals import Principal
 from consent.vocabulary import EventKind, Role
-from node.dicom.association import VERIFICATION
 from node.dicom.messages import (
     MAX_COMMENT_CHARACTERS,
     Command,
@@ -30,9 +29,10 @@ from node.dicom.messages import (
     encode_response,
     parse_command,
 )
+from node.dicom.negotiation import VERIFICATION
 from node.dicom.services import Services, status_of
 from node.ingest import Source
-from tests.node.dicom.conftest import Journal, Shelf
+from tests.node.dicom.conftest import Journal, Shelf, still_channel
 from tests.support.dicom import ct_slice
 
 SLICE = ct_slice()
@@ -55,7 +55,7 @@ def _store(**more: object) -> Message:
 
 async def _answer(message: Message, error: Exception | None = None) -> tuple[Command, Shelf, Journal]:
     shelf, journal = Shelf(error=error), Journal()
-    response, status = await Services(shelf, journal).serve(message, SOURCE)
+    response, status = await Services(shelf, journal).serve(message, SOURCE, still_channel())
     command = parse_command(response)
     assert command.status == status
     return command, shelf, journal
@@ -137,7 +137,9 @@ async def test_refusals_of_this_door_are_in_the_log() -> None:
 @pytest.mark.parametrize("verb", [Verb.C_CANCEL_RQ, Verb.C_STORE_RSP])
 async def test_cancels_and_stray_responses_are_not_answered(verb: Verb) -> None:
     """Nothing here can be cancelled, and nobody here awaits a response."""
-    response, _ = await Services(Shelf(), Journal()).serve(Message(Command(verb, 1), STORAGE), SOURCE)
+    response, _ = await Services(Shelf(), Journal()).serve(
+        Message(Command(verb, 1), STORAGE), SOURCE, still_channel()
+    )
     assert response == b""
 
 

@@ -30,7 +30,7 @@ from consent.vocabulary import Role
 from learning.dataset import Examples, TooFewPatients
 from learning.plans import LABEL_ATTRIBUTES, Labels, TrainingPlan
 from node.gateway import Gateway
-from node.imaging.deidentify import DeidentifiedInstance
+from node.imaging.deidentified import DeidentifiedInstance
 from node.imaging.dicom_json import json_model
 from node.imaging.rendering import Renderer
 from node.index import Level, Query

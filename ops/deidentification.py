@@ -9,8 +9,8 @@ from pathlib import Path
 
 from consent.errors import AccordError, Conflict, NotFound
 from node.imaging.confidentiality import Option
+from node.imaging.deidentified import Refusal
 from node.imaging.part10 import part10_head, read_part10
-from node.imaging.reidentification import Refusal
 from node.imaging.rendering import Renderer
 
 MAX_FILE_BYTES = 2 * 1024**3

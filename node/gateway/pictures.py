@@ -10,7 +10,7 @@ from node.clock import Clock
 from node.gateway.reading import Reading
 from node.gateway.visits import Visits
 from node.imaging.rendering import Renderer
-from node.imaging.watermark import WatermarkText
+from node.imaging.watermark_text import WatermarkText
 from node.openings import Contents, Opening, Rendered, Visit
 
 MAX_RENDER_BYTES = 512 * 1024 * 1024

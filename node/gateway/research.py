@@ -16,7 +16,7 @@ from node.audit.log import Log
 from node.clock import Clock
 from node.facts import FactFinder
 from node.gateway.reading import MAX_WHOLE_BYTES, Reading
-from node.imaging.deidentify import DeidentifiedInstance
+from node.imaging.deidentified import DeidentifiedInstance
 from node.imaging.rendering import Renderer
 from node.index import Index, Level, Match, Query
 from node.openings import Opening, Visit

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hmac
 import re
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 
@@ -42,7 +41,8 @@ from node.imaging.confidentiality import (
     action_for,
 )
 from node.imaging.decode import read_dataset
-from node.imaging.reidentification import Refusal, Refused, known_terms, refuse_unsafe, search_for_leaks
+from node.imaging.deidentified import DeidentifiedInstance, Refusal
+from node.imaging.reidentification import Refused, known_terms, refuse_unsafe, search_for_leaks
 
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 REWRITTEN_SYNTAXES = frozenset({"1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"})
@@ -55,20 +55,6 @@ BINARY_VRS = frozenset({"OB", "OW", "OB or OW", "OL", "OV"})
 BINARY_GROUPS = frozenset({0x0028, 0x5400, 0x0066})
 """Look-up tables, waveforms and surfaces; binary values elsewhere could hold anything and go."""
 _DUMMIES: dict[str, str] = {"DA": "19000101", "DT": "19000101000000", "TM": "000000", "AS": "000Y"}
-
-
-@dataclass(frozen=True)
-class DeidentifiedInstance:
-    """A new data set; `actions` says what was done, for the source's own record only."""
-
-    data: bytes
-    transfer_syntax: str
-    sop_class_uid: str
-    sop_instance_uid: str
-    series_instance_uid: str
-    study_instance_uid: str
-    patient_id: str
-    actions: tuple[tuple[str, Action], ...]
 
 
 class Deidentifier:

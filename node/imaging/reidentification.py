@@ -7,7 +7,6 @@ faces. The search takes the input's own identifiers and looks for them in the by
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
@@ -15,6 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from node.imaging.confidentiality import Option
+from node.imaging.deidentified import Refusal
 
 MIN_IDENTIFIER_CHARACTERS = 4
 ENCAPSULATED = frozenset({f"1.2.840.10008.5.1.4.1.1.104.{number}" for number in range(1, 6)})
@@ -23,14 +23,6 @@ CAPTURED_MODALITIES = frozenset({"US", "SC", "XC", "OT", "ES", "GM", "SM", "IVUS
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 FACES = frozenset({"HEAD", "FACE", "BRAIN", "SKULL", "HEADNECK", "ORBIT", "SINUS", "NECK"})
 FACE_MODALITIES = frozenset({"CT", "MR", "PT"})
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why an instance was not de-identified: a slug and a sentence without identifiers."""
-
-    code: str
-    reason: str
 
 
 class Refused(Exception):

@@ -18,9 +18,8 @@ from typing import Any
 
 from consent.errors import Invalid, Unavailable
 from node.imaging.confidentiality import Action, Option
-from node.imaging.deidentify import DeidentifiedInstance
-from node.imaging.reidentification import Refusal
-from node.imaging.watermark import WatermarkText
+from node.imaging.deidentified import DeidentifiedInstance, Refusal
+from node.imaging.watermark_text import WatermarkText
 
 DEADLINE_SECONDS = 20.0
 MAX_WAITING = 256

@@ -7,7 +7,6 @@ traces; it does not prevent, and the stored DICOM is never touched.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-MAX_LINES = 6
-MAX_LINE_CHARACTERS = 120
+from node.imaging.watermark_text import WatermarkText
+
 STRENGTH = 46
 """Grey levels by which the tiled text differs from what lies under it."""
 
@@ -28,18 +27,6 @@ CJK_FONTS = (
 )
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-@dataclass(frozen=True)
-class WatermarkText:
-    """What to write: a few short lines, and a seed that varies where."""
-
-    lines: tuple[str, ...]
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        cut = tuple(line[:MAX_LINE_CHARACTERS] for line in self.lines[:MAX_LINES])
-        object.__setattr__(self, "lines", cut)
 
 
 def burn(picture: NDArray[np.uint8], text: WatermarkText) -> NDArray[np.uint8]:

@@ -24,11 +24,12 @@ from PIL import Image
 from consent.errors import AccordError
 from node.imaging.confidentiality import Option
 from node.imaging.decode import decode_frame
+from node.imaging.deidentified import Refusal
 from node.imaging.deidentify import Deidentifier
 from node.imaging.presentation import present
-from node.imaging.reidentification import Refusal
 from node.imaging.rendering import READY
-from node.imaging.watermark import WatermarkText, burn
+from node.imaging.watermark import burn
+from node.imaging.watermark_text import WatermarkText
 
 MEMORY_BYTES = 3 * 1024**3
 PIPE_BYTES = 1024 * 1024

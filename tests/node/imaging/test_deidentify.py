@@ -16,9 +16,9 @@ from consent.errors import Invalid
 from node.imaging.codestream import without_comments
 from node.imaging.confidentiality import Action, Option, action_for, table
 from node.imaging.decode import read_dataset
-from node.imaging.deidentify import DeidentifiedInstance, Deidentifier
+from node.imaging.deidentified import DeidentifiedInstance, Refusal
+from node.imaging.deidentify import Deidentifier
 from node.imaging.part10 import read_part10
-from node.imaging.reidentification import Refusal
 
 pytestmark = pytest.mark.requirement("U6")
 KEY = b"project key of this test, secret"

@@ -15,12 +15,13 @@ from pydicom.data import get_testdata_file
 
 from consent.errors import Invalid, Unavailable
 from node.imaging.decode import StoredFrame, read_dataset
+from node.imaging.deidentified import Refusal
 from node.imaging.deidentify import Deidentifier
 from node.imaging.part10 import read_part10
 from node.imaging.presentation import present
-from node.imaging.reidentification import Refusal
 from node.imaging.rendering import Renderer
-from node.imaging.watermark import WatermarkText, burn
+from node.imaging.watermark import burn
+from node.imaging.watermark_text import WatermarkText
 
 MARK = WatermarkText(("ID 4711", "dr.li@a-general", "2026-11-22 09:00 UTC"), 1)
 

@@ -1,4 +1,4 @@
-"""Where bytes lie: the `BlobStore` seam and its implementation over a folder of files.
+"""Where bytes lie: the `BlobStore` seam and its implementation over a folder of files. Over several: `replicas`.
 
 A blob is a named run of bytes that grows at its end. Names are made by the vault (`pack.pack_name`) and checked here again,
 because they become file names. All verbs block; callers use a thread. No key and no meaning: only sealed bytes come here.
@@ -18,7 +18,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from consent.errors import Conflict, Invalid, NotFound, Unavailable
 from node.vault.seal import Buffer
@@ -26,6 +26,10 @@ from node.vault.seal import Buffer
 NAME_PATTERN = re.compile(r"[a-z]{2}_[a-z0-9]{4,64}\.[a-z]{2,8}")
 MAX_PARTS = 512  # of one gathered write; Linux takes 1,024
 OVERWRITE_BYTES = 1024 * 1024
+
+T = TypeVar("T")
+Read = Callable[[int, int], bytes]
+"""`read(offset, length)`: bytes of a blob, fewer at its end."""
 
 
 class Appendable(Protocol):
@@ -53,7 +57,8 @@ class Appendable(Protocol):
         ...
 
     def write(self, parts: Sequence[Buffer], offset: int) -> None:
-        """Write the parts one after the other from `offset`; durable after `sync`."""
+        """Write the parts one after the other from `offset`; durable after `sync`. They must not change any more, ever:
+        a copy may still be written when `sync` has returned."""
         ...
 
     def sync(self) -> None:
@@ -80,12 +85,35 @@ class BlobStore(Protocol):
         """Keep a whole blob. Raises Conflict when the name is taken."""
         ...
 
+    def replace(self, name: str, write: Callable[[Appendable], None]) -> None:
+        """Give the blob other bytes, all at once: those that `write` puts into the empty one it is handed.
+
+        When it returns they are durable; when it fails the old ones stand. Who has the old ones open may read on in them; who
+        appends sees that they are `gone`.
+        """
+        ...
+
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Bytes from `offset`; fewer at the end. Raises NotFound."""
         ...
 
     def opened(self, name: str) -> AbstractContextManager[Callable[[int, int], bytes]]:
         """The same `read(offset, length)` for many reads of one blob, which stays the same while it is open."""
+        ...
+
+    def proved(self, name: str, use: Callable[[Read, int], T]) -> T:
+        """What `use(read, size)` makes of the blob. When it raises Corrupt, it is given another copy, if there is one.
+
+        `use` must raise Corrupt when what it reads is not what was written. Raises what it said of the first copy.
+        """
+        ...
+
+    def rewritten(self, name: str, make: Callable[[Read, int, Appendable], None]) -> None:
+        """Put a new blob, which `make(read, size, new)` writes from the old one, in its place: all of it or nothing.
+
+        Durable when it returns. Writers find the old one `gone`; readers that have it open go on with it.
+        Raises NotFound.
+        """
         ...
 
     def size(self, name: str) -> int:
@@ -104,8 +132,9 @@ class BlobStore(Protocol):
 class FileBlobs:
     """A `BlobStore` in a folder: `root/ab/st_…ab.pack`, files 0600, folders 0700, no links followed."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, make_root: bool = True) -> None:
         self.root = root
+        self._makes_root = make_root
 
     def append(self, name: str) -> FileAppendable:
         """See `BlobStore.append`."""
@@ -140,13 +169,31 @@ class FileBlobs:
                 temporary.unlink(missing_ok=True)
             sync_folder(path.parent)
 
+    def replace(self, name: str, write: Callable[[Appendable], None]) -> None:
+        """See `BlobStore.replace`. A crash leaves `.NAME.new` behind, which the next one writes over."""
+        path = self._path(name)
+        temporary = path.with_name(f".{name}.new")
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with disk_errors("rewrite a study pack"):
+            try:
+                writing = FileAppendable(os.open(temporary, flags, 0o600))
+                try:
+                    write(writing)
+                    writing.sync()
+                finally:
+                    writing.close()
+                _keep_writers_out(path, lambda: temporary.replace(path))
+            finally:
+                temporary.unlink(missing_ok=True)
+            sync_folder(path.parent)
+
     def read(self, name: str, offset: int, length: int) -> bytes:
         """See `BlobStore.read`."""
         with self.opened(name) as read:
             return read(offset, length)
 
     @contextmanager
-    def opened(self, name: str) -> Iterator[Callable[[int, int], bytes]]:
+    def opened(self, name: str) -> Iterator[Read]:
         """See `BlobStore.opened`."""
         with self._open(name) as descriptor:
 
@@ -155,6 +202,60 @@ class FileBlobs:
                     return _pread(descriptor, offset, length)
 
             yield read
+
+    def proved(self, name: str, use: Callable[[Read, int], T]) -> T:
+        """See `BlobStore.proved`. There is one copy here."""
+        with self.opened(name) as read:
+            return use(read, self.size(name))
+
+    def rewritten(self, name: str, make: Callable[[Read, int, Appendable], None]) -> None:
+        """See `BlobStore.rewritten`."""
+        old = self.existing(name)
+        try:
+            old.lock()
+            if old.gone:
+                raise _not_found(name)
+            new = self.prepare(name)
+            try:
+                make(old.read, old.size(), new)
+                new.sync()
+                self.install(name)
+            except BaseException:
+                self.discard(name)
+                raise
+            finally:
+                new.close()
+        finally:
+            old.close()
+
+    def existing(self, name: str) -> FileAppendable:
+        """Like `append`, of a blob that is there. Raises NotFound."""
+        path = self._path(name)
+        with disk_errors("open a study pack"):
+            try:
+                return FileAppendable(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+            except FileNotFoundError as error:
+                raise _not_found(name) from error
+
+    def prepare(self, name: str) -> FileAppendable:
+        """An empty file beside the blob, for `install`; what an earlier attempt left there goes."""
+        path = self._beside(name)
+        with disk_errors("write a study pack"):
+            self._make_folder(path.parent)
+            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            return FileAppendable(os.open(path, flags, 0o600))
+
+    def install(self, name: str) -> None:
+        """Put the prepared file, which was synced, in the blob's place, durably and at once."""
+        path = self._path(name)
+        with disk_errors("replace a study pack"):
+            self._beside(name).rename(path)
+            sync_folder(path.parent)
+
+    def discard(self, name: str) -> None:
+        """Remove a prepared file, if there is one."""
+        with disk_errors("delete a study pack"):
+            self._beside(name).unlink(missing_ok=True)
 
     def size(self, name: str) -> int:
         """See `BlobStore.size`."""
@@ -219,9 +320,15 @@ class FileBlobs:
         stem = name.partition(".")[0]
         return self.root / stem[-2:] / name
 
+    def _beside(self, name: str) -> Path:
+        path = self._path(name)
+        return path.with_name(f".{name}.new")
+
     def _make_folder(self, folder: Path) -> None:
         if folder.is_dir():
             return
+        if not self._makes_root and not self.root.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         missing = [folder, *(parent for parent in folder.parents if not parent.exists())]
         for step in reversed(missing):
             step.mkdir(mode=0o700, exist_ok=True)
@@ -349,6 +456,16 @@ def _pread(descriptor: int, offset: int, length: int) -> bytes:
         rest.append(data)
         got += len(data)
     return b"".join(rest)
+
+
+def _keep_writers_out(path: Path, then: Callable[[], object]) -> None:
+    """Do something to a blob while nobody appends to it; who waits for it then sees that the file is gone."""
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        then()
+    finally:
+        os.close(descriptor)
 
 
 def _overwrite(descriptor: int) -> None:

@@ -78,7 +78,7 @@ def test_a_grade_rule_is_read_as_settings_have_it() -> None:
 )
 def test_a_grade_rule_that_says_nothing_is_refused(text: str) -> None:
     """A rule without grade, or without a property that exists, is a slip and told as one."""
-    with pytest.raises(Invalid, match="no grade rule|flag"):
+    with pytest.raises(Invalid, match=r"no grade rule|flag"):
         GradeRule.parse(text)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from consent.errors import Conflict, Invalid, NotFound
-from node.vault.blobs import BlobStore, FileBlobs
+from consent.errors import Conflict, Invalid, NotFound, Unavailable
+from node.vault.blobs import Appendable, BlobStore, FileBlobs
 
 NAME, OTHER = "st_" + "a" * 26 + ".pack", "st_" + "b" * 26 + ".pack"
 STORES: dict[str, Callable[[Path], BlobStore]] = {"files": FileBlobs}
@@ -42,6 +42,28 @@ def test_put_never_replaces(reopen: Callable[[], BlobStore]) -> None:
         store.put(NAME, [b"second"])
     assert store.read(NAME, 0, 100) == b"first"
     assert list(store.names()) == [(NAME, 5)]
+
+
+def test_a_blob_is_replaced_whole_or_not_at_all(reopen: Callable[[], BlobStore]) -> None:
+    """The new bytes take the place of the old ones at once; a failure leaves the old; a writer notices; nothing is left over."""
+    store = reopen()
+    store.put(NAME, [b"the old bytes"])
+    writer = store.append(NAME)
+
+    def fails(blob: Appendable) -> None:
+        blob.write([b"half of the ne"], 0)
+        raise Unavailable("the disk is full")
+
+    with pytest.raises(Unavailable):
+        store.replace(NAME, fails)
+    assert (store.read(NAME, 0, 100), writer.gone) == (b"the old bytes", False)
+    with store.opened(NAME) as read:
+        store.replace(NAME, lambda blob: blob.write([b"new", b" ones"], 0))
+        assert read(0, 100) in (b"the old bytes", b"new ones")
+    assert writer.gone
+    writer.close()
+    assert reopen().read(NAME, 0, 100) == b"new ones"
+    assert list(reopen().names()) == [(NAME, 8)]
 
 
 def test_append_makes_extends_and_cuts(reopen: Callable[[], BlobStore]) -> None:

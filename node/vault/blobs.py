@@ -85,14 +85,6 @@ class BlobStore(Protocol):
         """Keep a whole blob. Raises Conflict when the name is taken."""
         ...
 
-    def replace(self, name: str, write: Callable[[Appendable], None]) -> None:
-        """Give the blob other bytes, all at once: those that `write` puts into the empty one it is handed.
-
-        When it returns they are durable; when it fails the old ones stand. Who has the old ones open may read on in them; who
-        appends sees that they are `gone`.
-        """
-        ...
-
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Bytes from `offset`; fewer at the end. Raises NotFound."""
         ...
@@ -165,24 +157,6 @@ class FileBlobs:
                 os.link(temporary, path)
             except FileExistsError as error:
                 raise Conflict(f"{name} is kept already.", code="blob-exists") from error
-            finally:
-                temporary.unlink(missing_ok=True)
-            sync_folder(path.parent)
-
-    def replace(self, name: str, write: Callable[[Appendable], None]) -> None:
-        """See `BlobStore.replace`. A crash leaves `.NAME.new` behind, which the next one writes over."""
-        path = self._path(name)
-        temporary = path.with_name(f".{name}.new")
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with disk_errors("rewrite a study pack"):
-            try:
-                writing = FileAppendable(os.open(temporary, flags, 0o600))
-                try:
-                    write(writing)
-                    writing.sync()
-                finally:
-                    writing.close()
-                _keep_writers_out(path, lambda: temporary.replace(path))
             finally:
                 temporary.unlink(missing_ok=True)
             sync_folder(path.parent)
@@ -456,16 +430,6 @@ def _pread(descriptor: int, offset: int, length: int) -> bytes:
         rest.append(data)
         got += len(data)
     return b"".join(rest)
-
-
-def _keep_writers_out(path: Path, then: Callable[[], object]) -> None:
-    """Do something to a blob while nobody appends to it; who waits for it then sees that the file is gone."""
-    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        then()
-    finally:
-        os.close(descriptor)
 
 
 def _overwrite(descriptor: int) -> None:

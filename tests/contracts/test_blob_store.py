@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from consent.errors import Conflict, Invalid, NotFound, Unavailable
-from node.vault.blobs import Appendable, BlobStore, FileBlobs
+from node.vault.blobs import Appendable, BlobStore, FileBlobs, Read
 
 NAME, OTHER = "st_" + "a" * 26 + ".pack", "st_" + "b" * 26 + ".pack"
 STORES: dict[str, Callable[[Path], BlobStore]] = {"files": FileBlobs}
@@ -50,15 +50,15 @@ def test_a_blob_is_replaced_whole_or_not_at_all(reopen: Callable[[], BlobStore])
     store.put(NAME, [b"the old bytes"])
     writer = store.append(NAME)
 
-    def fails(blob: Appendable) -> None:
+    def fails(read: Read, size: int, blob: Appendable) -> None:
         blob.write([b"half of the ne"], 0)
         raise Unavailable("the disk is full")
 
     with pytest.raises(Unavailable):
-        store.replace(NAME, fails)
+        store.rewritten(NAME, fails)
     assert (store.read(NAME, 0, 100), writer.gone) == (b"the old bytes", False)
     with store.opened(NAME) as read:
-        store.replace(NAME, lambda blob: blob.write([b"new", b" ones"], 0))
+        store.rewritten(NAME, lambda read, size, blob: blob.write([b"new", b" ones"], 0))
         assert read(0, 100) in (b"the old bytes", b"new ones")
     assert writer.gone
     writer.close()

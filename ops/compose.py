@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -21,7 +21,6 @@ from federation.archive import Archive
 from federation.asking import Asking
 from federation.channel import Channel
 from federation.client import PeerClient
-from federation.discovery import Discovery
 from federation.doorway import Doorway
 from federation.fetching import Fetching
 from federation.following import Following
@@ -60,7 +59,10 @@ from ops import health
 from ops.doors import LOOPBACK_NAMES, Doors
 from ops.foundation import Foundation
 from ops.region import build_channel
-from ops.training import Training, build_site
+
+if TYPE_CHECKING:
+    from federation.discovery import Discovery
+    from ops.training import Training
 
 SESSION_SWEEP_SECONDS = 60.0
 OPENING_SWEEP_SECONDS = 5.0
@@ -188,11 +190,7 @@ async def build_node(foundation: Foundation) -> Node:
     )
     exchange = build_exchange(base, archive.index, gateway)
     gateway.hold(exchange.holdings, exchange.leased_keys)
-    training = (
-        await build_site(base, exchange.channel, exchange.client, gateway, renderer)
-        if base.settings.learning.enabled
-        else None
-    )
+    training = await _training(base, exchange, gateway, renderer)
     registry = CollectorRegistry()
     metrics = HttpMetrics(registry)
     gate = Gate(
@@ -502,10 +500,22 @@ def _when_member(members: Members, duty: Any) -> Any:
     return run
 
 
+async def _training(
+    base: Foundation, exchange: Exchange, gateway: Gateway, renderer: Renderer
+) -> Training | None:
+    if not base.settings.learning.enabled:
+        return None
+    from ops.training import build_site  # brings NumPy and pydicom, which nothing else here needs
+
+    return await build_site(base, exchange.channel, exchange.client, gateway, renderer)
+
+
 def _discovery(base: Foundation) -> Discovery | None:
     settings = base.settings
     if not settings.discovery.enabled:
         return None
+    from federation.discovery import Discovery
+
     fingerprint = base.identity.authority.fingerprint(_sha256()).hex()
     return Discovery(interface=settings.discovery.interface, fingerprint=fingerprint, port=settings.peer.port)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -32,7 +32,9 @@ from ops.compose import SESSION_SWEEP_SECONDS, build_health, build_witnessing, p
 from ops.doors import LOOPBACK_NAMES, Doors
 from ops.foundation import Foundation
 from ops.region import build_authority, build_channel
-from ops.training import Training, build_runs
+
+if TYPE_CHECKING:
+    from ops.training import Training
 
 RENEW_SECONDS = 3600.0
 
@@ -63,7 +65,7 @@ async def build_hub(base: Foundation) -> Hub:
     authority, _own = await build_authority(base)
     witnessing = build_witnessing(base, members, client)
     reports = Reports(database=base.database, clock=base.clock, members=members)
-    training = await build_runs(base) if base.settings.learning.enabled else None
+    training = await _training(base)
     registry = CollectorRegistry()
     metrics = HttpMetrics(registry)
     doors = Doors(
@@ -132,6 +134,14 @@ async def running(hub: Hub) -> AsyncIterator[Mapping[str, str]]:
             await stack.enter_async_context(watched)
             addresses["metrics"] = f"http://{settings.metrics.host}:{watched.port}"
         yield addresses
+
+
+async def _training(base: Foundation) -> Training | None:
+    if not base.settings.learning.enabled:
+        return None
+    from ops.training import build_runs  # brings NumPy and pydicom, which nothing else here needs
+
+    return await build_runs(base)
 
 
 def _duties(base: Foundation, members: Members, authority: Authority, witnessing: Witnessing) -> list[Job]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from consent.errors import AccordError, Unavailable
 from consent.signed import Json
@@ -20,11 +21,13 @@ from federation.members import Members
 from federation.reporting import ALARM_COUNTS, PEOPLE_COUNTS, STOCK_COUNTS, MemberState, Reports
 from federation.roster import HUB, Member, Standing
 from federation.witnessing import Witnessing
-from learning.runs import Runs
-from learning.runtables import Run
 from node.audit.event import Entry
 from node.audit.log import Log
 from node.audit.note import Note, Verifier
+
+if TYPE_CHECKING:
+    from learning.runs import Runs
+    from learning.runtables import Run
 
 RECENT_ALARMS = 8
 RECENT_RUNS = 5

@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from time import monotonic
 
 from consent.errors import Invalid
 from node.gateway.reading import MAX_WHOLE_BYTES, Reading
@@ -22,6 +23,10 @@ BATCH_BYTES = 4 * 1024 * 1024
 """Data sets that are opened in one go: fewer hops between threads than one by one."""
 READ_AHEAD_BYTES = 12 * 1024 * 1024
 """What waits, opened, while something is being sent; one data set always may."""
+
+
+ASK_SECONDS = 0.25
+"""How often a stream asks whether it may still go on, at least."""
 
 
 class DataSets:
@@ -50,6 +55,7 @@ class DataSets:
         """
         waiting: deque[_Batch] = deque()
         left = deque(_batches(rows))
+        asked = 0.0
         try:
             while left or waiting:
                 while left and (not waiting or _size(waiting) + _size_of(left[0]) <= READ_AHEAD_BYTES):
@@ -57,7 +63,8 @@ class DataSets:
                 batch = waiting.popleft()
                 whole = await batch.task if batch.task is not None else []
                 for number, row in enumerate(batch.rows):
-                    visit = await self._visits.taking(opening)
+                    if monotonic() - asked > ASK_SECONDS or not number:
+                        visit, asked = await self._visits.taking(opening), monotonic()
                     if number < len(whole):
                         yield row, _single(whole[number])
                     elif row.size_bytes > MAX_WHOLE_BYTES:

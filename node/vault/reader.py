@@ -130,23 +130,19 @@ class Reader:
 
     def _open(self, study: str, stored: StoredObject, key: bytes, expected: bytes | None) -> bytes:
         body = self._blobs.read(pack_name(study), stored.offset, stored.length)
-        if len(body) != stored.length:
-            raise corrupt_pack(study, f"it ends before byte {stored.offset + stored.length}")
-        data = open_sealed(body, key, stored.header(study))
-        if expected is not None and sha256(data).digest() != expected:
-            raise Corrupt("An instance is not what arrived.", code="digest")
-        return data
+        return _proved(body, study, stored, key, expected)
 
     def _open_several(
         self, study: str, wanted: Sequence[tuple[StoredObject, bytes, bytes | None]]
     ) -> list[bytes | Corrupt | NotFound]:
         found: list[bytes | Corrupt | NotFound] = []
-        for stored, key, expected in wanted:
-            try:
-                found.append(self._open(study, stored, key, expected))
-            except (Corrupt, NotFound) as error:
-                found.append(error)
-                break
+        try:
+            with self._blobs.opened(pack_name(study)) as read:
+                for stored, key, expected in wanted:
+                    body = read(stored.offset, stored.length)
+                    found.append(_proved(body, study, stored, key, expected))
+        except (Corrupt, NotFound) as error:
+            found.append(error)
         return found
 
     def _open_range(self, study: str, stored: StoredObject, key: bytes, offset: int, length: int) -> bytes:
@@ -181,6 +177,16 @@ class Reader:
         places = {stored.object_id: stored.offset for stored in found.objects}
         faults += [Fault(study, name, places[name], "the bytes of the object changed") for name in broken]
         return faults + _missing(study, found.objects, expected)
+
+
+def _proved(body: bytes, study: str, stored: StoredObject, key: bytes, expected: bytes | None) -> bytes:
+    """The payload of a body that was read; raises Corrupt."""
+    if len(body) != stored.length:
+        raise corrupt_pack(study, f"it ends before byte {stored.offset + stored.length}")
+    data = open_sealed(body, key, stored.header(study))
+    if expected is not None and sha256(data).digest() != expected:
+        raise Corrupt("An instance is not what arrived.", code="digest")
+    return data
 
 
 def _missing(

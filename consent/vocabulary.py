@@ -165,3 +165,7 @@ class EventKind(StrEnum):
     FINDING_OPENED = "FindingOpened"
     FINDING_ACKNOWLEDGED = "FindingAcknowledged"
     FINDING_RESOLVED = "FindingResolved"
+    REPLICA_DEGRADED = "ReplicaDegraded"
+    REPLICA_HEALED = "ReplicaHealed"
+    PACK_COMPACTED = "PackCompacted"
+    INDEX_REBUILT = "IndexRebuilt"

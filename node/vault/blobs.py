@@ -170,17 +170,14 @@ class FileBlobs:
     def opened(self, name: str) -> Iterator[Read]:
         """See `BlobStore.opened`."""
         with self._open(name) as descriptor:
-
-            def read(offset: int, length: int) -> bytes:
-                with disk_errors("read a study pack"):
-                    return _pread(descriptor, offset, length)
-
-            yield read
+            yield _reading(descriptor)
 
     def proved(self, name: str, use: Callable[[Read, int], T]) -> T:
         """See `BlobStore.proved`. There is one copy here."""
-        with self.opened(name) as read:
-            return use(read, self.size(name))
+        with self._open(name) as descriptor:
+            with disk_errors("look at a study pack"):
+                size = os.fstat(descriptor).st_size
+            return use(_reading(descriptor), size)
 
     def rewritten(self, name: str, make: Callable[[Read, int, Appendable], None]) -> None:
         """See `BlobStore.rewritten`."""
@@ -416,6 +413,14 @@ def _write_all(descriptor: int, views: list[memoryview], offset: int) -> int:
         if views and written:
             views[0] = views[0][written:]
     return offset
+
+
+def _reading(descriptor: int) -> Read:
+    def read(offset: int, length: int) -> bytes:
+        with disk_errors("read a study pack"):
+            return _pread(descriptor, offset, length)
+
+    return read
 
 
 def _pread(descriptor: int, offset: int, length: int) -> bytes:

@@ -58,10 +58,11 @@ class DataSets:
         asked = 0.0
         try:
             while left or waiting:
-                while left and (not waiting or _size(waiting) + _size_of(left[0]) <= READ_AHEAD_BYTES):
-                    waiting.append(await self._begin(opening, left.popleft()))
-                batch = waiting.popleft()
+                batch = waiting.popleft() if waiting else await self._begin(opening, left.popleft())
                 whole = await batch.task if batch.task is not None else []
+                # Only now: the first one need not share the processor with those behind it.
+                while left and _size(waiting) + _size_of(left[0]) <= READ_AHEAD_BYTES:
+                    waiting.append(await self._begin(opening, left.popleft()))
                 for number, row in enumerate(batch.rows):
                     if monotonic() - asked > ASK_SECONDS or not number:
                         visit, asked = await self._visits.taking(opening), monotonic()

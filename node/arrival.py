@@ -73,7 +73,7 @@ class Receipt:
 
 def describe(attributes: Attributes, digest: bytes, received: datetime, source: Source) -> bytes:
     """The attributes object. Fields that are empty are left out."""
-    known = {name: value for name, value in attributes.to_json().items() if value not in ("", None, False)}
+    known = {name: value for name, value in attributes.to_json().items() if value not in ("", None, False, ())}
     document = {
         "attributes": known,
         "sha256": digest.hex(),

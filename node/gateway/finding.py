@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from time import monotonic
 
 from consent.errors import Denied
 from consent.principals import Principal
 from consent.vocabulary import Action, EventKind, Purpose
 from node import deeds
+from node.audit.event import Detail
 from node.audit.log import Event, Log
 from node.clock import Clock
 from node.facts import FactFinder
-from node.index import Index, Level, Page, Query
+from node.index import Index, Level, Match, Page, Query
 from node.index.query import is_wild
 from node.policies import Policies
 from node.sight import Sight
@@ -19,6 +22,8 @@ from node.sight import Sight
 SIGHT_LASTS_SECONDS = 1.0
 """How long decisions about what somebody may find serve their next searches."""
 MAX_SIGHTS = 256
+FOUND_AT_ONCE = 500
+"""Answers that go out under one entry of the log."""
 
 
 class Finding:
@@ -42,25 +47,75 @@ class Finding:
 
         When this returns, that it was asked is on record.
         """
+        sight, patients = await self._looking(who, purpose, address)
+        shows = self._shows(sight, patients)
+        page = await self._index.search(
+            query, sight.visible(patients), shows if sight.by_department else None
+        )
+        kept = tuple(filter(shows, page.matches))
+        await self._log.record(self._searched(who, level, query, purpose, address, len(kept)))
+        return Page(kept, page.more)
+
+    async def find(
+        self, who: Principal, query: Query, purpose: Purpose, address: str | None
+    ) -> AsyncGenerator[Match, None]:
+        """Answer a search with what this asker may find, answer by answer, as long as somebody takes them.
+
+        Put on record slice by slice of FOUND_AT_ONCE answers, each before the first of it leaves. Raises Denied when it
+        can be nothing. Close it when done.
+        """
+        sight, patients = await self._looking(who, purpose, address)
+        found = self._index.stream(query, sight.visible(patients), self._shows(sight, patients))
+        told = False
+        async with aclosing(found):
+            while True:
+                kept = [match async for match in _first(found, FOUND_AT_ONCE)]
+                if kept or not told:
+                    event = self._searched(who, query.level, query, purpose, address, len(kept), told)
+                    await self._log.record(event)
+                    told = True
+                for match in kept:
+                    yield match
+                if len(kept) < FOUND_AT_ONCE:
+                    return
+
+    async def _looking(
+        self, who: Principal, purpose: Purpose, address: str | None
+    ) -> tuple[Sight, frozenset[str]]:
+        """What somebody may find, and the patients in their care. Raises Denied, on record, when that can be nothing."""
         sight = self._sight(who, purpose)
-        # Who may find everybody's studies needs no list of patients.
-        patients = frozenset() if sight.sees_all else await self._facts.patients_of(who, self._clock.now())
         if (refusal := sight.refusal()) is not None:
             await self._log.record(deeds.refused(who, Action.SEARCH, purpose, address, refusal, None, None))
             raise Denied(" ".join(refusal.reasons), reasons=refusal.reasons)
-        page = await self._index.search(query, sight.visible(patients))
-        kept = tuple(match for match in page.matches if sight.shows(match, match.patient in patients))
-        await self._log.record(
-            Event(
-                EventKind.STUDIES_SEARCHED,
-                who.actor,
-                patient=self._patient_asked(query),
-                purpose=purpose,
-                address=address,
-                detail={"level": level.value, "keys": sorted(query.keys), "answers": len(kept)},
-            )
+        # Who may find everybody's studies needs no list of patients.
+        if sight.sees_all:
+            return sight, frozenset()
+        return sight, await self._facts.patients_of(who, self._clock.now())
+
+    @staticmethod
+    def _shows(sight: Sight, patients: frozenset[str]) -> Callable[[Match], bool]:
+        return lambda match: sight.shows(match, match.patient in patients)
+
+    def _searched(
+        self,
+        who: Principal,
+        level: Level,
+        query: Query,
+        purpose: Purpose,
+        address: str | None,
+        answers: int,
+        more: bool = False,
+    ) -> Event:
+        """Somebody searched; `more`: these answers follow those of an entry before."""
+        detail: dict[str, Detail] = {"level": level.value, "keys": sorted(query.keys), "answers": answers}
+        return Event(
+            EventKind.STUDIES_SEARCHED,
+            who.actor,
+            patient=self._patient_asked(query),
+            purpose=purpose,
+            address=address,
+            detail=detail | ({"more": True} if more else {}),
         )
-        return Page(kept, page.more)
 
     def _sight(self, who: Principal, purpose: Purpose) -> Sight:
         """What this person may find; the rules are asked again when they have changed, or after a moment."""
@@ -77,3 +132,12 @@ class Finding:
         """The pseudonym of the patient that a search names exactly, so that the log finds it by patient."""
         value = query.keys.get("PatientID", "")
         return self._index.pseudonyms.patient(value.strip()) if value and not is_wild(value) else None
+
+
+async def _first(matches: AsyncIterator[Match], number: int) -> AsyncIterator[Match]:
+    """The next `number` of them, and no further."""
+    for _ in range(number):
+        try:
+            yield await anext(matches)
+        except StopAsyncIteration:
+            return

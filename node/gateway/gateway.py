@@ -51,9 +51,9 @@ class Gateway:
         self.hold = reading.hold
 
         # What somebody may find.
-        self.search = Finding(
-            node_id=node_id, policies=policies, index=index, facts=facts, log=log, clock=clock
-        ).search
+        finding = Finding(node_id=node_id, policies=policies, index=index, facts=facts, log=log, clock=clock)
+        self.search = finding.search
+        self.find = finding.find
 
         # A study opened for somebody, until it is closed, idle or over.
         self.open = visits.open

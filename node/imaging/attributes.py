@@ -15,10 +15,22 @@ from typing import Any
 from consent.errors import Invalid
 
 from .charsets import Charset, charset_of
-from .elements import PIXEL_DATA, UNDEFINED, Buffer, Form, elements, encoding_of, inflate_header
+from .elements import (
+    PIXEL_DATA,
+    UNDEFINED,
+    Buffer,
+    Element,
+    Form,
+    elements,
+    encoding_of,
+    inflate_header,
+    items,
+)
 from .part10 import valid_uid
 
 MAX_TEXT_BYTES = 1024
+MAX_ITEMS = 16
+"""Items of a sequence of which something is kept."""
 MAX_NUMBER = 2**31 - 1
 
 
@@ -70,6 +82,8 @@ class Attributes:
     pixel_length: int | None = None
     encapsulated: bool = False
     deflated: bool = False
+    procedure_codes: tuple[Mapping[str, str], ...] = ()
+    request_attributes: tuple[Mapping[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -78,7 +92,13 @@ class Attributes:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Attributes:
         """Rebuild from `to_json`; fields that this version does not know are left out."""
-        return cls(**{name: value for name, value in data.items() if name in _FIELDS})
+        return cls(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in data.items()
+                if name in _FIELDS
+            }
+        )
 
 
 _FIELDS = tuple(field.name for field in fields(Attributes))
@@ -125,6 +145,16 @@ _TIMES = {0x00080030: "study_time", 0x00080031: "series_time"}
 _INTEGERS = {0x00200011: "series_number", 0x00200013: "instance_number", 0x00280008: "frames"}
 _WORDS = {0x00280010: "rows", 0x00280011: "columns", 0x00280002: "samples", 0x00280100: "bits_allocated"}
 _CHARSET = 0x00080005
+# Sequences of which some attributes are kept, item by item: tag → field, and tag → keyword within.
+_SEQUENCES = {0x00081032: "procedure_codes", 0x00400275: "request_attributes"}
+_IN_ITEMS = {
+    0x00081032: {0x00080100: "CodeValue", 0x00080102: "CodingSchemeDesignator", 0x00080104: "CodeMeaning"},
+    0x00400275: {
+        0x00080050: "AccessionNumber",
+        0x00400009: "ScheduledProcedureStepID",
+        0x00401001: "RequestedProcedureID",
+    },
+}
 _NEEDED = frozenset({_CHARSET, *_UIDS, *_IDENTITIES, *_TEXTS, *_CODES, *_DATES, *_TIMES, *_INTEGERS, *_WORDS})
 _NAMES = frozenset({"patient_name", "referring_physician"})
 
@@ -142,7 +172,7 @@ def read_attributes(data: Buffer, transfer_syntax: str) -> Attributes:
     """
     encoding = encoding_of(transfer_syntax)
     source: Buffer = inflate_header(data) if encoding.deflated else data
-    values, pixels = _collect(source, encoding.form, whole=not encoding.deflated)
+    values, sequences, pixels = _collect(source, encoding.form, whole=not encoding.deflated)
     charset = charset_of(values.pop(_CHARSET, b""))
     found: dict[str, Any] = {
         field: valid_uid(values.get(tag, b""), _UID_NAMES[field]) for tag, field in _UIDS.items()
@@ -151,6 +181,8 @@ def read_attributes(data: Buffer, transfer_syntax: str) -> Attributes:
         if tag not in _UIDS:
             field, content = _field(tag, value, charset, encoding.form)
             found[field] = content
+    for tag, element in sequences.items():
+        found[_SEQUENCES[tag]] = _items(source, element, encoding.form, charset)
     if found.get("frames") is None or found["frames"] < 1:
         found["frames"] = 1
     found |= pixels
@@ -162,17 +194,24 @@ def read_attributes(data: Buffer, transfer_syntax: str) -> Attributes:
     )
 
 
-def _collect(data: Buffer, form: Form, *, whole: bool) -> tuple[dict[int, bytes], dict[str, Any]]:
-    """Raw values of the needed tags, and where the pixels are. `whole`: the data ends where the data set does."""
+def _collect(
+    data: Buffer, form: Form, *, whole: bool
+) -> tuple[dict[int, bytes], dict[int, Element], dict[str, Any]]:
+    """Raw values of the needed tags, the sequences, and where the pixels are. `whole`: the data ends where the data set
+    does."""
     values: dict[int, bytes] = {}
+    sequences: dict[int, Element] = {}
     size = len(data)
-    for tag, _, start, length in elements(data, form):
+    for element in elements(data, form):
+        tag, _, start, length = element
         if tag < 0x00080000:
             raise Invalid("A data set cannot hold elements of groups 0000 to 0007.", code="bad-data-set")
         if tag in _NEEDED:
             if tag in values:
                 raise Invalid(f"Element {tag:08X} stands there twice.", code="duplicate-element")
             values[tag] = _bounded(data, tag, start, length, size)
+        elif tag in _SEQUENCES:
+            sequences.setdefault(tag, element)
         elif tag in PIXEL_DATA:
             encapsulated = length == UNDEFINED
             if whole and not encapsulated and length > size - start:
@@ -181,12 +220,33 @@ def _collect(data: Buffer, form: Form, *, whole: bool) -> tuple[dict[int, bytes]
                     mend="Send it again; it was cut short.",
                     code="truncated",
                 )
-            return values, {
-                "pixel_offset": start,
-                "pixel_length": None if encapsulated else length,
-                "encapsulated": encapsulated,
+            return (
+                values,
+                sequences,
+                {
+                    "pixel_offset": start,
+                    "pixel_length": None if encapsulated else length,
+                    "encapsulated": encapsulated,
+                },
+            )
+    return values, sequences, {}
+
+
+def _items(data: Buffer, sequence: Element, form: Form, charset: Charset) -> tuple[dict[str, str], ...]:
+    """What is kept of the items of a sequence. What cannot be read is left out: nothing is stored or shown by it."""
+    wanted = _IN_ITEMS[sequence.tag]
+    try:
+        found = [
+            {
+                wanted[tag]: _clean(charset.text(bytes(data[start : start + length])))
+                for tag, _, start, length in item
+                if tag in wanted and length <= MAX_TEXT_BYTES
             }
-    return values, {}
+            for item in items(data, sequence, form, limit=MAX_ITEMS)
+        ]
+    except Invalid:
+        return ()
+    return tuple(item for item in found if item)
 
 
 def _bounded(data: Buffer, tag: int, start: int, length: int, size: int) -> bytes:

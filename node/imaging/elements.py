@@ -186,6 +186,48 @@ def past_sequence(data: Buffer, opening: Element, size: int, form: Form, left: i
     return position, left
 
 
+def items(data: Buffer, sequence: Element, form: Form, *, limit: int) -> Iterator[list[Element]]:
+    """The elements of each item of a sequence that `elements` yielded, at most `limit` items; nothing is entered deeper.
+
+    Raises Invalid where the format is broken.
+    """
+    inner = form_within(sequence, form)
+    endless = sequence.length == UNDEFINED
+    end = len(data) if endless else _past(sequence.start, sequence.length, len(data))
+    position = sequence.start
+    for _ in range(limit):
+        if position >= end:
+            return
+        item = header(data, position, end, inner)
+        if item.tag == SEQUENCE_END and endless:
+            return
+        if item.tag != ITEM:
+            raise _broken("a sequence holds something that is not an item", position)
+        if item.length == UNDEFINED:
+            found, position = _endless_item(data, item.start, end, inner)
+        else:
+            position = _past(item.start, item.length, end)
+            found = list(elements(data, inner, item.start, position))
+        yield found
+
+
+def _endless_item(data: Buffer, start: int, end: int, form: Form) -> tuple[list[Element], int]:
+    """The elements of an item of undefined length, and the offset behind its delimiter."""
+    found: list[Element] = []
+    position, left = start, MAX_ELEMENTS
+    while left > 0:
+        element = header(data, position, end, form)
+        if element.tag == ITEM_END:
+            return found, element.start
+        found.append(element)
+        left -= 1
+        if element.length == UNDEFINED:
+            position, left = past_sequence(data, element, end, form, left)
+        else:
+            position = _past(element.start, element.length, end)
+    raise Invalid(f"The data set has more than {MAX_ELEMENTS} elements.", code="too-many-elements")
+
+
 def form_within(sequence: Element, form: Form) -> Form:
     """The form of a sequence's items: UN of undefined length holds Implicit VR Little Endian (PS3.5 §6.2.2)."""
     return IMPLICIT_LITTLE if sequence.vr == "UN" else form

@@ -8,7 +8,7 @@ a pack holds; the pack is the truth, and a lost index is rebuilt from it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,9 @@ from node.index.names import NameTable
 from node.index.pseudonyms import Pseudonyms
 from node.index.query import Query
 from node.index.reads import Reads
-from node.index.rows import Entry, InstanceRow, MetadataPlace, Placement, SeriesRow, StudyRow
+from node.index.rows import Entry, InstanceRow, Match, MetadataPlace, Placement, SeriesRow, StudyRow
 from node.index.sealing import RowSealer, altered
-from node.index.search import EVERYTHING, Page, Search, Visible
+from node.index.search import EVERYTHING, Page, Search, Test, Visible
 from node.index.tables import INSTANCES, NO_NUMBER, SERIES, STUDIES
 
 STUDY_ATTRIBUTES = {
@@ -39,11 +39,15 @@ STUDY_ATTRIBUTES = {
     "StudyDescription": "study_description",
     "StudyID": "study_id",
     "InstitutionalDepartmentName": "department",
+    "ProcedureCodeSequence": "procedure_codes",
 }
 SERIES_ATTRIBUTES = {
     "SeriesInstanceUID": "series_instance_uid",
     "SeriesDescription": "series_description",
     "BodyPartExamined": "body_part",
+    "SeriesDate": "series_date",
+    "SeriesTime": "series_time",
+    "RequestAttributesSequence": "request_attributes",
 }
 
 _STUDY = select(STUDIES).where(STUDIES.c.study == bindparam("study"))
@@ -133,9 +137,15 @@ class Index:
         if row is not None:
             self._names.remove(study, self._name(study, row.sealed_name))
 
-    async def search(self, query: Query, visible: Visible = EVERYTHING) -> Page:
-        """Answer a query with what `visible` lets through. Raises Invalid when it is too broad."""
-        return await self._search.run(query, visible)
+    async def search(self, query: Query, visible: Visible = EVERYTHING, shows: Test | None = None) -> Page:
+        """Answer a query with what `visible` lets through and `shows` too. Raises Invalid when it is too broad."""
+        return await self._search.run(query, visible, shows)
+
+    def stream(
+        self, query: Query, visible: Visible = EVERYTHING, shows: Test | None = None
+    ) -> AsyncGenerator[Match, None]:
+        """The same answer by answer, without end or beginning of a page. Close it when done."""
+        return self._search.stream(query, visible, shows)
 
     async def study(self, study: str) -> StudyRow:
         """The study with this pseudonym. Raises NotFound."""

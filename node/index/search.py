@@ -7,8 +7,9 @@ row, except through `Visible`, which the gateway makes from decisions.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, and_, or_, select, tuple_
@@ -17,7 +18,18 @@ from consent.errors import Invalid
 from consent.vocabulary import Grade
 from node.index.names import NameTable
 from node.index.pseudonyms import Pseudonyms
-from node.index.query import ATTRIBUTES, Level, Matcher, Query, is_wild, matcher, uids
+from node.index.query import (
+    EMPTY,
+    Level,
+    Matcher,
+    Query,
+    combined_range,
+    is_range,
+    is_wild,
+    matcher,
+    path_of,
+    uids,
+)
 from node.index.reads import Reads
 from node.index.rows import Match
 from node.index.sealing import RowSealer, altered
@@ -67,13 +79,23 @@ class Page:
     more: bool
 
 
+Test = Callable[[Match], bool]
+"""Whether an opened row is an answer."""
+
+
 @dataclass(frozen=True)
 class _Plan:
     """A query taken apart: conditions for the database, tests for opened rows, and studies found by name."""
 
     conditions: tuple[ColumnElement[bool], ...]
-    tests: Mapping[str, Matcher]
+    tests: Sequence[Test]
     named: frozenset[str] | None
+    allowed: ColumnElement[bool] | None
+    shows: Test | None
+
+    def answers(self, match: Match) -> bool:
+        """Whether an opened row passes every test, and may be shown."""
+        return all(test(match) for test in self.tests) and (self.shows is None or self.shows(match))
 
 
 class Search:
@@ -85,43 +107,89 @@ class Search:
         self._sealer = sealer
         self._names = names
 
-    async def run(self, query: Query, visible: Visible) -> Page:
+    async def run(self, query: Query, visible: Visible, shows: Test | None = None) -> Page:
         """Return up to `query.limit` answers behind `query.offset`. Raises Invalid when the search is too broad."""
-        plan = await self._plan(query, visible)
         found: list[Match] = []
         skip = query.offset
-        opened: dict[str, dict[str, Any]] = {}
-        async for row in self._rows(query, plan):
-            match = self._open(query.level, row, opened)
-            if not all(test(_text(match.values.get(keyword))) for keyword, test in plan.tests.items()):
-                continue
-            if skip:
-                skip -= 1
-                continue
-            if len(found) == query.limit:
-                return Page(tuple(found), True)
-            found.append(match)
+        wanted = min(PAGE_ROWS, query.limit + query.offset + 1)
+        async with aclosing(self.stream(query, visible, shows, page_rows=wanted)) as matches:
+            async for match in matches:
+                if skip:
+                    skip -= 1
+                    continue
+                if len(found) == query.limit:
+                    return Page(tuple(found), True)
+                found.append(match)
         return Page(tuple(found), False)
 
-    async def _plan(self, query: Query, visible: Visible) -> _Plan:
+    async def stream(
+        self, query: Query, visible: Visible, shows: Test | None = None, *, page_rows: int = PAGE_ROWS
+    ) -> AsyncGenerator[Match, None]:
+        """Every answer in order, read page by page as it is asked for; `query.limit` and `query.offset` say nothing here.
+
+        `shows` is what cannot be said in the database's terms about what the asker may find. Raises Invalid when the
+        search is too broad.
+        """
+        plan = await self._plan(query, visible, shows)
+        opened: dict[str, dict[str, Any]] = {}
+        patient = ""
+        async for row in self._rows(query.level, plan, page_rows):
+            if query.level is Level.PATIENT and row.patient == patient:
+                continue
+            match = self._open(query.level, row, opened)
+            if not plan.answers(match):
+                continue
+            patient = row.patient
+            yield await self._with_totals(match, plan) if query.totals else match
+
+    async def _plan(self, query: Query, visible: Visible, shows: Test | None) -> _Plan:
         conditions: list[ColumnElement[bool]] = []
-        tests: dict[str, Matcher] = {}
+        tests: list[Test] = []
+        items: dict[str, dict[str, Matcher]] = {}
         named: frozenset[str] | None = None
+        moment = _moment_test(query)
         for keyword, value in query.keys.items():
-            condition = self._condition(keyword, value)
+            if keyword == "StudyTime" and moment is not None:
+                continue
+            wants_empty = query.empty and value == EMPTY
+            condition = None if wants_empty else self._condition(keyword, value)
             if condition is not None:
                 conditions.append(condition)
-            elif keyword == "PatientName" and (hits := await self._names.match(value)) is not None:
-                if len(hits) <= MAX_CANDIDATES:
-                    conditions.append(STUDIES.c.study.in_(sorted(hits)))
-                else:
-                    named = hits
+                continue
+            if keyword == "PatientName" and not wants_empty:
+                hits = await self._names.match(value)
+                if hits is not None:
+                    if len(hits) <= MAX_CANDIDATES:
+                        conditions.append(STUDIES.c.study.in_(sorted(hits)))
+                    else:
+                        named = hits
+                    continue
+            *sequence, attribute = path_of(keyword)
+            matches = matcher(attribute, value, empty=query.empty)
+            if sequence:
+                items.setdefault(sequence[0].keyword, {})[attribute.keyword] = matches
             else:
-                tests[keyword] = matcher(ATTRIBUTES[keyword], value)
+                tests.append(_value_test(keyword, matches))
+        tests += (_item_test(sequence, inner) for sequence, inner in items.items())
+        if moment is not None:
+            tests.append(moment)
         allowed = visible.condition()
         if allowed is not None:
             conditions.append(allowed)
-        return _Plan(tuple(conditions), tests, named)
+        return _Plan(tuple(conditions), tests, named, allowed, shows)
+
+    async def _with_totals(self, match: Match, plan: _Plan) -> Match:
+        """A patient's answer with the counts of what the asker may find of that patient."""
+        own = select(*_STUDY_COLUMNS).where(STUDIES.c.patient == match.patient)
+        rows = await self._reads.rows(own if plan.allowed is None else own.where(plan.allowed))
+        if plan.shows is not None:
+            rows = [row for row in rows if plan.shows(self._open(Level.STUDY, row, {}))]
+        totals = {
+            "NumberOfPatientRelatedStudies": len(rows),
+            "NumberOfPatientRelatedSeries": sum(row.series_count for row in rows),
+            "NumberOfPatientRelatedInstances": sum(row.study_count for row in rows),
+        }
+        return replace(match, values={**match.values, **totals})
 
     def _condition(self, keyword: str, value: str) -> ColumnElement[bool] | None:
         """The database's condition that decides this key fully, or None when it cannot."""
@@ -146,15 +214,16 @@ class Search:
             case _:
                 return None
 
-    async def _rows(self, query: Query, plan: _Plan) -> AsyncIterator[Row[Any]]:
+    async def _rows(self, level: Level, plan: _Plan, page_rows: int) -> AsyncIterator[Row[Any]]:
         """Rows that the database finds, in order. Every page begins behind the last row of the one before."""
-        size = PAGE_ROWS if plan.tests or plan.named else min(PAGE_ROWS, query.limit + query.offset + 1)
-        statement, order = _statement(query.level)
+        picks = plan.tests or plan.named or plan.shows is not None or level is Level.PATIENT
+        size = PAGE_ROWS if picks else page_rows
+        statement, order = _statement(level)
         statement = statement.where(*plan.conditions).limit(size)
         opened = 0
         after: tuple[Any, ...] | None = None
         while True:
-            page = await self._reads.rows(_behind(statement, order, after, query.level))
+            page = await self._reads.rows(_behind(statement, order, after, level))
             for row in page:
                 if plan.named is None or row.study in plan.named:
                     yield row
@@ -162,7 +231,9 @@ class Search:
             if len(page) < size:
                 return
             if opened >= MAX_ROWS_OPENED:
-                raise Invalid("This search is too broad.", mend="Add a date range, a name or an ID.")
+                raise Invalid(
+                    "This search is too broad.", mend="Add a date range, a name or an ID.", code="too-broad"
+                )
             after = tuple(page[-1]._mapping[f"key_{number}"] for number in range(len(order)))
 
     def _open(self, level: Level, row: Row[Any], opened: dict[str, dict[str, Any]]) -> Match:
@@ -176,7 +247,7 @@ class Search:
         values["NumberOfStudyRelatedSeries"] = row.series_count
         values["NumberOfStudyRelatedInstances"] = row.study_count
         series = instance = None
-        if level is not Level.STUDY:
+        if level in (Level.SERIES, Level.INSTANCE):
             series = row.series
             values |= self._opened("index_series", f"{row.study}/{series}", row.series_sealed, opened)
             values["Modality"] = row.modality
@@ -219,9 +290,11 @@ _INSTANCE_COLUMNS = (INSTANCES.c.instance, INSTANCES.c.number, INSTANCES.c.seale
 
 
 def _statement(level: Level) -> tuple[Select[Any], tuple[ColumnElement[Any], ...]]:
-    """The SELECT of a level and what it is ordered by: studies newest first, the rest as in the study."""
-    if level is Level.STUDY:
-        order: tuple[ColumnElement[Any], ...] = (STUDIES.c.study_date, STUDIES.c.study)
+    """The SELECT of a level and what it is ordered by: studies newest first, patients one after the other, the rest as in
+    the study."""
+    if level in (Level.STUDY, Level.PATIENT):
+        first = STUDIES.c.study_date if level is Level.STUDY else STUDIES.c.patient
+        order: tuple[ColumnElement[Any], ...] = (first, STUDIES.c.study)
         return _ordered(select(*_STUDY_COLUMNS), order, level), order
     in_series = SERIES.c.study == STUDIES.c.study
     if level is Level.SERIES:
@@ -254,6 +327,31 @@ def _behind(
         return statement
     here = tuple_(*order)
     return statement.where(here < after if level is Level.STUDY else here > after)
+
+
+def _value_test(keyword: str, matches: Matcher) -> Test:
+    return lambda match: matches(_text(match.values.get(keyword)))
+
+
+def _item_test(sequence: str, inner: Mapping[str, Matcher]) -> Test:
+    """Whether all keys of a sequence match in one and the same item (PS3.4 §C.2.2.2.6)."""
+
+    def test(match: Match) -> bool:
+        return any(
+            all(matches(_text(item.get(keyword))) for keyword, matches in inner.items())
+            for item in match.values.get(sequence) or ({},)
+        )
+
+    return test
+
+
+def _moment_test(query: Query) -> Test | None:
+    """The test of Study Date and Study Time together, where both are ranges and that was agreed upon."""
+    dates, times = query.keys.get("StudyDate", ""), query.keys.get("StudyTime", "")
+    if not (query.combined and is_range(dates) and is_range(times)):
+        return None
+    within = combined_range(dates, times)
+    return lambda match: within(_text(match.values.get("StudyDate")), _text(match.values.get("StudyTime")))
 
 
 def _dates(value: str) -> ColumnElement[bool]:

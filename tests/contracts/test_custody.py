@@ -9,14 +9,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from consent.errors import Corrupt, Denied, NotFound, Unavailable
+from consent.vocabulary import Grade
 from node.vault.custody import Custody
 from node.vault.custody.keystore import Effort, Keystore
 from node.vault.custody.pkcs11 import Pkcs11Custody, TokenPlace
+from node.vault.custody.two_person import TwoPersonKeystore
 from node.vault.custody.vault_transit import TransitPlace, VaultTransit
 from tests.support.custodies import PIN, SOFTHSM, TransitServer, make_token
 
@@ -43,6 +46,26 @@ def keystore(folder: Path, stack: ExitStack) -> Place:
         lambda: Keystore.open(folder / "keystore", CREDENTIAL),
         lambda: Keystore.open(folder / "keystore", b"a wrong credential"),
         lambda: Keystore.create(folder / "other", CREDENTIAL, effort=effort),
+    )
+
+
+def two_person(folder: Path, stack: ExitStack) -> Place:
+    """A keystore that two people unlock; here both have come."""
+    effort = Effort(passes=1, memory_bytes=8192)
+    people = {"li": b"the passphrase of li", "wang": b"the passphrase of wang"}
+    now = datetime(2026, 11, 22, tzinfo=UTC)
+    TwoPersonKeystore.create(folder / "two", Grade.RESTRICTED, people, effort=effort)
+
+    def opened(second: bytes = people["wang"]) -> Custody:
+        keystore = TwoPersonKeystore.open(folder / "two")
+        assert not keystore.offer("li", people["li"], now)
+        assert keystore.offer("wang", second, now)
+        return keystore
+
+    return Place(
+        opened,
+        lambda: opened(b"a wrong passphrase"),
+        lambda: TwoPersonKeystore.create(folder / "other", Grade.RESTRICTED, people, effort=effort),
     )
 
 
@@ -108,6 +131,7 @@ CUSTODIES = {
     "keystore": keystore,
     "pkcs11-gcm": pkcs11("gcm"),
     "pkcs11-kwp": pkcs11("kwp"),
+    "two-person": two_person,
     "vault-transit": transit,
     "vault-server": vault,
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from consent.signed import Json, canonical_json, parse_json
 from node.vault.custody import LOCAL, require_suite
 from node.vault.wrapping import SUITE, open_key, seal_key
 
+FORMAT = "accord-keystore"
 ROOT_BYTES = 32
 MIN_CREDENTIAL_BYTES = 8
 MAX_CREDENTIAL_BYTES = 4096
@@ -46,28 +48,31 @@ class Keystore:
         self._aead = AESGCM(root)
         self._identity = identity
 
+    @staticmethod
+    def change_credential(path: Path, old: bytes, new: bytes, *, effort: Effort | None = None) -> None:
+        """Let another credential open the file, and the old one no more; the root key stays, the file is replaced whole.
+
+        A copy of the old file still opens with the old credential. Raises as `open` and `create` do.
+        """
+        check_credential(new)
+        content, root = _opened(path, old)
+        content["kdf"] = new_kdf(effort or Effort())
+        replace_file(path, _sealed(content, root, new))
+
     @classmethod
     def create(cls, path: Path, credential: bytes, *, effort: Effort | None = None) -> Keystore:
         """Make a new root key and write its file (mode 0600). Raises Conflict when one is there already."""
-        _check_credential(credential)
+        check_credential(credential)
         effort = effort or Effort()
         root = secrets.token_bytes(ROOT_BYTES)
         content: Json = {
-            "format": "accord-keystore",
+            "format": FORMAT,
             "version": 1,
             "suite": SUITE,
             "id": secrets.token_hex(16),
-            "kdf": {
-                "name": "argon2id",
-                "opslimit": effort.passes,
-                "memlimit": effort.memory_bytes,
-                "salt": _text(secrets.token_bytes(argon2id.SALTBYTES)),
-            },
+            "kdf": new_kdf(effort),
         }
-        nonce = secrets.token_bytes(12)
-        sealed = AESGCM(_stretch(credential, content["kdf"])).encrypt(nonce, root, canonical_json(content))
-        content["root"] = {"nonce": _text(nonce), "ciphertext": _text(sealed)}
-        _write_new(path, canonical_json(content) + b"\n")
+        write_new_file(path, _sealed(content, root, credential))
         return cls(root, content["id"])
 
     @classmethod
@@ -76,23 +81,8 @@ class Keystore:
 
         Raises NotFound, Corrupt (not a keystore), Invalid (version, bounds) or Denied (wrong credential).
         """
-        _check_credential(credential)
-        content = _read(path)
-        try:
-            root = content.pop("root")
-            nonce, sealed = _bytes(root["nonce"]), _bytes(root["ciphertext"])
-            key = _stretch(credential, content["kdf"])
-            identity = str(content["id"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise _not_a_keystore("a field is missing or malformed") from error
-        try:
-            return cls(AESGCM(key).decrypt(nonce, sealed, canonical_json(content)), identity)
-        except (InvalidTag, ValueError) as error:
-            raise Denied(
-                "The credential does not open the keystore, or the keystore was altered.",
-                mend="Give the credential that it was made with, or restore the keystore from its backup.",
-                code="credential",
-            ) from error
+        content, root = _opened(path, credential)
+        return cls(root, str(content["id"]))
 
     def wrap(self, key: bytes, context: bytes) -> bytes:
         """See `Custody.wrap`."""
@@ -114,7 +104,47 @@ class Keystore:
 _CONTEXT = b"accord/custody/v1\x00"
 
 
-def _stretch(credential: bytes, kdf: Json) -> bytes:
+def _opened(path: Path, credential: bytes) -> tuple[Json, bytes]:
+    """The file without its root, and the root key."""
+    check_credential(credential)
+    content = read_file(path, FORMAT)
+    try:
+        root = content.pop("root")
+        nonce, sealed = _bytes(root["nonce"]), _bytes(root["ciphertext"])
+        key = stretch(credential, content["kdf"])
+        str(content["id"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _not_a_keystore("a field is missing or malformed") from error
+    try:
+        return content, AESGCM(key).decrypt(nonce, sealed, canonical_json(content))
+    except (InvalidTag, ValueError) as error:
+        raise Denied(
+            "The credential does not open the keystore, or the keystore was altered.",
+            mend="Give the credential that it was made with, or restore the keystore from its backup.",
+            code="credential",
+        ) from error
+
+
+def _sealed(content: Json, root: bytes, credential: bytes) -> bytes:
+    """The file's bytes, the root key sealed under the credential and bound to everything else in it."""
+    nonce = secrets.token_bytes(12)
+    sealed = AESGCM(stretch(credential, content["kdf"])).encrypt(nonce, root, canonical_json(content))
+    whole = {**content, "root": {"nonce": _text(nonce), "ciphertext": _text(sealed)}}
+    return canonical_json(whole) + b"\n"
+
+
+def new_kdf(effort: Effort) -> Json:
+    """How a credential is to be stretched, with a new salt."""
+    return {
+        "name": "argon2id",
+        "opslimit": effort.passes,
+        "memlimit": effort.memory_bytes,
+        "salt": _text(secrets.token_bytes(argon2id.SALTBYTES)),
+    }
+
+
+def stretch(credential: bytes, kdf: Json) -> bytes:
+    """argon2id(credential), 32 bytes. Raises Corrupt or Invalid (bounds) for a `kdf` that is not one of ours."""
     passes, memory = kdf["opslimit"], kdf["memlimit"]
     if kdf["name"] != "argon2id" or not isinstance(passes, int) or not isinstance(memory, int):
         raise _not_a_keystore("unknown key derivation")
@@ -128,7 +158,8 @@ def _stretch(credential: bytes, kdf: Json) -> bytes:
     return argon2id.kdf(32, credential, salt, opslimit=passes, memlimit=memory)
 
 
-def _check_credential(credential: bytes) -> None:
+def check_credential(credential: bytes) -> None:
+    """Raise Invalid when it is too short or too long to be one."""
     if not MIN_CREDENTIAL_BYTES <= len(credential) <= MAX_CREDENTIAL_BYTES:
         raise Invalid(
             f"A credential has {MIN_CREDENTIAL_BYTES} to {MAX_CREDENTIAL_BYTES} bytes.",
@@ -137,7 +168,8 @@ def _check_credential(credential: bytes) -> None:
         )
 
 
-def _read(path: Path) -> Json:
+def read_file(path: Path, name: str) -> Json:
+    """The content of a keystore file of format `name`. Raises NotFound, Unavailable, Corrupt, Invalid."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -151,7 +183,7 @@ def _read(path: Path) -> Json:
         content = parse_json(data)
     except Invalid as error:
         raise _not_a_keystore("not JSON") from error
-    if content.get("format") != "accord-keystore":
+    if content.get("format") != name:
         raise _not_a_keystore("it says something else")
     if content.get("version") != 1 or content.get("suite") != SUITE:
         raise Invalid(
@@ -162,7 +194,18 @@ def _read(path: Path) -> Json:
     return content
 
 
-def _write_new(path: Path, data: bytes) -> None:
+def write_new_file(path: Path, data: bytes) -> None:
+    """Write a keystore that must not be there yet, durably. Raises Conflict, Unavailable."""
+    # Unlike rename, link never replaces a keystore that is there.
+    _write(path, data, lambda temporary: os.link(temporary, path))
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a keystore in the place of the one that is there: the old one or the new one, never half. Raises Unavailable."""
+    _write(path, data, lambda temporary: temporary.replace(path))
+
+
+def _write(path: Path, data: bytes, place: Callable[[Path], object]) -> None:
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -171,7 +214,7 @@ def _write_new(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(temporary, path)  # unlike rename, this never replaces a keystore that is there
+            place(temporary)
         finally:
             temporary.unlink(missing_ok=True)
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

@@ -21,6 +21,7 @@ from node.web.pages import SITE, NavItem, parts
 RECENT_STUDIES = 8
 ALARMS = (
     EventKind.INTEGRITY_FAILED,
+    EventKind.REPLICA_DEGRADED,
     EventKind.WITNESS_ALARMED,
     EventKind.EMERGENCY_OPENED,
     EventKind.PEER_REFUSED,

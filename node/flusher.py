@@ -22,6 +22,7 @@ from node.audit.log import Event, Log
 from node.database import Database
 from node.index import Entry, Index
 from node.index.rows import MetadataPlace
+from node.vault.pack import padded
 
 FLUSH_SECONDS = 0.2
 FLUSH_ROWS = 500
@@ -54,7 +55,7 @@ class Stored:
 
     @property
     def end(self) -> int:
-        return self.entry.data_set.end
+        return padded(self.entry.data_set.end)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Derived:
 
     @property
     def end(self) -> int:
-        return self.place.placement.end
+        return padded(self.place.placement.end)
 
 
 @dataclass

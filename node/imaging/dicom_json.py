@@ -39,12 +39,16 @@ from .elements import (
 )
 
 Model = dict[str, Any]
+Memo = dict[tuple[int, str, bytes, Charset, str], Model]
+"""Entries of short values that were read before: most elements of a series are the same in all its instances."""
 
 MAX_INLINE_BYTES = 1024
 MAX_LIST_BYTES = 16 * 1024
 MAX_TEXT_BYTES = 64 * 1024
 MAX_MODEL_ELEMENTS = 250_000
 MAX_MODEL_BYTES = 16 * 1024 * 1024
+MAX_MEMO_BYTES = 256
+MAX_MEMO_ENTRIES = 8192
 
 _CHARSET = 0x00080005
 _PIXEL_REPRESENTATION = 0x00280103
@@ -60,8 +64,10 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,15}")
 _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 
 
-def json_model(data: Buffer, transfer_syntax: str) -> Model:
+def json_model(data: Buffer, transfer_syntax: str, memo: Memo | None = None) -> Model:
     """Return the model of a data set, up to and including Pixel Data.
+
+    Calls that share a `memo` share entries of their models, which must then not be changed.
 
     Raises Invalid only where `read_attributes` would. An element that is broken inside, nested too deep, or that
     would take the model past its bounds is left out.
@@ -69,7 +75,7 @@ def json_model(data: Buffer, transfer_syntax: str) -> Model:
     encoding = encoding_of(transfer_syntax)
     source: Buffer = inflate_header(data) if encoding.deflated else data
     size = len(source)
-    reader = _Reader(source)
+    reader = _Reader(source, memo)
     model: Model = {}
     top = _Level(model, None, size, encoding.form, charset_of(b""), "bulkdata", None)
     for element in elements(source, encoding.form):
@@ -99,8 +105,9 @@ class _Level:
 class _Reader:
     """Turns elements into model entries, spending one budget over the whole data set."""
 
-    def __init__(self, data: Buffer) -> None:
+    def __init__(self, data: Buffer, memo: Memo | None) -> None:
         self._data = data
+        self._memo = memo
         self._elements_left = MAX_MODEL_ELEMENTS
         self._bytes_left = MAX_MODEL_BYTES
         self._signed = False
@@ -198,26 +205,34 @@ class _Reader:
         if element.tag & 0xFFFF == 0:  # group lengths are not part of the model (PS3.18 §F.2.2)
             return
         vr = self.vr(element)
-        entry: Model = {"vr": vr}
         bulk = (vr in _BINARY and element.length > MAX_INLINE_BYTES) or (
             vr in _MAY_BE_BULK and element.length > MAX_LIST_BYTES
         )
         if bulk:
-            entry["BulkDataURI"] = _uri(level, element)
+            entry: Model = {"vr": vr, "BulkDataURI": _uri(level, element)}
         elif element.length > MAX_TEXT_BYTES:
             return
         elif element.length:
             self._spend(0, element.length)
             raw = bytes(self._data[element.start : element.start + element.length])
             self._note(level, element.tag, raw)
-            if vr in _BINARY:
-                entry["InlineBinary"] = base64.b64encode(raw).decode()
-            else:
-                values = _values(element.tag, vr, raw, level)
-                if any(value is not None for value in values):
-                    entry["Value"] = values
+            entry = self._entry(level, element.tag, vr, raw)
+        else:
+            entry = {"vr": vr}
         self._spend(1, 0)
         level.target[_name(element.tag)] = entry
+
+    def _entry(self, level: _Level, tag: int, vr: str, raw: bytes) -> Model:
+        """The entry of a value that is there and is not bulk."""
+        if self._memo is None or len(raw) > MAX_MEMO_BYTES:
+            return _entry(level, tag, vr, raw)
+        key = (tag, vr, raw, level.charset, level.form.order)
+        entry = self._memo.get(key)
+        if entry is None:
+            if len(self._memo) >= MAX_MEMO_ENTRIES:
+                self._memo.clear()
+            entry = self._memo[key] = _entry(level, tag, vr, raw)
+        return entry
 
     def _note(self, level: _Level, tag: int, raw: bytes) -> None:
         if tag == _CHARSET:
@@ -235,6 +250,13 @@ class _Reader:
 def _close(level: _Level) -> None:
     if level.owner is not None and not level.target:
         del level.owner["Value"]
+
+
+def _entry(level: _Level, tag: int, vr: str, raw: bytes) -> Model:
+    if vr in _BINARY:
+        return {"vr": vr, "InlineBinary": base64.b64encode(raw).decode()}
+    values = _values(tag, vr, raw, level)
+    return {"vr": vr, "Value": values} if any(value is not None for value in values) else {"vr": vr}
 
 
 def _values(tag: int, vr: str, raw: bytes, level: _Level) -> list[Any]:

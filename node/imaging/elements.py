@@ -44,13 +44,13 @@ class Form(NamedTuple):
 
     explicit: bool
     order: str
-    pair: Struct
+    head: Struct
     u16: Struct
     u32: Struct
 
 
 def _form(explicit: bool, order: str) -> Form:
-    return Form(explicit, order, Struct(order + "HH"), Struct(order + "H"), Struct(order + "I"))
+    return Form(explicit, order, Struct(order + "HH2sH"), Struct(order + "H"), Struct(order + "I"))
 
 
 EXPLICIT_LITTLE = _form(True, "<")
@@ -136,16 +136,16 @@ def header(data: Buffer, position: int, size: int, form: Form) -> Element:
     """Read the tag, VR and length at `position`; does not check that the value is there."""
     if size - position < 8:
         raise _short(position)
-    group, number = form.pair.unpack_from(data, position)
+    group, number, code, length = form.head.unpack_from(data, position)
     tag = group << 16 | number
     if not form.explicit or group == 0xFFFE:
         return Element(tag, "", position + 8, form.u32.unpack_from(data, position + 4)[0])
-    known = _VR.get(bytes(data[position + 4 : position + 6]))
+    known = _VR.get(code)
     if known is None:
         raise _broken("a value representation is not one of the standard's", position)
     vr, long = known
     if not long:
-        return Element(tag, vr, position + 8, form.u16.unpack_from(data, position + 6)[0])
+        return Element(tag, vr, position + 8, length)
     if size - position < 12:
         raise _short(position)
     return Element(tag, vr, position + 12, form.u32.unpack_from(data, position + 8)[0])

@@ -208,8 +208,8 @@ class Index:
 
     async def holder(self, instance: str) -> tuple[str, bytes] | None:
         """The study that holds an instance, and its fingerprint; None when it is not here."""
-        rows = await self._reads.point(_HOLDER, {"instance": instance})
-        return (rows[0].study, rows[0].fingerprint) if rows else None
+        found = await self._reads.values(_HOLDER, {"instance": instance})
+        return (found[0][0], found[0][1]) if found else None
 
     async def has_study(self, study: str) -> bool:
         """Whether the study is here."""

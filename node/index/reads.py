@@ -9,10 +9,11 @@ Every statement sees the newest committed state on its own; nothing here needs a
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Executable, Row, create_engine, event
+from sqlalchemy import Connection, Engine, Executable, Row, Select, create_engine, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import QueuePool
 
@@ -32,6 +33,7 @@ class Reads:
         self._database = database
         self._engine: Engine | None = None
         self._own: Connection | None = None
+        self._texts: dict[Select[Any], tuple[str, tuple[str, ...]]] = {}
         if database.engine.dialect.name == "sqlite":
             self._engine = create_engine(
                 database.engine.url.set(drivername="sqlite"),
@@ -53,6 +55,27 @@ class Reads:
                 self._own = self._engine.connect()
             return self._own.execute(statement, parameters or {}).all()
         except OperationalError as error:
+            raise _unavailable() from error
+
+    async def values(self, statement: Select[Any], parameters: Parameters) -> Sequence[tuple[Any, ...]]:
+        """`point` for the look-up that every instance makes: the columns as SQLite itself gives them."""
+        if self._engine is None:
+            return [tuple(row) for row in await self._remote(statement, parameters)]
+        try:
+            if self._own is None:
+                self._own = self._engine.connect()
+            known = self._texts.get(statement)
+            if known is None:
+                made = statement.compile(dialect=self._engine.dialect)
+                known = self._texts[statement] = (str(made), tuple(made.positiontup or ()))
+            text, names = known
+            driver = self._own.connection.driver_connection
+            assert driver is not None
+            found: list[tuple[Any, ...]] = driver.execute(
+                text, [parameters[name] for name in names]
+            ).fetchall()
+            return found
+        except (OperationalError, sqlite3.OperationalError) as error:
             raise _unavailable() from error
 
     async def rows(self, statement: Executable, parameters: Parameters | None = None) -> Sequence[Row[Any]]:

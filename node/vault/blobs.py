@@ -26,6 +26,8 @@ from node.vault.seal import Buffer
 NAME_PATTERN = re.compile(r"[a-z]{2}_[a-z0-9]{4,64}\.[a-z]{2,8}")
 MAX_PARTS = 512  # of one gathered write; Linux takes 1,024
 OVERWRITE_BYTES = 1024 * 1024
+BLOCK_BYTES = 4096
+"""What starts and ends on multiples of this goes straight to the disk; every disk's block divides it."""
 
 T = TypeVar("T")
 Read = Callable[[int, int], bytes]
@@ -33,7 +35,13 @@ Read = Callable[[int, int], bytes]
 
 
 class Appendable(Protocol):
-    """One blob opened for appending by one writer at a time."""
+    """One blob opened for appending by one writer at a time.
+
+    `keeps_parts`: whether what was given to `write` may still be read after `sync` has returned, so that its memory must
+    not be used again.
+    """
+
+    keeps_parts: bool
 
     def lock(self) -> None:
         """Wait until no other process writes here, then keep others out."""
@@ -131,15 +139,15 @@ class FileBlobs:
     def append(self, name: str) -> FileAppendable:
         """See `BlobStore.append`."""
         path = self._path(name)
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         with disk_errors("open a study pack"):
             try:
-                return FileAppendable(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+                descriptor = os.open(path, flags)
             except FileNotFoundError:
                 self._make_folder(path.parent)
-                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-                descriptor = os.open(path, flags, 0o600)
+                descriptor = os.open(path, flags | os.O_CREAT, 0o600)
                 sync_folder(path.parent)
-                return FileAppendable(descriptor)
+            return FileAppendable(descriptor, _open_direct(path, flags))
 
     def put(self, name: str, parts: Sequence[Buffer]) -> None:
         """See `BlobStore.put`."""
@@ -320,10 +328,18 @@ class FileBlobs:
 
 
 class FileAppendable:
-    """An `Appendable` over a file descriptor, which it owns."""
+    """An `Appendable` over a file descriptor, which it owns.
 
-    def __init__(self, descriptor: int) -> None:
+    `direct` is a second descriptor of the same file that goes round the page cache. Whole blocks from aligned memory are
+    written by it: that spares a copy and half the processor time of a write, and a night's acquisitions do not push out
+    of memory what readers use.
+    """
+
+    keeps_parts = False
+
+    def __init__(self, descriptor: int, direct: int | None = None) -> None:
         self._descriptor = descriptor
+        self._direct = direct
 
     def lock(self) -> None:
         """See `Appendable.lock`."""
@@ -355,8 +371,22 @@ class FileAppendable:
         """See `Appendable.write`."""
         views = [memoryview(part).cast("B") for part in parts if len(part)]
         with disk_errors("write a study pack"):
+            if len(views) == 1 and self._write_direct(views[0], offset):
+                return
             for start in range(0, len(views), MAX_PARTS):
                 offset = _write_all(self._descriptor, views[start : start + MAX_PARTS], offset)
+
+    def _write_direct(self, view: memoryview, offset: int) -> bool:
+        """Write whole blocks round the page cache; False when that cannot be done here."""
+        if self._direct is None or offset % BLOCK_BYTES or view.nbytes % BLOCK_BYTES:
+            return False
+        try:
+            _write_all(self._direct, [view], offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # memory or a rest that this disk does not take
+                raise
+            return False
+        return True
 
     def sync(self) -> None:
         """See `Appendable.sync`."""
@@ -371,6 +401,8 @@ class FileAppendable:
     def close(self) -> None:
         """See `Appendable.close`."""
         os.close(self._descriptor)
+        if self._direct is not None:
+            os.close(self._direct)
 
 
 @contextmanager
@@ -402,6 +434,17 @@ _MEND = {
     errno.EACCES: "Give the node's user the right to this folder.",
     errno.EMFILE: "Raise the limit of open files.",
 }
+
+
+def _open_direct(path: Path, flags: int) -> int | None:
+    """The file once more, round the page cache; None where the system or the file system has no such thing."""
+    direct = getattr(os, "O_DIRECT", None)
+    if direct is None:
+        return None
+    try:
+        return os.open(path, flags | direct)
+    except OSError:
+        return None
 
 
 def _write_all(descriptor: int, views: list[memoryview], offset: int) -> int:

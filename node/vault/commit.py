@@ -1,4 +1,4 @@
-"""Group commit: many appends, few fdatasyncs.
+"""Group commit: many appends, few fdatasyncs; sealed in the thread that writes them.
 
 One pack has at most one group on its way to the disk; what arrives meanwhile forms the next group, and one
 fdatasync covers all of it. Different packs sync side by side on a few threads. Holds the queues and the bounded set of
@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from queue import SimpleQueue
 
 from consent.errors import Unavailable
 from node.clock import Clock
+from node.vault.arena import Arena
 from node.vault.blobs import BlobStore
 from node.vault.pack import Draft, PackGone, PackWriter, StoredObject, pack_name
 
@@ -44,6 +46,9 @@ class GroupCommit:
         self._blobs = blobs
         self._clock = clock
         self._threads = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix="vault-sync")
+        self._arenas: SimpleQueue[Arena] = SimpleQueue()
+        for _ in range(SYNC_THREADS):
+            self._arenas.put(Arena())
         self._packs: OrderedDict[str, _Pack] = OrderedDict()
         self._waiting_bytes = 0
         self._room = asyncio.Event()
@@ -62,7 +67,7 @@ class GroupCommit:
         if pack is None:
             pack = self._packs[study] = _Pack(study)
         self._packs.move_to_end(study)
-        self._count(sum(len(draft.body) for draft in drafts))
+        self._count(sum(draft.size_bytes for draft in drafts))
         answer: _Answer = asyncio.get_running_loop().create_future()
         pack.waiting.append((drafts, answer))
         if pack.running is None:
@@ -93,19 +98,23 @@ class GroupCommit:
         pack.running.add_done_callback(partial(self._finished, pack, group))
 
     def _write(self, pack: _Pack, drafts: list[Draft]) -> tuple[StoredObject, ...]:
-        """In a thread: one group, written and durable."""
-        while True:
-            if pack.writer is None:
-                pack.writer = PackWriter(pack.study, self._blobs.append(pack_name(pack.study)))
-            try:
-                return pack.writer.append(drafts, self._clock.now())
-            except PackGone:
-                pack.writer.close()
-                pack.writer = None
+        """In a thread: one group, sealed, written and durable."""
+        arena = self._arenas.get()
+        try:
+            while True:
+                if pack.writer is None:
+                    pack.writer = PackWriter(pack.study, self._blobs.append(pack_name(pack.study)))
+                try:
+                    return pack.writer.append(drafts, self._clock.now(), arena)
+                except PackGone:
+                    pack.writer.close()
+                    pack.writer = None
+        finally:
+            self._arenas.put(arena)
 
     def _finished(self, pack: _Pack, group: list[tuple[Sequence[Draft], _Answer]], done: _Answer) -> None:
         pack.running = None
-        self._count(-sum(len(draft.body) for part, _ in group for draft in part))
+        self._count(-sum(draft.size_bytes for part, _ in group for draft in part))
         error = done.exception()
         at = 0
         for part, answer in group:

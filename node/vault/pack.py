@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from blake3 import blake3
@@ -20,16 +20,39 @@ from blake3 import blake3
 from consent.errors import Corrupt, Invalid, Unavailable
 from consent.signed import Json, canonical_json, parse_json
 from consent.vocabulary import Grade
-from node.vault.blobs import Appendable
+from node.vault.arena import Arena
+from node.vault.blobs import BLOCK_BYTES, Appendable
 from node.vault.manifest import Manifest, ManifestEntry
-from node.vault.seal import Buffer, ObjectHeader, check_study_id, plain_length, sealed_length
+from node.vault.seal import (
+    Buffer,
+    ObjectHeader,
+    Payload,
+    check_study_id,
+    payload_bytes,
+    plain_length,
+    seal,
+    seal_digest,
+    seal_into,
+    sealed_length,
+)
 
-__all__ = ["Manifest", "ManifestEntry", "PackWriter", "StoredObject", "Survey", "pack_name", "survey"]
+__all__ = [
+    "Manifest",
+    "ManifestEntry",
+    "PackWriter",
+    "StoredObject",
+    "Survey",
+    "pack_name",
+    "padded",
+    "survey",
+]
 
 MAGIC, RECORD_MAGIC = b"ACCORDPK", b"ACRD"
 VERSION, SUITE = 1, 1
 MAX_HEADER_BYTES = 4096
 MAX_DAMAGES = 1000
+MAX_PADDING_BYTES = 2 * BLOCK_BYTES
+DIGEST_BYTES = 32
 _HEAD = struct.Struct(">8sHHI")
 _FRAME = struct.Struct(">4sIQQ")
 CHECK_BYTES = 16
@@ -37,6 +60,7 @@ HEAD_BYTES = _HEAD.size + CHECK_BYTES
 FRAME_BYTES = _FRAME.size + CHECK_BYTES
 _LOOK_BYTES = 1024  # a frame and a usual header in one read
 _WINDOW_BYTES = 1024 * 1024
+_NO_DIGEST = bytes(32)
 
 Read = Callable[[int, int], bytes]
 """`read(offset, length)`: bytes of the pack, fewer at its end."""
@@ -63,11 +87,29 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class Draft:
-    """A sealed object on its way into a pack."""
+    """An object on its way into a pack; `key` is its object key, `digest` the SHA-256 of its payload or None.
+
+    It is sealed where it is written, unless it was `sealed` before. The payload must not change until it is written.
+    """
 
     header: ObjectHeader
-    body: Buffer
-    sealed_digest: bytes | None
+    payload: Payload = field(repr=False)
+    key: bytes = field(repr=False)
+    digest: bytes | None = None
+    body: Buffer | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.digest is not None and len(self.digest) != DIGEST_BYTES:
+            raise Invalid("A SHA-256 digest has 32 bytes.", code="digest")
+
+    def sealed(self) -> Draft:
+        """The same with its body made now."""
+        return replace(self, body=seal(self.payload, self.key, self.header))
+
+    @property
+    def size_bytes(self) -> int:
+        """The length of the payload. Raises Invalid when it is more than one object holds."""
+        return payload_bytes(self.payload)
 
 
 @dataclass(frozen=True)
@@ -170,8 +212,10 @@ class PackWriter:
         self._end: int | None = None  # the durable length, once a group has been written or the pack surveyed
         self._uncut: tuple[int, int] | None = None  # after a failure: durable length, length that was left
 
-    def append(self, drafts: Sequence[Draft], now: datetime) -> tuple[StoredObject, ...]:
-        """Write one group and make it durable; return where its objects lie.
+    def append(
+        self, drafts: Sequence[Draft], now: datetime, arena: Arena | None = None
+    ) -> tuple[StoredObject, ...]:
+        """Seal one group in `arena` (or in memory of its own), write it and make it durable; return where its objects lie.
 
         Raises Corrupt when durable bytes of the pack were changed, Unavailable when the disk fails (then nothing of
         the group counts and the pack is as before), PackGone when the pack was deleted: open it anew.
@@ -181,14 +225,16 @@ class PackWriter:
             if self._blob.gone:
                 raise PackGone
             base = self._recover()
-            parts, stored, end = self._lay_out(drafts, now, base)
+            if arena is None or self._blob.keeps_parts:
+                arena = Arena()
+            group, stored = self._lay_out(drafts, now, base, arena)
             try:
-                self._blob.write(parts, base)
+                self._blob.write([group], base)
                 self._blob.sync()
             except BaseException:
                 self._cut_back(base)
                 raise
-            self._end = end
+            self._end = base + len(group)
             return stored
         finally:
             self._blob.unlock()
@@ -198,27 +244,23 @@ class PackWriter:
         self._blob.close()
 
     def _lay_out(
-        self, drafts: Sequence[Draft], now: datetime, base: int
-    ) -> tuple[list[Buffer], tuple[StoredObject, ...], int]:
-        parts: list[Buffer] = []
-        stored: list[StoredObject] = []
-        at = base
-        if base == 0:
-            head = encode_head(self.study, now)
-            parts.append(head)
-            at += len(head)
-        for draft in drafts:
-            body_bytes = len(draft.body)
-            digest: bytes = blake3(draft.body).digest()
-            header = encode_header(draft, digest, now)
-            at += FRAME_BYTES + len(header)
-            parts += (
-                encode_frame(self.study, at - FRAME_BYTES - len(header), header, body_bytes, base),
-                draft.body,
-            )
-            stored.append(_stored(draft, at, body_bytes, digest, now))
-            at += body_bytes
-        return parts, tuple(stored), at
+        self, drafts: Sequence[Draft], now: datetime, base: int, arena: Arena
+    ) -> tuple[memoryview, tuple[StoredObject, ...]]:
+        """The bytes of the group, sealed where they lie: records one after another, then room to the next block."""
+        head = encode_head(self.study, now) if base == 0 else b""
+        written = [_Writing.of(draft, now) for draft in drafts]
+        size = len(head) + sum(one.size for one in written)
+        group = arena.take(size + _padding(base + size))
+        group[: len(head)] = head
+        at = len(head)
+        stored = []
+        for one in written:
+            stored.append(one.into(group[at : at + one.size], self.study, base + at, base))
+            at += one.size
+        if len(group) > size:
+            length = len(group) - size - FRAME_BYTES
+            group[size:] = encode_frame(self.study, base + size, b"", length, base + size) + bytes(length)
+        return group, tuple(stored)
 
     def _recover(self) -> int:
         """The durable length; after a crash, a failure or another process's writing, found by a walk."""
@@ -254,6 +296,64 @@ class PackWriter:
             self._uncut = (base, self._blob.size())
 
 
+@dataclass(frozen=True)
+class _Writing:
+    """A record that is about to be written: everything about it but its place and the digest of its body."""
+
+    draft: Draft
+    sealed_digest: bytes | None
+    header: bytes
+    """The header with a stand-in of the same length where BLAKE3 goes."""
+    body_bytes: int
+    created: datetime
+
+    @classmethod
+    def of(cls, draft: Draft, now: datetime) -> _Writing:
+        digest = None if draft.digest is None else seal_digest(draft.digest, draft.key, draft.header)
+        plain = draft.size_bytes
+        header = encode_header(draft.header, _NO_DIGEST, digest, plain, now)
+        return cls(draft, digest, header, sealed_length(plain), now.astimezone(UTC).replace(microsecond=0))
+
+    @property
+    def size(self) -> int:
+        return FRAME_BYTES + len(self.header) + self.body_bytes
+
+    def into(self, room: memoryview, study: str, at: int, base: int) -> StoredObject:
+        """Seal the object into its room, which begins at byte `at` of the pack."""
+        named = self.draft.header
+        start = FRAME_BYTES + len(self.header)
+        body = room[start:]
+        if self.draft.body is None:
+            seal_into(body, self.draft.payload, self.draft.key, named)
+        else:
+            body[:] = self.draft.body
+        digest: bytes = blake3(body).digest()
+        header = self.header.replace(_NO_DIGEST.hex().encode(), digest.hex().encode(), 1)
+        room[:start] = encode_frame(study, at, header, self.body_bytes, base)
+        return StoredObject(
+            named.object_id,
+            named.kind,
+            at + start,
+            self.body_bytes,
+            plain_length(self.body_bytes),
+            digest,
+            Grade(named.grade),
+            self.created,
+            self.sealed_digest,
+        )
+
+
+def padded(end: int) -> int:
+    """Where the pack ends after a group whose last object ends at `end`."""
+    return end + _padding(end)
+
+
+def _padding(end: int) -> int:
+    """Bytes of the padding record behind a group that ends at `end`; 0 when that is the end of a block already."""
+    rest = -end % BLOCK_BYTES
+    return rest if rest == 0 or rest >= FRAME_BYTES else rest + BLOCK_BYTES
+
+
 def check_bodies(read: Read, objects: Sequence[StoredObject]) -> list[str]:
     """Read every body and compare its BLAKE3; return the ids of the objects that differ. Needs no key."""
     faults = []
@@ -276,20 +376,22 @@ def encode_head(study: str, now: datetime, generation: int = 0) -> bytes:
     return fixed + _b16(fixed + text) + text
 
 
-def encode_header(draft: Draft, digest: bytes, now: datetime) -> bytes:
-    """The clear header of a record."""
-    header = draft.header
-    sealed = draft.sealed_digest
+def encode_header(
+    named: ObjectHeader, digest: bytes, sealed_digest: bytes | None, plain_bytes: int, now: datetime
+) -> bytes:
+    """The clear header of a record, canonical JSON; `digest` is BLAKE3 of the body (32 bytes)."""
     return canonical_json(
         {
             "blake3": digest.hex(),
             "created": int(now.timestamp()),
-            "digest": None if sealed is None else base64.urlsafe_b64encode(sealed).rstrip(b"=").decode(),
-            "grade": int(header.grade),
-            "id": header.object_id,
-            "kind": header.kind,
-            "plain": plain_length(len(draft.body)),
-            "suite": header.suite,
+            "digest": None
+            if sealed_digest is None
+            else base64.urlsafe_b64encode(sealed_digest).rstrip(b"=").decode(),
+            "grade": int(named.grade),
+            "id": named.object_id,
+            "kind": named.kind,
+            "plain": plain_bytes,
+            "suite": named.suite,
         }
     )
 
@@ -368,8 +470,11 @@ def _record_at(read: Read, size: int, study: str, at: int) -> Span | None:
     if _check(study, at, data[: _FRAME.size], header) != data[_FRAME.size : FRAME_BYTES]:
         return None
     offset = at + FRAME_BYTES + header_bytes
-    stored = _decode(study, header, offset, body_bytes) if header else None
-    return Span(at, offset + body_bytes, base, stored)
+    if header:
+        return Span(at, offset + body_bytes, base, _decode(study, header, offset, body_bytes))
+    if base == at and (body_bytes >= MAX_PADDING_BYTES or any(read(offset, body_bytes))):
+        return None
+    return Span(at, offset + body_bytes, 0, None)
 
 
 def _next_record(read: Read, size: int, study: str, start: int) -> int | None:
@@ -436,21 +541,6 @@ def _plain(fields: Json, body_bytes: int) -> int:
     if not isinstance(plain, int) or plain < 0 or sealed_length(plain) != body_bytes:
         raise ValueError("length")
     return plain
-
-
-def _stored(draft: Draft, offset: int, length: int, digest: bytes, now: datetime) -> StoredObject:
-    header = draft.header
-    return StoredObject(
-        header.object_id,
-        header.kind,
-        offset,
-        length,
-        plain_length(length),
-        digest,
-        Grade(header.grade),
-        now.astimezone(UTC).replace(microsecond=0),
-        draft.sealed_digest,
-    )
 
 
 def encode_frame(study: str, at: int, header: bytes, body_bytes: int, base: int) -> bytes:

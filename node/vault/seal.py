@@ -129,21 +129,29 @@ def plain_length(sealed_bytes: int) -> int:
     return full * CHUNK_BYTES + rest - TAG_BYTES
 
 
-def seal(payload: Payload, key: bytes, header: ObjectHeader) -> bytearray:
-    """Encrypt `payload` as the object that `header` names; return the body. One allocation, no copy."""
-    parts = pieces(payload)
-    total = sum(part.nbytes for part in parts)
+def payload_bytes(payload: Payload) -> int:
+    """The length of a payload. Raises Invalid when it is more than one object holds."""
+    total = sum(part.nbytes for part in pieces(payload))
     if total > MAX_OBJECT_BYTES:
         raise Invalid(f"An object may hold {MAX_OBJECT_BYTES} bytes, not {total}.", code="object-size")
-    body = bytearray(sealed_length(total))
-    view = memoryview(body)
+    return total
+
+
+def seal(payload: Payload, key: bytes, header: ObjectHeader) -> bytearray:
+    """Encrypt `payload` as the object that `header` names; return the body."""
+    body = bytearray(sealed_length(payload_bytes(payload)))
+    seal_into(memoryview(body), payload, key, header)
+    return body
+
+
+def seal_into(body: memoryview, payload: Payload, key: bytes, header: ObjectHeader) -> None:
+    """Encrypt `payload` into `body`, which has `sealed_length` of its bytes. Nothing is allocated or copied."""
     encryptor = Cobblestone256Encryptor(key, header.context)
     at = 0
-    for part in parts:
+    for part in pieces(payload):
         for start in range(0, part.nbytes, PIECE_BYTES):
-            at += encryptor.update_into(part[start : start + PIECE_BYTES], view[at:])
-    view[at:] = encryptor.finalize()
-    return body
+            at += encryptor.update_into(part[start : start + PIECE_BYTES], body[at:])
+    body[at:] = encryptor.finalize()
 
 
 def open_sealed(body: Buffer, key: bytes, header: ObjectHeader) -> bytes:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consent.errors import Corrupt, Invalid, Unavailable
-from node.vault.blobs import FileBlobs
+from node.vault.blobs import BLOCK_BYTES, FileBlobs
 from node.vault.pack import (
     FRAME_BYTES,
     Draft,
@@ -26,7 +26,7 @@ from node.vault.pack import (
     pack_name,
     survey,
 )
-from node.vault.seal import ObjectHeader, object_key, open_digest, open_sealed, seal
+from node.vault.seal import ObjectHeader, object_key, open_digest, open_sealed
 from tests.node.vault.test_blobs import largest_file
 from tests.node.vault.vectors import load, names
 
@@ -40,7 +40,7 @@ def drafts(*ids: str, size: int = 300) -> list[Draft]:
     made = []
     for name in ids:
         header = ObjectHeader(STUDY, name, "instance", 1)
-        made.append(Draft(header, seal(name.encode().ljust(size, b"."), object_key(KEY, name), header), None))
+        made.append(Draft(header, name.encode().ljust(size, b"."), object_key(KEY, name)))
     return made
 
 
@@ -220,7 +220,7 @@ def test_full_or_failing_disk_refuses_the_group_and_cuts_back(
         nonlocal calls
         calls += 1
         if calls == 1:
-            return real(descriptor, [buffers[0], buffers[1][:50]], offset)
+            return real(descriptor, [buffers[0][:50]], offset)
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "pwritev", fail_halfway)
@@ -336,6 +336,58 @@ def test_nothing_of_a_payload_lies_in_clear(tmp_path: Path) -> None:
     """The pack shows pseudonyms, sizes and digests of ciphertext, and not a byte of the payload."""
     appending = writer(tmp_path)
     header = ObjectHeader(STUDY, "in_one", "instance", 1)
-    appending.append([Draft(header, seal(b"ZHANG^SAN" * 50, KEY, header), None)], NOW)
+    appending.append([Draft(header, b"ZHANG^SAN" * 50, KEY)], NOW)
     appending.close()
     assert b"ZHANG" not in path_of(tmp_path).read_bytes()
+
+
+@pytest.mark.requirement("F1")
+def test_groups_end_with_whole_blocks_and_go_round_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the file system can, every group is written directly; where it cannot, the same bytes go the usual way."""
+    direct, usual = tmp_path / "direct", tmp_path / "usual"
+    appending = writer(direct)
+    took = [os.fstat(fd).st_ino for fd in _direct_descriptors(direct)]
+    appending.append(drafts("in_one"), NOW)
+    appending.append(drafts("in_two", "in_three", size=70_000), NOW)
+    appending.close()
+    monkeypatch.delattr(os, "O_DIRECT")
+    appending = writer(usual)
+    appending.append(drafts("in_one"), NOW)
+    appending.append(drafts("in_two", "in_three", size=70_000), NOW)
+    appending.close()
+    for folder in (direct, usual):
+        assert path_of(folder).stat().st_size % BLOCK_BYTES == 0
+        assert ids(look(folder)) == ["in_one", "in_two", "in_three"]
+        data = path_of(folder).read_bytes()
+        assert check_bodies(lambda at, length, data=data: data[at : at + length], look(folder).objects) == []
+    assert path_of(direct).stat().st_size == path_of(usual).stat().st_size
+    assert took in ([], [path_of(direct).stat().st_ino])
+
+
+def test_padding_with_other_bytes_than_zeros_is_no_record(tmp_path: Path) -> None:
+    """What lies behind a group is checked like the rest: nothing can be hidden there."""
+    appending = writer(tmp_path)
+    appending.append(drafts("in_one"), NOW)
+    appending.append(drafts("in_two"), NOW)
+    appending.close()
+    data = bytearray(path_of(tmp_path).read_bytes())
+    data[BLOCK_BYTES - 1] = 1
+    path_of(tmp_path).write_bytes(data)
+    with pytest.raises(Corrupt):
+        look(tmp_path).require_sound(STUDY)
+
+
+def _direct_descriptors(folder: Path) -> list[int]:
+    """This process's descriptors of files in `folder` that go round the page cache."""
+    found = []
+    for name in os.listdir("/proc/self/fd") if Path("/proc/self/fd").exists() else []:
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+            flags = int(Path(f"/proc/self/fdinfo/{name}").read_text().split("flags:")[1].split()[0], 8)
+        except OSError:
+            continue
+        if target.startswith(str(folder)) and flags & os.O_DIRECT:
+            found.append(int(name))
+    return found

@@ -12,12 +12,13 @@ import threading
 import time
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from consent.errors import Conflict, Corrupt, Invalid, NotFound, Unavailable
 from consent.vocabulary import Grade
-from node.vault import commit
+from node.vault import commit, seal
 from node.vault import vault as module
 from node.vault.keys import object_key
 from node.vault.vault import ATTRIBUTES, INSTANCE, NewObject, Vault
@@ -161,13 +162,13 @@ async def test_two_vaults_over_one_folder_do_not_spoil_each_other(rig: Rig) -> N
 async def test_large_payload_is_sealed_off_the_loop(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past a bound the sealing happens in a thread; the result is the same."""
     threads: list[int] = []
-    real = module._seal_all
+    real = seal.Cobblestone256Encryptor
 
-    def noted(*arguments: object) -> object:
+    def noted(*arguments: Any) -> object:
         threads.append(threading.get_ident())
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments)
 
-    monkeypatch.setattr(module, "_seal_all", noted)
+    monkeypatch.setattr(seal, "Cobblestone256Encryptor", noted)
     payload = os.urandom(module.INLINE_BYTES + 1)
     await rig.vault.append(STUDY, Grade.ORDINARY, [NewObject("in_1", INSTANCE, payload)])
     await rig.vault.append(STUDY, Grade.ORDINARY, [NewObject("in_2", INSTANCE, payload[:-1])])
@@ -253,7 +254,7 @@ async def test_open_files_are_bounded(rig: Rig, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(commit, "MAX_OPEN_PACKS", 10)
 
     def open_packs() -> int:
-        links = (os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
+        links = {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
         return sum(link.endswith(".pack") for link in links)
 
     for _ in range(2):

@@ -43,6 +43,7 @@ from node.dicom.gate import DicomMetrics, Gate
 from node.dicom.gate import Limits as DicomLimits
 from node.dicom.listener import Listener as DicomListener
 from node.dicom.services import Services
+from node.dicom.watch import DeviceWatch
 from node.gateway import Gateway
 from node.imaging.rendering import Renderer
 from node.index import Index
@@ -52,13 +53,16 @@ from node.vault.blobs import FileBlobs
 from node.vault.vault import Vault
 from node.web import api as node_api
 from node.web import keys as people
-from node.web.kit import Listener, make_app
+from node.web.kit import Box, Listener, make_app
 from node.web.metrics import HttpMetrics
 from node.web.openings import Openings
-from ops import health
+from ops import health, oversight
+from ops.checks import Checks
 from ops.doors import LOOPBACK_NAMES, Doors
+from ops.findings import Findings
 from ops.foundation import Foundation
 from ops.region import build_channel
+from ops.sightings import Overseer
 
 if TYPE_CHECKING:
     from federation.discovery import Discovery
@@ -67,6 +71,10 @@ if TYPE_CHECKING:
 SESSION_SWEEP_SECONDS = 60.0
 OPENING_SWEEP_SECONDS = 5.0
 KEY_SECONDS = 3600.0
+FINDING_SECONDS = 2.0
+"""How soon what the log says becomes a finding."""
+CHECK_SECONDS = 60.0
+VERIFY_SECONDS = 24 * 3600.0
 NOTICE_SECONDS = 2.0
 """How soon a holder hears that a grant has ended, when it can be reached."""
 DEVICE_REFRESH_SECONDS = 2.0
@@ -144,6 +152,7 @@ class Node:
     exchange: Exchange
     training: Training | None
     gate: Gate
+    watch: DeviceWatch
     doors: Doors
     jobs: Jobs
     people_app: web.Application
@@ -201,13 +210,19 @@ async def build_node(foundation: Foundation) -> Node:
         limits=DicomLimits(associations=base.settings.dicom.max_associations),
         metrics=DicomMetrics(registry),
     )
+    watch = DeviceWatch(
+        database=base.database, log=base.log, clock=base.clock, registry=base.registry, gate=gate
+    )
     doors = Doors(
         identity=base.identity,
         registry=base.registry,
         clock=base.clock,
         names=(*base.settings.http.names, *LOOPBACK_NAMES),
     )
-    jobs = Jobs(_duties(base, gateway, exchange, doors), base.clock)
+    findings = Findings(base.database, base.log, base.clock)
+    jobs = Jobs(_duties(base, gateway, exchange, doors, watch), base.clock)
+    for duty in _oversight(base, archive, findings, jobs, registry):
+        jobs.add(duty)
     exchange.doorway.hold(lambda: jobs.wake("roster"))
     services = {
         **people_services(base),
@@ -215,6 +230,8 @@ async def build_node(foundation: Foundation) -> Node:
         people.INGEST: archive.ingest,
         people.INDEX: archive.index,
         people.PSEUDONYMS: archive.index.pseudonyms,
+        people.DEVICE_WATCH: watch,
+        oversight.FINDINGS: findings,
         people.CONSENTS: Consents(
             base.database, base.records, base.log, base.policies, base.care, base.identity, base.clock
         ),
@@ -232,6 +249,7 @@ async def build_node(foundation: Foundation) -> Node:
         exchange=exchange,
         training=training,
         gate=gate,
+        watch=watch,
         doors=doors,
         jobs=jobs,
         people_app=make_app(
@@ -239,11 +257,12 @@ async def build_node(foundation: Foundation) -> Node:
                 *node_api.ROUTES,
                 *dicomweb.ROUTES,
                 *federation_api.ROUTES,
+                *oversight.ROUTES,
                 *(training.routes if training else ()),
             ],
             services=services,
-            nav=(*node_api.NAV, *federation_api.NAV, *(training.nav if training else ())),
-            boxes=federation_api.BOXES,
+            nav=(*node_api.NAV, *oversight.NAV, *federation_api.NAV, *(training.nav if training else ())),
+            boxes=_boxes(oversight.BOXES, federation_api.BOXES),
             name=base.settings.node.name,
             metrics=metrics,
         ),
@@ -251,6 +270,12 @@ async def build_node(foundation: Foundation) -> Node:
         health_app=build_health(base, jobs, registry),
         metrics=metrics,
     )
+
+
+def _boxes(*floors: Mapping[str, tuple[Box, ...]]) -> dict[str, tuple[Box, ...]]:
+    """What several floors add to the pages of others, the first given first."""
+    slots = dict.fromkeys(slot for boxes in floors for slot in boxes)
+    return {slot: tuple(box for boxes in floors for box in boxes.get(slot, ())) for slot in slots}
 
 
 def people_services(base: Foundation) -> dict[web.AppKey[Any], Any]:
@@ -423,6 +448,7 @@ async def running(node: Node) -> AsyncIterator[Mapping[str, str]]:
             )
             await stack.enter_async_context(door)
             addresses["peers"] = f"https://{settings.peer.host}:{door.port}"
+        stack.push_async_callback(node.watch.close)
         await stack.enter_async_context(node.jobs.running())
         await _open_dicom(node, stack, addresses)
         if settings.http.port:
@@ -456,7 +482,9 @@ async def _open_dicom(node: Node, stack: AsyncExitStack, addresses: dict[str, st
         addresses["dicom"] = f"{settings.host}:{plain.port}"
 
 
-def _duties(base: Foundation, gateway: Gateway, exchange: Exchange, doors: Doors) -> list[Job]:
+def _duties(
+    base: Foundation, gateway: Gateway, exchange: Exchange, doors: Doors, watch: DeviceWatch
+) -> list[Job]:
     every = base.settings.intervals
 
     async def keys() -> None:
@@ -485,7 +513,34 @@ def _duties(base: Foundation, gateway: Gateway, exchange: Exchange, doors: Doors
         Job("sessions", SESSION_SWEEP_SECONDS, sessions),
         Job("proposals", SESSION_SWEEP_SECONDS, proposals),
         Job("devices", DEVICE_REFRESH_SECONDS, doors.refresh),
+        Job("watch", DEVICE_REFRESH_SECONDS, watch.look),
         Job("keys", KEY_SECONDS, keys, delay_seconds=KEY_SECONDS / 60),
+    ]
+
+
+def _oversight(
+    base: Foundation, archive: LocalArchive, findings: Findings, jobs: Jobs, registry: CollectorRegistry
+) -> list[Job]:
+    """The duties that find what needs a person."""
+    overseer = Overseer(base.database, base.log, base.registry, findings)
+    checks = Checks(
+        findings=findings,
+        registry=base.registry,
+        log=base.log,
+        clock=base.clock,
+        folders={"database": base.settings.folder, "packs": base.settings.path(base.settings.storage.packs)},
+        jobs=jobs.status,
+    )
+    gauge = oversight.FindingMetrics(registry)
+
+    async def follow() -> None:
+        await overseer.follow()
+        gauge.show(await findings.counts())
+
+    return [
+        Job("findings", FINDING_SECONDS, follow),
+        Job("checks", CHECK_SECONDS, checks.look, delay_seconds=FINDING_SECONDS),
+        Job("verify", VERIFY_SECONDS, checks.verify_log, delay_seconds=VERIFY_SECONDS / 24),
     ]
 
 

@@ -55,7 +55,9 @@ class Doors:
         """Let newly registered certificates in, and renew the DICOM leaf: a timed duty."""
         if self._dicom is None:
             return
-        known = {device.certificate for device in await self._registry.devices() if device.certificate}
+        devices = (await self._registry.survey()).devices
+        known = {device.certificate for device in devices if device.certificate}
+        known |= {device.former.certificate for device in devices if device.former}
         fresh = known - self._trusted
         add_authorities(self._dicom, sorted(fresh))
         self._trusted |= fresh

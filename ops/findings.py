@@ -144,11 +144,13 @@ class Sighting:
     entry: int | None = None
     details: tuple[tuple[str, Mapping[str, str]], ...] = ()
     """Further words with their values: each fault of a refusal that had several."""
+    key: str = ""
+    """What tells it from others of its kind, where the subject alone does not."""
 
     @property
     def living(self) -> str:
         """The name that a living finding of this kind and subject has."""
-        return _living(self.kind, self.subject)
+        return _living(self.kind, self.key or self.subject)
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,14 @@ class Findings:
         query = select(table.severity, table.state, func.count()).where(table.living.is_not(None))
         rows = await self._rows(query.group_by(table.severity, table.state))
         return {(Severity(row[0]), FindingState(row[1])): int(row[2]) for row in rows}
+
+    async def pulse(self) -> tuple[int, int, datetime | None, int]:
+        """Four numbers that differ when anything about the findings has changed: for streams."""
+        table = finding_table.c
+        handled = func.count(table.acknowledged) + func.count(table.resolved)
+        query = select(func.count(), func.sum(table.count), func.max(table.last_seen), handled)
+        [row] = await self._rows(query)
+        return int(row[0]), int(row[1] or 0), row[2], int(row[3])
 
     async def acknowledge(self, finding: str, words: str, *, by: str) -> Finding:
         """Somebody takes it on. Raises NotFound, Invalid without words, Conflict when it is not open."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, cast
 
 import structlog
@@ -19,6 +19,8 @@ import structlog
 from consent.errors import AccordError, Denied, Unavailable
 from consent.principals import Principal
 from consent.vocabulary import EventKind
+from node.access.admission import DeviceRefused
+from node.audit.event import Detail
 from node.audit.event import Event as Deed
 from node.ingest import Source
 
@@ -84,6 +86,7 @@ class Connection(asyncio.BufferedProtocol):
         self._idle: asyncio.TimerHandle | None = None
         self._heard = self._loop.time()
         self._max_length = 0
+        self._device = ""
         self.closed = asyncio.Event()
 
     # The transport calls these.
@@ -319,9 +322,14 @@ class Connection(asyncio.BufferedProtocol):
         *,
         kind: EventKind = EventKind.ASSOCIATION_REFUSED,
         request: AssociateRq | None = None,
+        more: Mapping[str, Detail] | None = None,
     ) -> None:
-        titles = {"calling": request.calling, "called": request.called} if request else {}
-        event = self._gate.refusal(code, words, self._address, kind=kind, tls=self._tls, **titles)
+        told = dict(more or {})
+        if request is not None:
+            told |= {"calling": request.calling, "called": request.called}
+        if self._device:
+            told["device"] = self._device
+        event = self._gate.refusal(code, words, self._address, kind=kind, tls=self._tls, **told)
         if event is not None:
             self._spawn(self._record(event))
 
@@ -355,7 +363,8 @@ class Connection(asyncio.BufferedProtocol):
                 request.calling, request.called, self._address, self._certificate(), self._tls
             )
         except Denied as error:
-            self._refused(error.code, error.message, request=request)
+            more = error.detail if isinstance(error, DeviceRefused) else None
+            self._refused(error.code, error.message, request=request, more=more)
             wrong_called = request.called != self._gate.ae_title
             self._reject(CALLED_AE_NOT_RECOGNIZED if wrong_called else CALLING_AE_NOT_RECOGNIZED)
         except AccordError as error:
@@ -388,7 +397,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._association.state is not State.STA3_AWAITING_LOCAL_ANSWER:
             return
-        view.admitted = True
+        view.admitted, view.cut = True, self.cut_off
+        self._device = principal.id
         self._gate.metrics.accepted.inc()
         self._max_length = request.max_length
         self._operations = terms.operations

@@ -10,7 +10,7 @@ from collections import Counter as Tally
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from consent.principals import Principal
 from consent.vocabulary import EventKind, Outcome
-from node.audit.event import Event
+from node.audit.event import Detail, Event
 from node.clock import Clock
 
 from .services import Services
@@ -92,6 +92,8 @@ class AssociationView:
     admitted: bool = False
     stored: int = 0
     refused: int = 0
+    cut: Callable[[], None] | None = field(default=None, repr=False)
+    """Ends the association at once."""
 
 
 class Memory:
@@ -143,9 +145,10 @@ class Memory:
 
 @dataclass
 class _Refusals:
-    """When a kind of refusal was last written to the log, and how many were not since."""
+    """A kind of refusal: what the log was told last and when, and how many were not written since."""
 
     logged: datetime
+    event: Event
     unlogged: int = 0
 
 
@@ -166,7 +169,10 @@ class Gate:
         self._connections: Tally[str] = Tally()
         self._associations: Tally[str] = Tally()
         self._views: dict[object, AssociationView] = {}
-        self._refusals: OrderedDict[tuple[str, str], _Refusals] = OrderedDict()
+        self._refusals: OrderedDict[tuple[str, str, str], _Refusals] = OrderedDict()
+        self._late: list[Event] = []
+        self.heard: dict[str, tuple[datetime, str]] = {}
+        """When and from where each admitted device was last heard, by AE title: as many as are registered."""
 
     def connection_refusal(self, address: str) -> str:
         """Why one more connection from `address` may not come in; "" when it may."""
@@ -203,6 +209,8 @@ class Gate:
         finally:
             self.metrics.associations.dec()
             del self._views[key]
+            if view.admitted:
+                self.heard[view.device] = (view.last_seen, view.address)
 
     @property
     def associations(self) -> tuple[AssociationView, ...]:
@@ -217,30 +225,49 @@ class Gate:
         *,
         kind: EventKind,
         actor: str = "system",
-        **detail: str | bool,
+        **detail: Detail,
     ) -> Event | None:
-        """Count a refusal; return the event to write, or None when the like was written within the last minute."""
+        """Count a refusal; return the event to write, or None when the like was written within the last minute.
+
+        Alike are refusals of one address, for one reason, of one registered device (`device` in the detail).
+        """
         self.metrics.refused.labels(reason).inc()
         now = self.clock.now()
-        known = self._refusals.get((address, reason))
+        key = (address, reason, str(detail.get("device", "")))
+        known = self._refusals.get(key)
         if known is not None and (now - known.logged).total_seconds() < REFUSAL_LOG_SECONDS:
             known.unlogged += 1
             return None
         unlogged = known.unlogged if known else 0
-        self._refusals[(address, reason)] = _Refusals(now)
-        self._refusals.move_to_end((address, reason))
+        told = {"code": reason, **detail}
+        event = Event(kind, actor, Outcome.REFUSED, address=address, reason=words, detail=told)
+        self._refusals[key] = _Refusals(now, event)
+        self._refusals.move_to_end(key)
         while len(self._refusals) > MAX_REMEMBERED_REFUSALS:
-            self._refusals.popitem(last=False)
+            _, gone = self._refusals.popitem(last=False)
+            self._late += [_repeats(gone)] if gone.unlogged else []
         logger.warning("dicom_refused", reason=reason, address=address, unlogged=unlogged)
-        more = {"unlogged": unlogged} if unlogged else {}
-        return Event(
-            kind,
-            actor,
-            Outcome.REFUSED,
-            address=address,
-            reason=words,
-            detail={"code": reason, **detail, **more},
-        )
+        return replace(event, detail=told | {"unlogged": unlogged}) if unlogged else event
+
+    def late(self, *, everything: bool = False) -> list[Event]:
+        """The events that make the log whole: refusals that were counted and not followed by one that said so."""
+        now = self.clock.now()
+        late, self._late = self._late, []
+        for known in self._refusals.values():
+            due = everything or (now - known.logged).total_seconds() >= REFUSAL_LOG_SECONDS
+            if known.unlogged and due:
+                late.append(_repeats(known))
+                known.logged, known.unlogged = now, 0
+        return late
+
+    @property
+    def untold(self) -> list[tuple[Event, int]]:
+        """Refusals that are counted and not yet in the log: what was told of their like, and how many."""
+        return [(known.event, known.unlogged) for known in self._refusals.values() if known.unlogged]
+
+
+def _repeats(known: _Refusals) -> Event:
+    return replace(known.event, detail={**known.event.detail, "repeats": known.unlogged})
 
 
 @contextmanager

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from node.config import Settings
     from node.consents import Consents
     from node.database import Database
+    from node.dicom.watch import DeviceWatch
     from node.gateway import Gateway
     from node.identity import Identity
     from node.index import Index, Pseudonyms
@@ -48,4 +49,5 @@ DATABASE: web.AppKey[Database] = web.AppKey("database")
 MEMBERS: web.AppKey[Callable[[], Mapping[str, str]]] = web.AppKey("members")
 """The other hospitals of the region, name by node id; absent at a node that has not joined one."""
 METRICS: web.AppKey[HttpMetrics] = web.AppKey("metrics")
+DEVICE_WATCH: web.AppKey[DeviceWatch] = web.AppKey("device-watch")
 OPENINGS: web.AppKey[Openings] = web.AppKey("openings")

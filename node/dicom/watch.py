@@ -1,0 +1,280 @@
+"""The live state of every device: associated now, last seen, instances and refusals today, the latest reason.
+
+What is open now lives in the `Gate`'s memory; what was done is read from the log and kept in `device_activity`, so that
+it survives a restart and other processes see it. `look` is a timed duty. It also ends the associations of devices
+that were put out of use, within its interval, and tells the log of refusals that were only counted.
+
+Invariants: an entry of the log is counted once; the numbers of today are those of the node's calendar day.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, insert, select, update
+
+from consent.errors import Conflict
+from consent.vocabulary import EventKind
+from node.access.activity import Activity, Refusal, activity_of, activity_table, today, values_of
+from node.access.admission import DeviceRefused, bar
+from node.access.device_registry import DeviceRegistry, Survey
+from node.access.devices import Device
+from node.audit.event import Entry, Event
+from node.audit.following import News, news, settle
+from node.audit.log import Log
+from node.clock import Clock
+from node.database import Database, Tx
+
+from .gate import AssociationView, Gate
+
+READER = "devices"
+REFUSALS = (EventKind.ASSOCIATION_REFUSED, EventKind.INPUT_REFUSED, EventKind.INSTANCE_REFUSED)
+KINDS = (EventKind.ASSOCIATION_ACCEPTED, EventKind.INSTANCES_STORED, *REFUSALS)
+MAX_READINGS = 20
+"""How often one look goes on reading when it is behind."""
+SEEN_STEP = timedelta(seconds=15)
+"""How exactly the table knows when a device with an open association was last heard."""
+
+
+@dataclass(frozen=True)
+class LiveDevice:
+    """A device with what it does. `associated` counts its open associations; `associations` are those that this
+    process itself serves."""
+
+    device: Device
+    activity: Activity
+    associated: int
+    associations: tuple[AssociationView, ...] = ()
+
+    @property
+    def last_seen(self) -> datetime | None:
+        """When it was last heard of under its own name, address and certificate."""
+        return self.activity.last_seen
+
+    @property
+    def troubled(self) -> bool:
+        """Whether it was refused today and has not come in since."""
+        refusal = self.activity.refusal
+        if refusal is None or not self.activity.refusals:
+            return False
+        return self.last_seen is None or refusal.at > self.last_seen
+
+
+class DeviceWatch:
+    """Watches the devices of one node. Use `look` as a job; `close` once the doors are shut."""
+
+    def __init__(
+        self, *, database: Database, log: Log, clock: Clock, registry: DeviceRegistry, gate: Gate
+    ) -> None:
+        self._database = database
+        self._log = log
+        self._clock = clock
+        self._registry = registry
+        self._gate = gate
+        self._written: dict[str, Activity] | None = None
+
+    async def look(self) -> None:
+        """A job: bring the table up to the log and the gate; end what must not go on."""
+        for event in self._gate.late():
+            await self._log.record(event)
+        survey = await self._registry.survey()
+        await self._expel(survey)
+        for _ in range(MAX_READINGS):
+            if not await self._fold(survey):
+                return
+
+    async def live(self) -> tuple[LiveDevice, ...]:
+        """Every device as of now."""
+        survey = await self._registry.survey()
+        known = dict(await self._known())
+        places = places_of(survey)
+        for event, count in self._gate.untold:
+            if title := _device_of(event, places):
+                activity = _of_today(known, title, self._clock.now())
+                known[title] = replace(activity, refusals=activity.refusals + count)
+        return live_devices(survey, self._heard(known), self._gate.associations, self._clock.now())
+
+    async def close(self) -> None:
+        """Write down what is known when the node stops: nobody is associated any more."""
+        for event in self._gate.late(everything=True):
+            await self._log.record(event)
+        await self._fold(await self._registry.survey())
+
+    async def _expel(self, survey: Survey) -> None:
+        """End the associations of devices that were put out of use since they came in."""
+        devices = {device.ae_title: device for device in survey.devices}
+        for view in self._gate.associations:
+            device = devices.get(view.device)
+            fault = bar(device) if device is not None else None
+            if fault is None or view.cut is None:
+                continue
+            refused = DeviceRefused((fault,), view.device)
+            event = self._gate.refusal(
+                fault.code,
+                fault.words,
+                view.address,
+                kind=EventKind.ASSOCIATION_REFUSED,
+                tls=view.tls,
+                **refused.detail,
+            )
+            view.cut()
+            if event is not None:
+                await self._log.record(event)
+
+    async def _fold(self, survey: Survey) -> bool:
+        """Count new entries of the log; return whether there are more."""
+        known = await self._known()
+        read = await news(self._log, READER, KINDS)
+        places = places_of(survey)
+        fresh = dict(known)
+        for entry in read.entries:
+            if title := _device_of(entry.event, places):
+                fresh[title] = _counted(_of_today(fresh, title, entry.at), entry)
+        registered = {device.ae_title for device in survey.devices} | set(survey.altered)
+        fresh = {title: one for title, one in self._heard(fresh).items() if title in registered}
+        changed = {title: one for title, one in fresh.items() if _moved(known.get(title), one)}
+        gone = known.keys() - fresh.keys()
+        if not changed and not gone and not read.worth_settling:
+            return False
+        try:
+            await self._write(read, changed.values(), gone)
+        except Conflict:  # another process counted these entries: its rows are the newer ones
+            self._written = None
+            return False
+        self._written = {title: changed.get(title) or known[title] for title in fresh}
+        return read.more
+
+    async def _write(self, read: News, changed: Iterable[Activity], gone: Iterable[str]) -> None:
+        table = activity_table.c.ae_title
+        async with self._database.write() as tx:
+            await settle(self._log, tx, read)
+            for one in changed:
+                await _put(tx, one)
+            for title in gone:
+                await tx.execute(delete(activity_table).where(table == title))
+
+    async def _known(self) -> Mapping[str, Activity]:
+        if self._written is None:
+            async with self._database.read() as tx:
+                rows = (await tx.execute(select(activity_table))).all()
+            self._written = {row.ae_title: activity_of(row) for row in rows}
+        return self._written
+
+    def _heard(self, known: Mapping[str, Activity]) -> dict[str, Activity]:
+        """What the gate knows better than the log: who is associated, and was heard last."""
+        now = self._clock.now()
+        open_now = Counter(view.device for view in self._gate.associations)
+        heard = dict(self._gate.heard)
+        for view in self._gate.associations:
+            heard[view.device] = max(heard.get(view.device, (view.since, "")), (view.last_seen, view.address))
+        fresh = {
+            title: one if one.associated == open_now[title] else replace(one, associated=open_now[title])
+            for title, one in known.items()
+        }
+        for title, (at, address) in heard.items():
+            activity = replace(_of_today(fresh, title, now), associated=open_now[title])
+            fresh[title] = activity.seen(at, address)
+        return fresh
+
+
+def live_devices(
+    survey: Survey,
+    activities: Mapping[str, Activity],
+    associations: Iterable[AssociationView],
+    now: datetime,
+    *,
+    running: bool = True,
+) -> tuple[LiveDevice, ...]:
+    """Devices with their activities. `running` is False when no node runs: then nobody is associated."""
+    by_device: dict[str, list[AssociationView]] = {}
+    for view in associations:
+        by_device.setdefault(view.device, []).append(view)
+    found = []
+    for device in survey.devices:
+        activity = _of_today(activities, device.ae_title, now)
+        views = tuple(by_device.get(device.ae_title, ()))
+        found.append(LiveDevice(device, activity, activity.associated if running else 0, views))
+    return tuple(found)
+
+
+def _of_today(known: Mapping[str, Activity], title: str, at: datetime) -> Activity:
+    """The activity on the day of `at`; an entry of an earlier day than the row's counts for the row's."""
+    activity = known.get(title)
+    return Activity(title, today(at)) if activity is None else activity.on(today(at))
+
+
+def _counted(activity: Activity, entry: Entry) -> Activity:
+    """The activity with one entry of the log. An entry of an earlier day is not among today's numbers."""
+    event, of_today = entry.event, activity.day == today(entry.at)
+    if event.kind in REFUSALS:
+        refusals = activity.refusals + (refusals_in(event) if of_today else 0)
+        return replace(activity, refusals=refusals, refusal=_refusal_of(entry))
+    seen = activity.seen(entry.at, event.address or "")
+    if event.kind is EventKind.INSTANCES_STORED and of_today:
+        return replace(
+            seen,
+            instances=seen.instances + _whole(event, "instances"),
+            size_bytes=seen.size_bytes + _whole(event, "bytes"),
+        )
+    return seen
+
+
+def refusals_in(event: Event) -> int:
+    """How many refusals an entry stands for: itself and those before it, or repeats alone."""
+    repeats = _whole(event, "repeats")
+    return repeats or 1 + _whole(event, "unlogged")
+
+
+def _refusal_of(entry: Entry) -> Refusal:
+    event, detail = entry.event, entry.event.detail
+    codes, values = detail.get("faults"), detail.get("values")
+    return Refusal(
+        entry.at,
+        event.address or "",
+        event.reason,
+        str(detail.get("mend", "")),
+        tuple(str(code) for code in codes) if isinstance(codes, list | tuple) else (),
+        tuple((str(name), str(value)) for name, value in values.items())
+        if isinstance(values, Mapping)
+        else (),
+    )
+
+
+def _device_of(event: Event, places: Mapping[str, str]) -> str:
+    """Which registered device an entry is about: the one that did it, was named, or has that address alone."""
+    kind, _, name = event.actor.partition(":")
+    if kind == "device":
+        return name
+    named = event.detail.get("device")
+    return str(named) if named else places.get(event.address or "", "")
+
+
+def places_of(survey: Survey) -> dict[str, str]:
+    """The device at each address that exactly one device has."""
+    hosts = [(device.host, device.ae_title) for device in survey.devices if device.host]
+    often = Counter(host for host, _ in hosts)
+    return {host: title for host, title in hosts if often[host] == 1}
+
+
+def _whole(event: Event, name: str) -> int:
+    value = event.detail.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+
+
+def _moved(before: Activity | None, after: Activity) -> bool:
+    """Whether a row is worth writing: anything but a little more time."""
+    if before is None or replace(before, last_seen=after.last_seen) != after:
+        return True
+    if after.last_seen is None or before.last_seen is None:
+        return after.last_seen is not before.last_seen
+    return after.last_seen - before.last_seen >= SEEN_STEP
+
+
+async def _put(tx: Tx, one: Activity) -> None:
+    values = values_of(one)
+    mine = activity_table.c.ae_title == one.ae_title
+    if (await tx.execute(update(activity_table).where(mine).values(values))).rowcount == 0:
+        await tx.execute(insert(activity_table).values(values))

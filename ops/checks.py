@@ -1,0 +1,109 @@
+"""Conditions that are looked at on an interval, and become findings while they last.
+
+Disk, clock, timed duties, certificates of devices, and once a day the whole log. What is over is resolved by itself.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from consent.vocabulary import EventKind, Outcome
+from node.access.certificates import EXPIRING
+from node.access.device_registry import DeviceRegistry
+from node.access.devices import Device, DeviceState
+from node.audit.event import Event
+from node.audit.log import Log
+from node.clock import TrustedClock
+from node.jobs import JobStatus
+from ops.doctor import MIN_FREE_BYTES
+from ops.findings import FindingKind, Findings, Severity, Sighting
+
+LOW_FREE_BYTES: Final = 5 * MIN_FREE_BYTES
+"""From here on a disk is called nearly full; below MIN_FREE_BYTES it is an incident."""
+MAX_CLOCK_BEHIND_SECONDS: Final = 60.0
+FAILING_LOOKS: Final = 2
+"""A duty must fail at so many looks in a row: one lost connection is not worth a person's time."""
+MAX_FAULTS_TOLD: Final = 5
+WATCHED: Final = (
+    FindingKind.DISK_LOW,
+    FindingKind.CERTIFICATE_EXPIRING,
+    FindingKind.CERTIFICATE_ENDED,
+    FindingKind.CLOCK_BEHIND,
+    FindingKind.JOB_FAILING,
+)
+
+
+@dataclass
+class Checks:
+    """The conditions of one node. `folders` are the places whose disks count, by name; `jobs` gives their states."""
+
+    findings: Findings
+    registry: DeviceRegistry
+    log: Log
+    clock: TrustedClock
+    folders: Mapping[str, Path]
+    jobs: Callable[[], Iterable[JobStatus]] = tuple
+    free_bytes: Callable[[Path], int] = field(default=lambda path: shutil.disk_usage(path).free)
+    _failing: dict[str, int] = field(default_factory=dict)
+
+    async def look(self) -> None:
+        """A job: look at every condition."""
+        now = self.clock.now()
+        survey = await self.registry.survey()
+        seen = [*self._disks(now), *certificates(survey.devices, now), *self._clock(now), *self._jobs(now)]
+        await self.findings.observe(WATCHED, seen)
+        await self.findings.prune()
+
+    async def verify_log(self) -> None:
+        """A job: recompute the whole log; what was altered is on record, and so becomes a finding."""
+        await tell_altered(self.log, (await self.log.verify()).faults, "job:verify")
+
+    def _disks(self, now: datetime) -> Iterable[Sighting]:
+        for place, folder in self.folders.items():
+            free = self.free_bytes(folder)
+            if free < LOW_FREE_BYTES:
+                severity = Severity.INCIDENT if free < MIN_FREE_BYTES else Severity.WARNING
+                values = {"place": place, "free": f"{free / 1024**3:.1f} GiB"}
+                yield Sighting(FindingKind.DISK_LOW, severity, place, "disk-low", now, values)
+
+    def _clock(self, now: datetime) -> Iterable[Sighting]:
+        behind = self.clock.behind_seconds
+        if behind > MAX_CLOCK_BEHIND_SECONDS:
+            values = {"behind": f"{behind:.0f}"}
+            yield Sighting(FindingKind.CLOCK_BEHIND, Severity.WARNING, "clock", "clock-behind", now, values)
+
+    def _jobs(self, now: datetime) -> Iterable[Sighting]:
+        failing = {status.name: status for status in self.jobs() if status.error}
+        self._failing = {name: self._failing.get(name, 0) + 1 for name in failing}
+        for name, looks in self._failing.items():
+            if looks >= FAILING_LOOKS:
+                values = {"job": name, "reason": failing[name].error}
+                yield Sighting(FindingKind.JOB_FAILING, Severity.NOTICE, name, "job-failing", now, values)
+
+
+def certificates(devices: Iterable[Device], now: datetime) -> Iterable[Sighting]:
+    """The certificates of devices in service that end within EXPIRING, or have ended."""
+    for device in devices:
+        ends = device.certificate_ends
+        if ends is None or device.state is DeviceState.RETIRED or ends - now > EXPIRING:
+            continue
+        values = {"device": device.ae_title, "ends": ends.date().isoformat()}
+        ended = ends <= now
+        kind = FindingKind.CERTIFICATE_ENDED if ended else FindingKind.CERTIFICATE_EXPIRING
+        yield Sighting(kind, Severity.WARNING, device.ae_title, kind.value, now, values)
+
+
+async def tell_altered(log: Log, faults: Iterable[str], actor: str) -> None:
+    """Put on record what a verification of the log found; nothing when it is whole."""
+    found = tuple(faults)
+    if found:
+        words = " ".join(found[:MAX_FAULTS_TOLD])
+        detail = {"log": True, "faults": len(found)}
+        await log.record(
+            Event(EventKind.INTEGRITY_FAILED, actor, Outcome.FAILED, reason=words, detail=detail)
+        )

@@ -1,0 +1,288 @@
+"""What in the log makes a finding, and the words of every finding.
+
+`sightings` is a table of rules from one log entry to what was seen in it; `Overseer` reads the log from its own cursor
+and hands what was seen to `Findings`, each entry once. `WORDS` are what is wrong and how to mend it, by a finding's
+code; the words of refused devices are `node.access.admission`'s. Holds no condition (`checks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from consent.errors import Conflict
+from consent.vocabulary import EventKind
+from node.access.admission import WORDS as DEVICE_WORDS
+from node.access.admission import Words
+from node.access.device_registry import DeviceRegistry
+from node.audit.event import Entry, Event
+from node.audit.following import news, settle
+from node.audit.log import Log
+from node.database import Database
+from node.dicom.watch import places_of, refusals_in
+from ops.findings import FindingKind, Findings, Mended, Severity, Sighting
+
+READER: Final = "findings"
+MAX_READINGS: Final = 20
+MAX_REASON_CHARACTERS: Final = 500
+Places = Mapping[str, str]
+"""Which device stands at an address, where exactly one does."""
+
+WORDS: Final[Mapping[str, Words]] = {
+    **DEVICE_WORDS,
+    "told": Words("%(reason)s", ""),
+    "overflow": Words(
+        "There are more of this kind than are listed; these are counted here.",
+        "Look into the listed ones first: most likely they have one cause.",
+    ),
+    "tls-handshake": Words(
+        "%(reason)s",
+        "Look at the device's certificate, its clock, and whether it trusts this node's authority (ca.crt).",
+    ),
+    "no-request": Words(
+        "Something connects to the DICOM port and asks for nothing.",
+        "It may be a port scan or a monitoring probe. Find out whose address it is.",
+    ),
+    "not-dicom-3": Words(
+        "It asked for another protocol than DICOM 3.0.", "Check what the device is set up to speak."
+    ),
+    "too-many": Words(
+        "More connections were opened than this node takes.",
+        "Raise dicom.max_associations if the devices need it; otherwise find out what floods the port.",
+    ),
+    "input": Words(
+        "%(reason)s", "Have the device's vendor look at what it sends, and at the network between."
+    ),
+    "instance": Words(
+        "Images were refused: %(reason)s",
+        "Correct it at the device and send the images again; the device has them.",
+    ),
+    "row-altered": Words(
+        "A row of the database was changed outside this node (%(table)s).",
+        "Call the security officer. A device is put right by registering it anew; anything else by restoring the "
+        "database from its backup.",
+    ),
+    "integrity": Words(
+        "Stored or received bytes are not those that were signed: %(reason)s",
+        "Nothing of them was shown. Call the security officer, and restore the study from a good copy.",
+    ),
+    "log-entry": Words(
+        "Entry %(entry)s of the log cannot be read: the database was altered or damaged.",
+        "Run accord log verify; it names everything that was altered. Restore the database from its backup.",
+    ),
+    "log-verify": Words(
+        "Verifying the log found that it was altered: %(reason)s",
+        "Keep the disk as evidence. Restore the database from its backup; the witnesses know the true checkpoints.",
+    ),
+    "witness": Words(
+        "%(reason)s",
+        "A log was cut back, rewritten or restored from an old backup. Compare it with the checkpoints that other "
+        "members hold.",
+    ),
+    "roster": Words(
+        "A roster was refused: %(reason)s", "Ask the region's hub; the roster in force stays in force."
+    ),
+    "member": Words(
+        "%(reason)s",
+        "If it is a member: compare its certificate with the roster. If not, find out who calls.",
+    ),
+    "disk-low": Words(
+        "The disk of %(place)s has %(free)s left.",
+        "Free space or move the folder: a full disk refuses studies, it loses none.",
+    ),
+    "certificate-expiring": Words(
+        "The certificate of %(device)s ends on %(ends)s.",
+        "Renew it and install the new one; both are let in during the overlap: accord device renew-certificate",
+    ),
+    "certificate-ended": Words(
+        "The certificate of %(device)s ended on %(ends)s: it cannot send.",
+        "Renew it and install the new one at the device: accord device renew-certificate",
+    ),
+    "clock-behind": Words(
+        "This machine's clock is %(behind)s s behind the last time on record.",
+        "Set the clock (NTP): until it catches up, time stands still for grants and sessions.",
+    ),
+    "job-failing": Words("The timed duty %(job)s fails: %(reason)s", "It is tried again at every interval."),
+}
+"""By code. `reason` is in the words of whoever refused; a sentence that the catalogue knows is translated."""
+
+STRANGE_CODES: Final = frozenset({"tls-handshake", "no-request", "not-dicom-3"})
+
+
+class Overseer:
+    """Follows the log and keeps the findings. Use `follow` as a job."""
+
+    def __init__(self, database: Database, log: Log, registry: DeviceRegistry, findings: Findings) -> None:
+        self._database = database
+        self._log = log
+        self._registry = registry
+        self._findings = findings
+
+    async def follow(self) -> None:
+        """A job: make findings of what the log says since last time."""
+        places: Places | None = None
+        for _ in range(MAX_READINGS):
+            read = await news(self._log, READER, tuple(RULES))
+            if not read.worth_settling:
+                return
+            if places is None:
+                places = places_of(await self._registry.survey())
+            seen = [one for entry in read.entries for one in sightings(entry, places)]
+            lost = [_unreadable(index, self._log.clock.now()) for index in read.unreadable]
+            try:
+                async with self._database.write() as tx:
+                    await settle(self._log, tx, read)
+                    await self._findings.take(tx, [*lost, *seen])
+            except Conflict:  # another process has taken these entries
+                continue
+            if not read.more:
+                return
+
+
+def sightings(entry: Entry, places: Places) -> list[Sighting | Mended]:
+    """What one entry shows: nothing, mostly."""
+    rule = RULES.get(entry.event.kind)
+    return rule(entry, places) if rule is not None else []
+
+
+def at_place(device: str, address: str) -> str:
+    """How a finding names a device at an address."""
+    return f"{device} ({address})" if address else device
+
+
+def _refused(entry: Entry, places: Places) -> list[Sighting | Mended]:
+    event, address = entry.event, entry.event.address or ""
+    code, faults = str(event.detail.get("code", "")), _faults(event)
+    device = str(event.detail.get("device") or "") or places.get(address, "")
+    if faults:
+        first, *others = faults
+        if device:
+            return [_device(entry, device, first[0], first[1], tuple(others))]
+        kind, subject = FindingKind.STRANGER_REFUSED, address
+        return [_sighting(entry, kind, Severity.WARNING, subject, first[0], first[1])]
+    if code.startswith("too-many"):
+        return [_sighting(entry, FindingKind.DOOR_CROWDED, Severity.WARNING, address, "too-many")]
+    known = code if code in STRANGE_CODES else "told"
+    if device:
+        return [_device(entry, device, known, _reason(event), ())]
+    kind = FindingKind.STRANGER_REFUSED
+    return [_sighting(entry, kind, Severity.NOTICE, address, known, _reason(event), key=f"{address} {code}")]
+
+
+def _accepted(entry: Entry, places: Places) -> list[Sighting | Mended]:
+    address, device = entry.event.address or "", entry.event.actor.removeprefix("device:")
+    return [
+        Mended((FindingKind.DEVICE_REFUSED,), at_place(device, address)),
+        Mended((FindingKind.STRANGER_REFUSED,), address),
+    ]
+
+
+def _input(entry: Entry, places: Places) -> list[Sighting | Mended]:
+    event, address = entry.event, entry.event.address or ""
+    device = str(event.detail.get("device") or "") or places.get(address, "")
+    subject = at_place(device, address) if device else address
+    key = f"{subject} {event.detail.get('code', '')}"
+    kind, severity = FindingKind.DEVICE_FAULTY, Severity.NOTICE
+    return [_sighting(entry, kind, severity, subject, "input", _reason(event), key=key)]
+
+
+def _instance(entry: Entry, places: Places) -> list[Sighting | Mended]:
+    event = entry.event
+    subject = event.actor.removeprefix("device:")
+    key = f"{subject} {event.detail.get('code', '')}"
+    kind, severity = FindingKind.INSTANCE_REFUSED, Severity.NOTICE
+    return [_sighting(entry, kind, severity, subject, "instance", _reason(event), key=key)]
+
+
+def _integrity(entry: Entry, places: Places) -> list[Sighting | Mended]:
+    event, detail = entry.event, entry.event.detail
+    grave = Severity.INCIDENT
+    if "table" in detail:
+        table, row = str(detail["table"]), str(detail.get("row", ""))
+        subject = f"{table} {row}" if table == "device" else table
+        values = {"table": table}
+        kind = FindingKind.ROW_ALTERED
+        return [_sighting(entry, kind, grave, subject, "row-altered", values, key=f"{table} {row}")]
+    if "log" in detail:
+        return [_sighting(entry, FindingKind.LOG_ALTERED, grave, "log", "log-verify", _reason(event))]
+    subject = event.study or event.actor
+    return [_sighting(entry, FindingKind.INTEGRITY_FAILED, grave, subject, "integrity", _reason(event))]
+
+
+def _witness(entry: Entry, places: Places) -> list[Sighting | Mended]:
+    event = entry.event
+    subject = str(event.detail.get("origin", "")) or event.actor
+    kind, grave = FindingKind.WITNESS_ALARMED, Severity.INCIDENT
+    key = f"{subject} {event.reason}"
+    return [_sighting(entry, kind, grave, subject, "witness", _reason(event), key=key)]
+
+
+def _roster(entry: Entry, places: Places) -> list[Sighting | Mended]:
+    kind = FindingKind.ROSTER_REFUSED
+    return [_sighting(entry, kind, Severity.WARNING, entry.event.actor, "roster", _reason(entry.event))]
+
+
+def _member(entry: Entry, places: Places) -> list[Sighting | Mended]:
+    event = entry.event
+    subject = event.actor if event.actor.startswith("member:") else event.address or event.actor
+    return [_sighting(entry, FindingKind.MEMBER_REFUSED, Severity.WARNING, subject, "member", _reason(event))]
+
+
+Rule = Callable[[Entry, Places], list[Sighting | Mended]]
+RULES: Final[Mapping[EventKind, Rule]] = {
+    EventKind.ASSOCIATION_REFUSED: _refused,
+    EventKind.ASSOCIATION_ACCEPTED: _accepted,
+    EventKind.INPUT_REFUSED: _input,
+    EventKind.INSTANCE_REFUSED: _instance,
+    EventKind.INTEGRITY_FAILED: _integrity,
+    EventKind.WITNESS_ALARMED: _witness,
+    EventKind.ROSTER_REFUSED: _roster,
+    EventKind.PEER_REFUSED: _member,
+}
+"""What each kind of entry shows. A door that refuses adds a row here, or the refusal is no finding."""
+
+
+def _device(
+    entry: Entry,
+    device: str,
+    code: str,
+    values: Mapping[str, str],
+    others: tuple[tuple[str, Mapping[str, str]], ...],
+) -> Sighting:
+    """A registered device was refused. One that is out of use and tries all the same is a notice."""
+    quiet = code in ("device-maintenance", "device-retired") and not others
+    severity = Severity.NOTICE if quiet else Severity.WARNING
+    subject = at_place(device, entry.event.address or "")
+    return _sighting(entry, FindingKind.DEVICE_REFUSED, severity, subject, code, values, details=others)
+
+
+def _sighting(
+    entry: Entry,
+    kind: FindingKind,
+    severity: Severity,
+    subject: str,
+    code: str,
+    values: Mapping[str, str] | None = None,
+    **more: Any,
+) -> Sighting:
+    count = refusals_in(entry.event)
+    subject = subject or entry.event.actor
+    return Sighting(kind, severity, subject, code, entry.at, values or {}, count, entry.index, **more)
+
+
+def _unreadable(index: int, at: Any) -> Sighting:
+    kind, values = FindingKind.LOG_ALTERED, {"entry": str(index)}
+    return Sighting(kind, Severity.INCIDENT, "log", "log-entry", at, values, entry=index)
+
+
+def _faults(event: Event) -> list[tuple[str, Mapping[str, str]]]:
+    """The faults of a refused device with their values, as `admission.DeviceRefused` told them."""
+    codes, values = event.detail.get("faults"), event.detail.get("values")
+    if not isinstance(codes, list | tuple) or not isinstance(values, Mapping):
+        return []
+    plain = {str(name): str(value) for name, value in values.items()}
+    return [(str(code), plain) for code in codes if str(code) in DEVICE_WORDS]
+
+
+def _reason(event: Event) -> dict[str, str]:
+    return {"reason": event.reason[:MAX_REASON_CHARACTERS]}

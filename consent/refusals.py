@@ -85,6 +85,7 @@ def _office(case: Case) -> tuple[str, ...]:
         Action.APPROVE_PLAN: "Training plans are approved by the security officer or a chief physician.",
         Action.LAUNCH_RUN: "Only researchers launch training.",
         Action.RECORD_CARE: "Treatment relationships are entered by a chief physician or hospital IT.",
+        Action.REGRADE: "A security officer or a chief physician sets the grade of a study.",
         Action.REVIEW_EMERGENCY: "Emergency access is reviewed by a security officer or a chief physician.",
     }
     return (words[case.action],) if case.action in words else ()

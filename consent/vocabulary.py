@@ -30,6 +30,7 @@ class Action(StrEnum):
     RECORD_CARE = "care:record"
     REVIEW_EMERGENCY = "emergency:review"
     COMMIT = "study:commit"
+    REGRADE = "study:regrade"
 
 
 class Purpose(StrEnum):
@@ -169,3 +170,8 @@ class EventKind(StrEnum):
     REPLICA_HEALED = "ReplicaHealed"
     PACK_COMPACTED = "PackCompacted"
     INDEX_REBUILT = "IndexRebuilt"
+    KEY_DESTROYED = "KeyDestroyed"
+    GRADE_UNLOCKED = "GradeUnlocked"
+    GRADE_LOCKED = "GradeLocked"
+    ROOT_KEY_CHANGED = "RootKeyChanged"
+    STUDY_REGRADED = "StudyRegraded"

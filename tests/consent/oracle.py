@@ -43,6 +43,9 @@ class Situation:
 
 def judge(case: Situation) -> frozenset[str] | None:
     """What is owed for doing it, or None."""
+    if case.action is Action.REGRADE:
+        done = case.at_home and case.role in {Role.CHIEF_PHYSICIAN, Role.SECURITY_OFFICER}
+        return frozenset() if done else None
     if case.action in FOR_OTHERS:
         done = case.another and case.at_home and case.role in FOR_OTHERS[case.action]
         return frozenset() if done else None

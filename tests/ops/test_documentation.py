@@ -69,7 +69,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
     rows = {
         key: (default, words)
         for text in found.values()
-        for key, default, words in re.findall(r"^\| `([a-z_.]+)` \| (.+?) \| (.+) \|$", text, re.MULTILINE)
+        for key, default, words in re.findall(r"^\| `([a-z0-9_.]+)` \| (.+?) \| (.+) \|$", text, re.MULTILINE)
     }
     assert {key: words for key, (_default, words) in rows.items()} == KEY_WORDS
     shipped = Settings(node=NodeSection(id="a1", name="A"))

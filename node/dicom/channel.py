@@ -133,7 +133,8 @@ class Channel:
             raise _over()
         self._message_id = self._message_id % 0xFFFF + 1
         number = self._message_id
-        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Command] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
         try:
             async with asyncio.timeout(ANSWER_SECONDS + size / SLOWEST_BYTES_PER_SECOND):
                 async with self._writing:

@@ -92,13 +92,11 @@ class Attributes:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Attributes:
         """Rebuild from `to_json`; fields that this version does not know are left out."""
-        return cls(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in data.items()
-                if name in _FIELDS
-            }
-        )
+        known: dict[str, Any] = {name: value for name, value in data.items() if name in _FIELDS}
+        for name in _SEQUENCES.values():
+            if name in known:
+                known[name] = tuple(known[name])
+        return cls(**known)
 
 
 _FIELDS = tuple(field.name for field in fields(Attributes))

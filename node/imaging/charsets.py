@@ -58,6 +58,25 @@ class Charset:
             return _with_extensions(value, self._encodings, name)
         return value.decode(self._encodings[0], errors="replace")
 
+    @property
+    def known(self) -> bool:
+        """Whether a set was named, and every term of it is one that can be written too."""
+        return bool(self.terms) and all(term in TERMS for term in self.terms)
+
+    def encode(self, text: str, *, name: bool = False) -> bytes | None:
+        """Encode a value; None when the set does not hold it. `name` is for PN, as in `text`."""
+        if text.isascii():
+            return text.encode("ascii")
+        if not self.terms:
+            return None  # the default repertoire is ASCII
+        if len(self._encodings) == 1 and not self._encodings[0].startswith("iso2022"):
+            try:
+                return text.encode(self._encodings[0])
+            except UnicodeEncodeError:
+                return None
+        written = _written_with_extensions(text, self._encodings, name)
+        return written if self.text(written, name=name) == text else None
+
 
 @lru_cache(maxsize=256)
 def charset_of(value: bytes) -> Charset:
@@ -85,3 +104,16 @@ def _with_extensions(value: bytes, names: tuple[str, ...], name: bool) -> str:
         return _LEFT_OVER.sub("", str(found))
     except (LookupError, UnicodeError, ValueError):
         return value.decode(names[0], errors="replace")
+
+
+def _written_with_extensions(text: str, names: tuple[str, ...], name: bool) -> bytes:
+    """What pydicom makes of it; whether it is the text is for the caller to see."""
+    from pydicom.charset import encode_string
+    from pydicom.valuerep import PersonName
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return bytes(PersonName(text).encode(names) if name else encode_string(text, names))
+    except (LookupError, UnicodeError, ValueError):
+        return b""

@@ -336,10 +336,12 @@ def _value_test(keyword: str, matches: Matcher) -> Test:
 def _item_test(sequence: str, inner: Mapping[str, Matcher]) -> Test:
     """Whether all keys of a sequence match in one and the same item (PS3.4 §C.2.2.2.6)."""
 
+    nothing: tuple[Mapping[str, str], ...] = ({},)
+
     def test(match: Match) -> bool:
         return any(
             all(matches(_text(item.get(keyword))) for keyword, matches in inner.items())
-            for item in match.values.get(sequence) or ({},)
+            for item in match.values.get(sequence) or nothing
         )
 
     return test

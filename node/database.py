@@ -137,6 +137,16 @@ class Database:
         with _errors_in_words("be read", READ_MEND):
             return await self._in_one.read(work)
 
+    async def look_up(self, work: Callable[[Connection], T]) -> T:
+        """`read_in_one` for one SELECT by key: on SQLite it runs in place, which costs less than a hop to a thread.
+
+        It waits for no writer. With every request; what may read many rows belongs in `read_in_one`.
+        """
+        if self._in_one is None:
+            return await self.read_in_one(work)
+        with _errors_in_words("be read", READ_MEND):
+            return self._in_one.look_up(work)
+
     async def create_tables(self, tables: MetaData = metadata) -> None:
         """Create every table from its definition: for tests; a node uses the migrations."""
         async with self.write() as tx:
@@ -155,13 +165,14 @@ class _InOne:
     def __init__(self, url: URL) -> None:
         self._engine = create_engine(
             url.set(drivername="sqlite"),
-            pool_size=1 + READ_THREADS,
+            pool_size=2 + READ_THREADS,
             hide_parameters=True,
             pool_reset_on_return=None,
         )
         event.listen(self._engine, "connect", _prepare_sqlite)
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="database-write")
         self._reading = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="database-read")
+        self._own: Connection | None = None
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writing, self._written, work)
@@ -169,7 +180,16 @@ class _InOne:
     async def read(self, work: Callable[[Connection], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reading, self._read, work)
 
+    def look_up(self, work: Callable[[Connection], T]) -> T:
+        if self._own is None:
+            # A connection of the caller's thread, which sees with every SELECT what is committed by then.
+            self._own = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        return work(self._own)
+
     async def close(self) -> None:
+        if self._own is not None:
+            self._own.close()
+            self._own = None
         for threads in (self._reading, self._writing):
             await asyncio.to_thread(threads.shutdown)
         self._engine.dispose()

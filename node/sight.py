@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import cached_property
 
 from consent.decision import CompiledPolicy, Facts, Request, Resource, decide
 from consent.principals import Principal
@@ -27,18 +28,19 @@ class Sight:
         self._places = (None, who.department) if who.department else (None,)
         self._verdicts: dict[tuple[Grade, bool, str | None], Verdict] = {}
 
+    @cached_property
     def refusal(self) -> Deny | None:
         """The refusal when this person can find nothing at all, even of patients in their care."""
         verdicts = [self._decide(grade, True, place) for grade in Grade for place in self._places]
         refused = [verdict for verdict in verdicts if isinstance(verdict, Deny)]
         return refused[0] if len(refused) == len(verdicts) else None
 
-    @property
+    @cached_property
     def sees_all(self) -> bool:
         """Whether everybody's studies may be found, in somebody's care or not."""
-        return self._grades(related=False) == frozenset(Grade)
+        return self._visible_grades[0] == frozenset(Grade)
 
-    @property
+    @cached_property
     def by_department(self) -> bool:
         """Whether it depends on the department that made a study: then each row has to be asked about."""
         return any(
@@ -49,7 +51,12 @@ class Sight:
 
     def visible(self, patients: frozenset[str]) -> Visible:
         """The condition: `patients` are those in this person's care."""
-        return Visible(self._grades(related=False), patients, self._grades(related=True))
+        anybodys, own = self._visible_grades
+        return Visible(anybodys, patients, own)
+
+    @cached_property
+    def _visible_grades(self) -> tuple[frozenset[Grade], frozenset[Grade]]:
+        return self._grades(related=False), self._grades(related=True)
 
     def shows(self, match: Match, related: bool) -> bool:
         """Whether one answer may be shown, with its department too."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from consent.errors import Conflict, Invalid, NotFound
 from consent.policy import Parameters
@@ -35,6 +35,17 @@ from node.access.tokens import (
 from node.audit.log import Log
 from node.clock import Clock
 from node.database import Database, Tx
+
+_OWNER_OF_TOKEN = (
+    select(person_table, *labelled(token_table, "token_"))
+    .join(token_table, token_table.c.login == person_table.c.login)
+    .where(
+        token_table.c.hash == bindparam("secret_hash"),
+        token_table.c.revoked.is_(None),
+        token_table.c.expires > bindparam("now"),
+        person_table.c.disabled.is_(None),
+    )
+)
 
 ONE_TIME_LASTS = timedelta(hours=72)
 ONE_TIME_BYTES = 16
@@ -204,25 +215,16 @@ class Registry(DeviceRegistry):
         """The owner and the scopes of a living token of an active account; None for any other."""
         if len(secret) > MAX_TOKEN_CHARACTERS:
             return None
-        query = (
-            select(person_table, *labelled(token_table, "token_"))
-            .join(token_table, token_table.c.login == person_table.c.login)
-            .where(
-                token_table.c.hash == secret_hash(secret),
-                token_table.c.revoked.is_(None),
-                token_table.c.expires > self._clock.now(),
-                person_table.c.disabled.is_(None),
-            )
-        )
+        asked = {"secret_hash": secret_hash(secret), "now": self._clock.now()}
 
         def living(reading: Connection) -> Any:
-            row = reading.execute(query).one_or_none()
+            row = reading.execute(_OWNER_OF_TOKEN, asked).one_or_none()
             if row is not None:
                 self._rows.check(token_table, row, "token_")
                 self._rows.check(person_table, row)
             return row
 
-        row = await self._rows.read_in_one(living)
+        row = await self._rows.look_up(living)
         if row is None:
             return None
         return person_of(row).principal(self.node), frozenset(row.token_scopes.split())

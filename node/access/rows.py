@@ -143,6 +143,14 @@ class Rows:
             await self.tell(altered)
             raise
 
+    async def look_up(self, reading: Callable[[Connection], T]) -> T:
+        """As `Database.look_up`; `reading` checks the rows it returns."""
+        try:
+            return await self._database.look_up(reading)
+        except RowAltered as altered:
+            await self.tell(altered)
+            raise
+
     @asynccontextmanager
     async def _within(self, tx: Tx | None, opened: Any) -> AsyncIterator[Tx]:
         try:

@@ -19,7 +19,7 @@ from node.index.query import is_wild
 from node.policies import Policies
 from node.sight import Sight
 
-SIGHT_LASTS_SECONDS = 1.0
+SIGHT_LASTS_SECONDS = 5.0
 """How long decisions about what somebody may find serve their next searches."""
 MAX_SIGHTS = 256
 FOUND_AT_ONCE = 500
@@ -84,7 +84,7 @@ class Finding:
     ) -> tuple[Sight, frozenset[str]]:
         """What somebody may find, and the patients in their care. Raises Denied, on record, when that can be nothing."""
         sight = self._sight(who, purpose)
-        if (refusal := sight.refusal()) is not None:
+        if (refusal := sight.refusal) is not None:
             await self._log.record(deeds.refused(who, Action.SEARCH, purpose, address, refusal, None, None))
             raise Denied(" ".join(refusal.reasons), reasons=refusal.reasons)
         # Who may find everybody's studies needs no list of patients.

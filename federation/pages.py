@@ -22,7 +22,7 @@ from federation.keys import ASKING, FETCHING, GRANTS, HOLDINGS, INCOMING, MEMBER
 from federation.notices import GrantState
 from federation.protocol import MAX_HOURS, MAX_PERSON, MAX_REASON, Particulars, RequestState
 from federation.roster import HOSPITAL, Member
-from federation.witnessing import cosigned_by
+from node.audit.note import cosigned_by
 from node.web.inputs import choice_of, choices_of, text_of, whole_number
 from node.web.keys import CLOCK, INDEX, LOG
 from node.web.kit import address_of, current_person, render, require_role

@@ -8,7 +8,7 @@ never far ahead of the machine's own clock: time that has run on ends every gran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from consent.errors import AccordError, Corrupt, Denied, Invalid, Unavailable
@@ -210,11 +210,6 @@ class Witnessing:
                 detail={"origin": origin, "offered": offered[:4000]},
             )
         )
-
-
-def cosigned_by(note: str, verifiers: Sequence[Verifier]) -> tuple[str, ...]:
-    """The names of those of `verifiers` whose cosignature on a checkpoint holds."""
-    return tuple(one.verifier.name for one in Note.parse(note).verify(verifiers))
 
 
 def _size(body: str) -> int:

@@ -1,51 +1,137 @@
-"""The command line: every word and where it is handled. Results, errors and exit codes are `ops.console`'s."""
+"""The command line: every word and where it is handled. Results, errors and exit codes are `ops.console`'s.
+
+A command's module is loaded when the command is called: `accord --help` loads none of them, and no command pays for
+what another needs.
+"""
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
-import structlog
+import click
 import typer
+from typer.core import TyperGroup
 
-from ops.commands.deidentify import deidentify
-from ops.commands.demo import demo
-from ops.commands.devices import devices
-from ops.commands.files import import_files, send
-from ops.commands.hub import hub, join
-from ops.commands.logs import logs
-from ops.commands.nodes import doctor, init, serve
-from ops.commands.people import care, tokens, users
+WORDS: Mapping[str, tuple[str, str, str]] = {
+    "init": ("nodes", "init", "Make a node: settings, keystore, database and the administrator's account."),
+    "serve": ("nodes", "serve", "Run the node until SIGTERM or Ctrl-C."),
+    "doctor": ("nodes", "doctor", "Look at a node from outside and say in words which step fails."),
+    "device": ("devices", "devices", "Imaging devices."),
+    "user": ("people", "users", "People who sign in."),
+    "care": ("people", "care", "Treatment relationships."),
+    "token": ("people", "tokens", "Tokens for programs."),
+    "import": ("files", "import_files", "Take DICOM files into a node that is not running."),
+    "send": ("files", "send", "Send DICOM files by C-STORE."),
+    "log": ("logs", "logs", "The tamper-evident log."),
+    "deidentify": ("deidentify", "deidentify", "Remove identities by PS3.15 Annex E."),
+    "hub": ("hub", "hub", "The hub of a region."),
+    "join": ("hub", "join", "Enter a region."),
+    "demo": ("demo", "demo", "Start a hub and three hospitals on loopback and play one study's whole life."),
+}
+"""Word → module below `ops.commands`, the function or group in it, and what `accord --help` says of it."""
+
+
+class Commands(dict[str, click.Command]):
+    """The commands by their words; each is loaded when it is first asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys(WORDS))  # type: ignore[arg-type]  # a place for each
+
+    def __getitem__(self, word: str) -> click.Command:
+        found: click.Command | None = super().__getitem__(word)
+        if found is None:
+            found = self[word] = _loaded(word)
+        return found
+
+    def get(self, word: str, default: Any = None) -> Any:
+        try:
+            return self[word]
+        except KeyError:
+            return default
+
+    def items(self) -> Any:
+        return [(word, self[word]) for word in self]
+
+    def values(self) -> Any:
+        return [self[word] for word in self]
+
+
+class Root(TyperGroup):
+    """`accord` itself: knows the words without loading what is behind them."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = Commands()
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(word, words) for word, (_, _, words) in WORDS.items()])
+
 
 app = typer.Typer(
     name="accord",
-    help="A federated imaging exchange node: studies sealed at home, shared only under consent.",
+    cls=Root,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
-app.command("init")(init)
-app.command("serve")(serve)
-app.command("doctor")(doctor)
-app.add_typer(devices, name="device")
-app.add_typer(users, name="user")
-app.add_typer(care, name="care")
-app.add_typer(tokens, name="token")
-app.command("import")(import_files)
-app.command("send")(send)
-app.add_typer(logs, name="log")
-app.command("deidentify")(deidentify)
-app.add_typer(hub, name="hub")
-app.command("join")(join)
-app.command("demo")(demo)
+
+@app.callback()
+def accord() -> None:
+    """A federated imaging exchange node: studies sealed at home, shared only under consent."""
 
 
 def main() -> None:
-    """The console script. What the parts log goes to standard error, and only when it matters; `serve` sets its own."""
-    structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-    )
+    """The console script."""
     app()
+
+
+def _loaded(word: str) -> click.Command:
+    """The command as click knows it."""
+    module, name, _ = WORDS[word]
+    with _nothing_collected():
+        thing = getattr(import_module(f"ops.commands.{module}"), name)
+        _quieten()
+    parent = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    parent.callback()(accord)
+    if isinstance(thing, typer.Typer):
+        parent.add_typer(thing, name=word)
+    else:
+        parent.command(word)(thing)
+    group = typer.main.get_command(parent)
+    assert isinstance(group, click.Group)
+    return group.commands[word]
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Nothing is garbage while modules load: to look for it takes a fifth of the start."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _quieten() -> None:
+    """What the parts log goes to standard error, and only when it matters; `serve` sets its own."""
+    import structlog
+
+    if not structlog.is_configured():
+        structlog.configure(
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        )

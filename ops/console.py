@@ -13,8 +13,6 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from consent.errors import AccordError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 
@@ -31,7 +29,6 @@ EXIT_CODES: Mapping[type[AccordError], int] = {
 }
 """0 is success, 1 a failed check, 2 wrong usage; the rest are the error families."""
 
-out = Console(highlight=False, soft_wrap=True)
 JSON_OPTION = typer.Option("--json", help="Print one JSON value instead of words.")
 
 
@@ -40,7 +37,7 @@ def tell(words: str, value: Any, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
     else:
-        out.print(words, markup=False)
+        sys.stdout.write(words + "\n")
 
 
 def tell_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], value: Any, *, as_json: bool) -> None:
@@ -48,10 +45,13 @@ def tell_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], value: Any
     if as_json:
         tell("", value, as_json=True)
         return
+    from rich.console import Console  # takes as long to load as all the rest of the command line
+    from rich.table import Table
+
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    out.print(table)
+    Console(highlight=False, soft_wrap=True).print(table)
 
 
 def fail(error: AccordError, *, as_json: bool) -> typer.Exit:

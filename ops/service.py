@@ -81,8 +81,7 @@ async def until_signalled(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     async with service as addresses:
-        gc.collect()
-        gc.freeze()  # what was built lives as long as the process: later collections need not walk it
+        gc.freeze()  # what was built lives as long as the process: no collection needs to walk it
         gc.enable()
         await log.record(Event(EventKind.NODE_STARTED, "system"))
         _say_ready(addresses, as_json=as_json)

@@ -219,6 +219,11 @@ class Checkpoint:
         return cls(origin, int(size), value, tuple(extensions))
 
 
+def cosigned_by(note: str, verifiers: Sequence[Verifier]) -> tuple[str, ...]:
+    """The names of those of `verifiers` whose cosignature on a checkpoint holds."""
+    return tuple(one.verifier.name for one in Note.parse(note).verify(verifiers))
+
+
 def open_checkpoint(note: str, verifiers: Sequence[Verifier]) -> tuple[Checkpoint, tuple[Vouched, ...]]:
     """Parse a checkpoint and check it: at least one plain signature by one of `verifiers`.
 

@@ -1,1 +1,1 @@
-"""The words of the command line, grouped by what they are about. Each group ends in functions that `ops.cli` registers."""
+"""The words of the command line, grouped by what they are about. `ops.cli` knows each word and loads its module when it is called."""

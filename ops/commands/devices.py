@@ -14,7 +14,7 @@ from consent.vocabulary import EventKind
 from node.access.certificates import read_certificate
 from node.access.devices import SENDING, check_ae_title
 from node.audit.event import Event
-from ops.commands.people import Folder, Json, operator
+from ops.commands.arguments import Folder, Json, operator
 from ops.console import speaks, tell, tell_table
 from ops.foundation import opened
 

@@ -12,7 +12,7 @@ import typer
 from consent.errors import AccordError, Invalid, NotFound
 from consent.principals import Principal
 from consent.vocabulary import Role
-from ops.commands.people import Folder, Json, operator
+from ops.commands.arguments import Folder, Json, operator
 from ops.console import JSON_OPTION, speaks, tell
 from ops.foundation import opened
 from ops.lock import sole_user

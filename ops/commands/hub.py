@@ -12,7 +12,7 @@ from consent.errors import Conflict, Invalid, NotFound
 from consent.vocabulary import EventKind, Role
 from node.audit.log import Event
 from node.config import new_settings
-from ops.commands.people import Folder, Json, operator
+from ops.commands.arguments import Folder, Json, operator
 from ops.console import speaks, tell
 from ops.foundation import create_folder, opened
 from ops.service import serve_hub

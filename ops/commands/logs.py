@@ -8,10 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from consent.vocabulary import EventKind
-from federation.witnessing import cosigned_by
 from node.audit.log import Event
-from node.audit.note import Verifier
-from ops.commands.people import Folder, Json, operator
+from node.audit.note import Verifier, cosigned_by
+from ops.commands.arguments import Folder, Json, operator
 from ops.console import speaks, tell
 from ops.foundation import opened
 

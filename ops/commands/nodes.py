@@ -12,7 +12,7 @@ import typer
 from consent.vocabulary import EventKind, Role
 from node.audit.log import Event
 from node.config import new_settings
-from ops.commands.people import Folder, Json, operator
+from ops.commands.arguments import Folder, Json, operator
 from ops.console import JSON_OPTION, speaks, tell
 from ops.doctor import Finding, examine
 from ops.foundation import create_folder, opened

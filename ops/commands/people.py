@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,8 @@ import typer
 
 from consent.errors import Invalid, NotFound
 from consent.vocabulary import Role
-from ops.console import JSON_OPTION, speaks, tell, tell_table
+from ops.commands.arguments import Folder, Json, operator
+from ops.console import speaks, tell, tell_table
 from ops.foundation import opened
 
 MAX_PASSWORD_FILE_BYTES = 4096
@@ -19,14 +19,6 @@ MAX_PASSWORD_FILE_BYTES = 4096
 users = typer.Typer(help="People who sign in.", no_args_is_help=True)
 care = typer.Typer(help="Treatment relationships.", no_args_is_help=True)
 tokens = typer.Typer(help="Tokens for programs.", no_args_is_help=True)
-
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The node's folder.")]
-Json = Annotated[bool, JSON_OPTION]
-
-
-def operator() -> str:
-    """Who acts, for the log: the account of the operating system."""
-    return f"system:{getpass.getuser()}"
 
 
 @users.command("add")

@@ -11,9 +11,8 @@ from pathlib import Path
 from time import perf_counter
 
 from consent.errors import AccordError
-from ops.console import out
 from ops.demo.region import PEOPLE, Region, founded
-from ops.demo.report import Report
+from ops.demo.report import Report, out
 from ops.demo.story import Story
 
 

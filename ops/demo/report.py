@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 
+from rich.console import Console
+
 from consent.errors import AccordError
-from ops.console import out
 from ops.demo.person import Refused
+
+out = Console(highlight=False, soft_wrap=True)
 
 
 class NotHeld(Exception):

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from consent.errors import Unavailable
 from consent.vocabulary import EventKind
-from federation.witnessing import cosigned_by
-from node.audit.note import Checkpoint, Note
+from node.audit.note import Checkpoint, Note, cosigned_by
 from ops.demo import forgery
 from ops.demo.processes import accord
 from ops.demo.report import NotHeld, hold

@@ -12,9 +12,10 @@ from sqlalchemy import delete, update
 from consent.errors import Corrupt
 from consent.vocabulary import EventKind
 from federation.protocol import PREFIX
-from federation.witnessing import Witnessing, cosigned_by
+from federation.witnessing import Witnessing
 from node.audit.event import Event
 from node.audit.log import Log
+from node.audit.note import cosigned_by
 from node.audit.tables import log_checkpoint, log_entry, witness_state
 from node.audit.witness import AddCheckpoint, Witness
 from node.database import Database

@@ -20,7 +20,7 @@ from consent.errors import Corrupt, Denied
 from consent.vocabulary import EventKind, Role
 from node.access.certificates import read_certificate
 from node.audit.evidence import verify_proof_file
-from ops.cli import app
+from ops.cli import WORDS, app
 from ops.console import EXIT_CODES
 from ops.foundation import opened
 from tests.support.cli import Said, accord
@@ -399,3 +399,11 @@ async def _said(*words: object) -> Said:
     said = await _run(*words)
     assert said.code == 0, said.err
     return said
+
+
+@pytest.mark.requirement("F6")
+def test_the_list_of_commands_says_what_each_says_of_itself() -> None:
+    """`accord --help` is a table of its own, so that it loads no command; it must not drift from them."""
+    for word, (_, _, words) in WORDS.items():
+        own = ROOT.commands[word].help or ""
+        assert " ".join(own.split()).startswith(words.rstrip(".")), word

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import insert
 
 from consent.vocabulary import EventKind
-from federation.witnessing import cosigned_by
 from node.audit.event import Event
+from node.audit.note import cosigned_by
 from node.audit.tables import log_checkpoint
 from ops.demo.forgery import MORE_ENTRIES, rewrite
 from tests.support.region import Region, region

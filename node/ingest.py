@@ -105,6 +105,7 @@ class Ingest:
         self._claims: dict[str, _Claim] = {}
         self._verdicts: dict[_Asked, tuple[CompiledPolicy, datetime, Verdict]] = {}
         self._opening = asyncio.Lock()
+        self._locked: set[str] = set()
         self._storing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Ingest:
@@ -165,7 +166,14 @@ class Ingest:
 
         Call before the doors open.
         """
-        return await recover(self._vault, self._index, self._log, self._database)
+        return await recover(self._vault, self._index, self._log, self._database, self._locked)
+
+    async def recover_unlocked(self) -> int:
+        """A duty: `recover` for the studies whose keys were locked then; return how many instances were indexed."""
+        if not self._locked:
+            return 0
+        await self.flushed()
+        return await recover(self._vault, self._index, self._log, self._database, self._locked, again=True)
 
     async def _name(self, attributes: Attributes, digest: bytes) -> _Named:
         """Give the instance its pseudonyms, hold it against its study, and grade it. Raises Conflict."""

@@ -6,7 +6,7 @@ behind it. A pack that was damaged is named in the log and does not keep the oth
 
 from __future__ import annotations
 
-from consent.errors import Corrupt, Invalid, NotFound
+from consent.errors import Corrupt, Invalid, NotFound, Unavailable
 from consent.vocabulary import EventKind, Outcome
 from node.arrival import ATTRIBUTES_SUFFIX, entry_of
 from node.audit.log import Event, Log
@@ -21,16 +21,28 @@ BATCH = 500
 """Instances that one transaction indexes: a statement names each of them, and databases bound how many it may."""
 
 
-async def recover(vault: Vault, index: Index, log: Log, database: Database) -> int:
-    """Index and log what is missing; return how many instances that were."""
+async def recover(
+    vault: Vault, index: Index, log: Log, database: Database, locked: set[str], *, again: bool = False
+) -> int:
+    """Index and log what is missing; return how many instances that were.
+
+    Studies whose keys are locked are put into `locked`; `again` looks at these only, and takes out what was recovered.
+    """
     indexed = await index.indexed_to()
     found = 0
     for study, size in await vault.studies():
-        if size > indexed.get(study, 0):
-            try:
-                found += await _recover_study(vault, index, log, database, study, indexed.get(study, 0))
-            except (Corrupt, Invalid, NotFound) as error:
-                await _report(log, study, error.message)
+        if size <= indexed.get(study, 0) or (again and study not in locked):
+            continue
+        try:
+            found += await _recover_study(vault, index, log, database, study, indexed.get(study, 0))
+        except (Corrupt, Invalid, NotFound) as error:
+            await _report(log, study, error.message)
+        except Unavailable as error:
+            if error.code != "grade-locked":
+                raise
+            locked.add(study)
+            continue
+        locked.discard(study)
     return found
 
 

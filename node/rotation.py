@@ -42,9 +42,7 @@ class Progress:
 class Rotation:
     """Rotates and rewraps the keys of one node."""
 
-    def __init__(
-        self, keys: KeyRing, database: Database, log: Log, policies: Policies, clock: Clock
-    ) -> None:
+    def __init__(self, keys: KeyRing, database: Database, log: Log, policies: Policies, clock: Clock) -> None:
         self._keys = keys
         self._database = database
         self._log = log
@@ -134,4 +132,7 @@ class Rotation:
 def max_ages(parameters: Parameters) -> dict[Grade, timedelta]:
     """How old the active version of each grade may become."""
     usual = timedelta(days=parameters.kek_max_age_days)
-    return {**dict.fromkeys(Grade, usual), Grade.RESTRICTED: timedelta(days=parameters.restricted_kek_max_age_days)}
+    return {
+        **dict.fromkeys(Grade, usual),
+        Grade.RESTRICTED: timedelta(days=parameters.restricted_kek_max_age_days),
+    }

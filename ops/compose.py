@@ -71,6 +71,8 @@ if TYPE_CHECKING:
 SESSION_SWEEP_SECONDS = 60.0
 OPENING_SWEEP_SECONDS = 5.0
 KEY_SECONDS = 3600.0
+UNLOCKED_SECONDS = 30.0
+"""How soon studies are indexed that a crash left behind and whose keys were locked at the start."""
 FINDING_SECONDS = 2.0
 """How soon what the log says becomes a finding."""
 CHECK_SECONDS = 60.0
@@ -221,6 +223,7 @@ async def build_node(foundation: Foundation) -> Node:
     )
     findings = Findings(base.database, base.log, base.clock)
     jobs = Jobs(_duties(base, gateway, exchange, doors, watch), base.clock)
+    jobs.add(_index_unlocked(archive.ingest))
     for duty in _oversight(base, archive, findings, jobs, registry):
         jobs.add(duty)
     exchange.doorway.hold(lambda: jobs.wake("roster"))
@@ -293,6 +296,9 @@ def people_services(base: Foundation) -> dict[web.AppKey[Any], Any]:
         people.SETTINGS: base.settings,
         people.DATABASE: base.database,
         people.OPENINGS: Openings(),
+        people.KEYS: base.keys,
+        people.ROTATION: base.rotation,
+        people.GRADE_LOCKS: base.grade_locks,
     }
 
 
@@ -488,11 +494,7 @@ def _duties(
     every = base.settings.intervals
 
     async def keys() -> None:
-        from datetime import timedelta
-
-        await base.keys.rotate_due(timedelta(days=base.policies.parameters.kek_max_age_days))
-        while await base.keys.rewrap():
-            pass
+        await base.rotation.run()
 
     async def proposals() -> None:
         await base.approvals.close_expired()
@@ -542,6 +544,13 @@ def _oversight(
         Job("checks", CHECK_SECONDS, checks.look, delay_seconds=FINDING_SECONDS),
         Job("verify", VERIFY_SECONDS, checks.verify_log, delay_seconds=VERIFY_SECONDS / 24),
     ]
+
+
+def _index_unlocked(ingest: Ingest) -> Job:
+    async def run() -> None:
+        await ingest.recover_unlocked()
+
+    return Job("unlocked", UNLOCKED_SECONDS, run, delay_seconds=UNLOCKED_SECONDS)
 
 
 def _when_member(members: Members, duty: Any) -> Any:

@@ -25,12 +25,15 @@ from node.audit.log import Log
 from node.clock import TrustedClock
 from node.config import Settings, load_settings, write_settings
 from node.database import Database
+from node.grade_locks import GradeLocks
 from node.identity import Identity
 from node.index import Pseudonyms
 from node.policies import Policies, shipped_cedar
 from node.records import Records
+from node.rotation import Rotation
 from node.vault.custody import Custody, credentials
 from node.vault.custody.keystore import Keystore
+from node.vault.custody.two_person import TwoPersonKeystore
 from node.vault.keys import KeyRing
 from ops.lock import holds, sole_user
 from ops.migrate import migrate, schema_of
@@ -60,6 +63,9 @@ class Foundation:
     sessions: Sessions
     care: Care
     approvals: Approvals
+    custody: Custody
+    rotation: Rotation
+    grade_locks: GradeLocks
 
 
 def create_folder(settings: Settings) -> None:
@@ -136,6 +142,12 @@ def open_custody(settings: Settings, *, create: bool = False) -> Custody:
             return _open_keystore(settings)
 
 
+def _two_person(settings: Settings) -> TwoPersonKeystore | None:
+    """The keystore of the grade that two people unlock, locked; None where the settings name none."""
+    named = settings.custody.two_person_keystore
+    return TwoPersonKeystore.open(settings.path(Path(named))) if named else None
+
+
 def _open_keystore(settings: Settings) -> Keystore:
     path = settings.path(settings.keys.keystore)
     source = settings.custody.credential
@@ -163,11 +175,12 @@ async def opened(folder: Path, *, upgrade: bool = True) -> AsyncIterator[Foundat
     """
     settings = load_settings(folder)
     custody = open_custody(settings)
+    two_person = _two_person(settings)
     database = Database(settings.database_url)
     passwords = Passwords()
     try:
         await _require_schema(settings, database, upgrade)
-        yield await _found(settings, custody, database, passwords)
+        yield await _found(settings, custody, two_person, database, passwords)
     finally:
         passwords.close()
         await database.close()
@@ -203,10 +216,15 @@ async def _require_schema(settings: Settings, database: Database, upgrade: bool)
 
 
 async def _found(
-    settings: Settings, custody: Custody, database: Database, passwords: Passwords
+    settings: Settings,
+    custody: Custody,
+    two_person: TwoPersonKeystore | None,
+    database: Database,
+    passwords: Passwords,
 ) -> Foundation:
     clock = TrustedClock()
-    keys = KeyRing(custody, database, clock)
+    guarded = {} if two_person is None else {two_person.grade: two_person}
+    keys = KeyRing(custody, database, clock, guarded=guarded)
     identity = await Identity.load_or_create(keys.secret, settings.node.id, settings.node.name)
     log = Log(
         database,
@@ -261,6 +279,9 @@ async def _found(
         ),
         care=Care(database, log, clock, key=key),
         approvals=Approvals(database, records, log, clock, node_id=identity.node_id, key=identity.signing),
+        custody=custody,
+        rotation=Rotation(keys, database, log, policies, clock),
+        grade_locks=GradeLocks(guarded, keys, log, clock),
     )
 
 

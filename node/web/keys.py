@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from node.database import Database
     from node.dicom.watch import DeviceWatch
     from node.gateway import Gateway
+    from node.grade_locks import GradeLocks
     from node.identity import Identity
     from node.index import Index, Pseudonyms
     from node.ingest import Ingest
     from node.policies import Policies
     from node.records import Records
+    from node.rotation import Rotation
+    from node.vault.keys import KeyRing
     from node.web.metrics import HttpMetrics
     from node.web.openings import Openings
 
@@ -50,4 +53,7 @@ MEMBERS: web.AppKey[Callable[[], Mapping[str, str]]] = web.AppKey("members")
 """The other hospitals of the region, name by node id; absent at a node that has not joined one."""
 METRICS: web.AppKey[HttpMetrics] = web.AppKey("metrics")
 DEVICE_WATCH: web.AppKey[DeviceWatch] = web.AppKey("device-watch")
+KEYS: web.AppKey[KeyRing] = web.AppKey("keys")
+ROTATION: web.AppKey[Rotation] = web.AppKey("rotation")
+GRADE_LOCKS: web.AppKey[GradeLocks] = web.AppKey("grade-locks")
 OPENINGS: web.AppKey[Openings] = web.AppKey("openings")

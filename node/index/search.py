@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, and_, or_, select, tuple_
@@ -92,6 +93,8 @@ class _Plan:
     named: frozenset[str] | None
     allowed: ColumnElement[bool] | None
     shows: Test | None
+    narrow: bool = False
+    """Whether an index finds the few rows there can be."""
 
     def answers(self, match: Match) -> bool:
         """Whether an opened row passes every test, and may be shown."""
@@ -176,7 +179,11 @@ class Search:
         allowed = visible.condition()
         if allowed is not None:
             conditions.append(allowed)
-        return _Plan(tuple(conditions), tests, named, allowed, shows)
+        narrow = query.level is not Level.INSTANCE and any(
+            keyword in _NARROWING and not is_wild(value) and value != EMPTY
+            for keyword, value in query.keys.items()
+        )
+        return _Plan(tuple(conditions), tests, named, allowed, shows, narrow)
 
     async def _with_totals(self, match: Match, plan: _Plan) -> Match:
         """A patient's answer with the counts of what the asker may find of that patient."""
@@ -222,8 +229,9 @@ class Search:
         statement = statement.where(*plan.conditions).limit(size)
         opened = 0
         after: tuple[Any, ...] | None = None
+        read = self._reads.point if plan.narrow else self._reads.rows
         while True:
-            page = await self._reads.rows(_behind(statement, order, after, level))
+            page = await read(_behind(statement, order, after, level))
             for row in page:
                 if plan.named is None or row.study in plan.named:
                     yield row
@@ -289,6 +297,10 @@ _SERIES_COLUMNS = (
 _INSTANCE_COLUMNS = (INSTANCES.c.instance, INSTANCES.c.number, INSTANCES.c.sealed.label("instance_sealed"))
 
 
+_NARROWING = frozenset({"StudyInstanceUID", "PatientID", "AccessionNumber"})
+
+
+@cache
 def _statement(level: Level) -> tuple[Select[Any], tuple[ColumnElement[Any], ...]]:
     """The SELECT of a level and what it is ordered by: studies newest first, patients one after the other, the rest as in
     the study."""

@@ -93,6 +93,8 @@ STATE_TONES: Final = {
     FindingState.ACKNOWLEDGED: "info",
     FindingState.RESOLVED: "good",
 }
+RESOLVED_BY_ITSELF: Final = (N_("The condition is over."), N_("It has worked since."))
+"""What `findings` writes as the words of a resolution that no person made."""
 CHOICES: Final[Mapping[str, tuple[FindingState, ...]]] = {
     "living": LIVING,
     "open": (FindingState.OPEN,),

@@ -217,6 +217,19 @@ class DeviceRegistry:
             await self._tell(tx, EventKind.DEVICE_CERTIFICATE_RENEWED, by, detail)
         return await self.device(ae_title)
 
+    async def move_device(self, ae_title: str, address: str, *, by: str = "system") -> Device:
+        """Give a registered device another address or range; all else stays. Raises NotFound, Invalid, Conflict."""
+        place = check_address(address)
+        async with self._rows.writing() as tx:
+            row = await self._device_row(tx, ae_title, lock=True)
+            device = self._device_of(row)
+            device.require_in_service()
+            check_port(device.port, place)
+            await self._write(tx, row, {"address": place})
+            detail = {"ae_title": ae_title, "address": place, "before": device.address}
+            await self._tell(tx, EventKind.DEVICE_CHANGED, by, detail)
+        return await self.device(ae_title)
+
     async def end_overlap(self, ae_title: str, *, by: str = "system") -> None:
         """Let the former certificate in no more, before its overlap is over. Raises NotFound."""
         async with self._rows.writing() as tx:

@@ -130,6 +130,7 @@ def install(
         person_name=text.format_person_name,
         bytes=text.format_bytes,
         tone=words.tone,
+        actor=words.actor,
     )
     environment.globals.update(static=site.url, languages=LANGUAGES)
     app.add_routes([web.get("/static/{name:.+}", static_file), web.post("/language", choose_language)])

@@ -142,6 +142,14 @@ def word(value: object) -> str:
     return str(value)
 
 
+def actor(value: str) -> str:
+    """Who did something, as a person reads it: the login, the AE title, the member; the node itself in words."""
+    kind, _sep, name = value.partition(":")
+    if kind in ("job", "system") and (kind == "job" or not name):
+        return _("This node")
+    return name.partition("@")[0] if kind == "person" else name or value
+
+
 def tone(outcome: Outcome) -> str:
     """The colour of an outcome."""
     return {Outcome.DONE: "good", Outcome.REFUSED: "warn", Outcome.FAILED: "bad"}[outcome]

@@ -20,6 +20,9 @@ from consent.vocabulary import Role
 from node.access.sessions import Sessions
 from node.config import DicomSection, NodeSection, Settings
 from node.consents import Consents
+from node.dicom.gate import Gate
+from node.dicom.services import Services
+from node.dicom.watch import DeviceWatch
 from node.tls import client_context, server_context
 from node.web import keys
 from node.web.api import NAV, ROUTES
@@ -91,6 +94,10 @@ async def portal(
     consents = Consents(
         node.database, node.records, node.log, node.policies, node.care, node.identity, node.clock
     )
+    gate = Gate(node.registry, Services(node.ingest, node.log), node.clock, "ACCORD")
+    watch = DeviceWatch(
+        database=node.database, log=node.log, clock=node.clock, registry=node.registry, gate=gate
+    )
     settings = Settings(
         node=NodeSection(id=node.node_id, name="General Hospital", ae_title="ACCORD"),
         dicom=DicomSection(),
@@ -119,6 +126,7 @@ async def portal(
             keys.IDENTITY: node.identity,
             keys.DATABASE: node.database,
             keys.SETTINGS: settings,
+            keys.DEVICE_WATCH: watch,
             **(services or {}),
         },
     )

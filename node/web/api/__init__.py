@@ -10,7 +10,7 @@ from typing import Final
 
 from aiohttp import web
 
-from node.web.api import care, consents, log, session, studies
+from node.web.api import care, consents, devices, log, session, studies
 from node.web.portal.routes import NAV
 from node.web.portal.routes import ROUTES as PAGES
 
@@ -22,5 +22,6 @@ ROUTES: Final[list[web.RouteDef]] = [
     *care.ROUTES,
     *consents.ROUTES,
     *log.ROUTES,
+    *devices.ROUTES,
     *PAGES,
 ]

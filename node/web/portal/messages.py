@@ -37,6 +37,8 @@ KEYWORDS: Final[dict[str, tuple[int, ...] | None]] = {
 }
 SPOKEN: Final = {"Denied", "NotFound", "Conflict", "Invalid", "Unavailable", "Corrupt", "Deny"}
 """Calls whose literal words reach a person: as the message, the way out, or a reason."""
+WORDED: Final = "Words"
+"""Calls whose every literal reaches a person: sentences with places for values."""
 SPOKEN_PLACES: Final = (
     "consent/refusals.py",
     "consent/grants.py",
@@ -73,6 +75,8 @@ SPOKEN_PLACES: Final = (
     "federation/roster.py",
     "learning/api.py",
     "learning/plans.py",
+    "ops/findings.py",
+    "ops/sightings.py",
 )
 HEADER: Final = "# What the portal says. Kept by: python -m node.web.portal.messages extract"
 
@@ -205,6 +209,12 @@ def _spoken(path: Path) -> Iterator[str]:
             for part in ast.walk(node):
                 if _is_sentence(part):
                     yield part.value  # type: ignore[attr-defined]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == WORDED:
+            yield from (
+                part.value
+                for part in node.args
+                if isinstance(part, ast.Constant) and re.search("[A-Za-z]{2}", re.sub(r"%\(\w+\)s", "", part.value))
+            )
         elif rules and _is_sentence(node) and id(node) not in docs:
             yield node.value  # type: ignore[attr-defined]
 

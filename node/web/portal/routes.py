@@ -10,7 +10,19 @@ from consent.emergency import REVIEWERS
 from consent.principals import CLINICAL
 from consent.vocabulary import Role
 from node.web.pages import NavItem
-from node.web.portal import account, care, consents, emergency, home, log, sign_in, staff, studies, viewer
+from node.web.portal import (
+    account,
+    care,
+    consents,
+    devices,
+    emergency,
+    home,
+    log,
+    sign_in,
+    staff,
+    studies,
+    viewer,
+)
 from node.web.text import N_
 
 CLINICIANS: Final = tuple(sorted(CLINICAL))
@@ -76,6 +88,7 @@ ROUTES: Final[list[web.RouteDef]] = [
     *consents.ROUTES,
     *care.ROUTES,
     *staff.ROUTES,
+    *devices.ROUTES,
     *log.ROUTES,
     *account.ROUTES,
 ]

@@ -1,4 +1,4 @@
-"""People and devices, for hospital IT: who has an account, which devices may send. Words first, codes second."""
+"""People, for hospital IT: who has an account. Words first, codes second."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from aiohttp import web
 from consent.errors import AccordError, Denied, Invalid
 from consent.principals import PEOPLE, Principal
 from consent.vocabulary import Action, Role
-from node.access.certificates import MAX_CERTIFICATE_CHARACTERS
-from node.access.devices import DeviceState
 from node.web.decisions import permitted
-from node.web.inputs import choice_of, text_of
-from node.web.keys import CLOCK, IDENTITY, REGISTRY, SESSIONS, SETTINGS
-from node.web.kit import body_limit, render
+from node.web.inputs import choice_of
+from node.web.keys import REGISTRY, SESSIONS
+from node.web.kit import render
 from node.web.problems import Problem, problem_of
 from node.web.text import N_
 
@@ -68,56 +66,6 @@ async def change_person(request: web.Request) -> web.StreamResponse:
     raise web.HTTPSeeOther("/people")
 
 
-async def devices_page(request: web.Request) -> web.Response:
-    """GET /devices"""
-    await permitted(request, Action.ADMINISTER)
-    return await _devices(request)
-
-
-@body_limit(MAX_CERTIFICATE_CHARACTERS * 2)
-async def add_device(request: web.Request) -> web.StreamResponse:
-    """POST /devices {ae_title, address, channel: issue | certificate | plain, …}"""
-    person = await permitted(request, Action.ADMINISTER)
-    form = await request.post()
-    channel = str(form.get("channel", ""))
-    ae_title = str(form.get("ae_title", "")).strip()
-    issued = None
-    try:
-        certificate, reason = None, None
-        if channel == "issue":
-            issued = request.app[IDENTITY].issue_device_certificate(ae_title, request.app[CLOCK].now())
-            certificate = issued.certificate.decode()
-        elif channel == "certificate":
-            certificate = str(form.get("certificate", ""))
-        else:
-            reason = str(form.get("reason", ""))
-        await request.app[REGISTRY].add_device(
-            ae_title,
-            str(form.get("address", "")),
-            certificate,
-            reason,
-            department=str(form.get("department", "")).strip()[:120] or None,
-            by=person.actor,
-        )
-    except AccordError as error:
-        return await _devices(request, problem=problem_of(error), given=form)
-    if issued is not None:
-        return await _devices(request, issued=(ae_title, (issued.certificate + issued.key).decode()))
-    raise web.HTTPSeeOther("/devices")
-
-
-async def change_device(request: web.Request) -> web.StreamResponse:
-    """POST /devices/{ae_title} {state, reason}"""
-    person = await permitted(request, Action.ADMINISTER)
-    form = await request.post()
-    state = choice_of(DeviceState, str(form.get("state", "")), "state")
-    reason = text_of(form, "reason", limit=500)
-    await request.app[REGISTRY].set_device_state(
-        request.match_info["ae_title"], state, by=person.actor, reason=reason
-    )
-    raise web.HTTPSeeOther("/devices")
-
-
 async def _people(
     request: web.Request,
     *,
@@ -130,22 +78,6 @@ async def _people(
     return render(request, "people.html", context, status=problem.status if problem else 200)
 
 
-async def _devices(
-    request: web.Request, *, problem: Problem | None = None, given: Any = None, issued: Any = None
-) -> web.Response:
-    devices = await request.app[REGISTRY].devices()
-    settings = request.app[SETTINGS]
-    context = {
-        "devices": devices,
-        "problem": problem,
-        "given": dict(given or {}),
-        "issued": issued,
-        "ae_title": settings.node.ae_title,
-        "dicom": settings.dicom,
-    }
-    return render(request, "devices.html", context, status=problem.status if problem else 200)
-
-
 def _not_oneself(person: Principal, login: str) -> None:
     if person.id == login:
         raise Denied(N_("Nobody closes their own account."), mend=N_("Ask another administrator."))
@@ -155,7 +87,4 @@ ROUTES = [
     web.get("/people", people_page),
     web.post("/people", add_person),
     web.post("/people/{login}", change_person),
-    web.get("/devices", devices_page),
-    web.post("/devices", add_device),
-    web.post("/devices/{ae_title}", change_device),
 ]

@@ -305,7 +305,7 @@ async def test_devices_get_a_certificate_bring_their_own_or_give_a_reason(hospit
         assert "Plain DICOM needs a reason in words." in page and 'value="10.1.2.3"' in page
         await send(client, "/devices", 400, **{**form, "address": "here"}, channel="issue")
         await send(client, "/devices/MR1", state="maintenance")
-        assert "Maintenance" in await fetch(client, "/devices")
+        assert "In maintenance" in await fetch(client, "/devices")
         await send(client, "/devices/MR1", 400, state="broken")
 
 

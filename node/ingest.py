@@ -1,7 +1,7 @@
 """The one way in: digest → decide → grade → seal → durable → acknowledge → index and log.
 
 C-STORE, STOW-RS, import and edge forwarding hand an `Arrival` to `Ingest.receive`; when it returns, the instance
-is durable in its study's pack, sealed. Index rows and the log entry follow within milliseconds in one
+is durable in its study's pack, sealed. Index rows and the log entry follow within a second in one
 transaction (`flusher`); after a crash `recovery` finds them in the packs again.
 
 Invariants: one SOP Instance UID keeps the bytes it first came with; a study belongs to one patient; an instance

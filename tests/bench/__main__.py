@@ -20,16 +20,24 @@ from pathlib import Path
 
 from tests.bench import ingest, retrieve
 from tests.bench.results import Results
+from tests.bench.rewrap import rewrap
 from tests.bench.servers import Stage, find, stage
 from tests.bench.workload import SLICES, write_tiny
 
 SECTIONS = ("cstore", "stow", "wado", "metadata", "rendered", "qido")
+ALONE = "rewrap"
+"""Measured without any server, and only when it is named: it is the node's own work."""
 PARALLEL = 4
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the report."""
     given = _parser().parse_args(arguments)
+    if ALONE in given.only:
+        with tempfile.TemporaryDirectory(prefix="accord-bench-", dir=given.folder) as folder:
+            sys.stdout.write(rewrap(Path(folder), Results(), keys=given.keys) + "\n")
+        if given.only == [ALONE]:
+            return
     if shutil.which("storescu") is None:
         sys.stdout.write("Nothing is measured: DCMTK's storescu is not installed.\n")
         return
@@ -96,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=int, default=5, help="how often each throughput is measured")
     parser.add_argument("--slices", type=int, default=SLICES, help="512×512 slices in a CT study")
     parser.add_argument("--studies", type=int, default=2000, help="small studies for the searches")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--only", nargs="+", choices=(*SECTIONS, ALONE), default=list(SECTIONS))
+    parser.add_argument("--keys", type=int, default=1_000_000, help="study keys to rewrap")
     parser.add_argument(
         "--folder", type=Path, help="where the servers keep their data; the disk that is tested"
     )

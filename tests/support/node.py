@@ -7,7 +7,7 @@ restart. Time stands still until a test moves `node.clock`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import node.schema
 from consent.policy import Parameters
 from consent.principals import Principal
-from consent.vocabulary import EventKind, Role
+from consent.vocabulary import EventKind, Grade, Role
 from node.access.care import Care
 from node.access.passwords import Passwords
 from node.access.registry import Registry
@@ -30,6 +30,7 @@ from node.policies import Policies
 from node.records import Records
 from node.vault.blobs import FileBlobs
 from node.vault.custody.keystore import Effort, Keystore
+from node.vault.keks import GuardedCustody
 from node.vault.keys import KeyRing
 from node.vault.vault import Vault
 from tests.support.clock import FakeClock
@@ -120,6 +121,7 @@ async def small_node(
     node_id: str = "a-general",
     clock: FakeClock | None = None,
     parameters: Parameters | None = None,
+    guarded: Mapping[Grade, GuardedCustody] | None = None,
 ) -> AsyncIterator[NodeFixture]:
     """Build, recover and run a node in `path`, or start again the one that is there."""
     clock = clock or FakeClock()
@@ -131,7 +133,7 @@ async def small_node(
         if keystore.exists()
         else Keystore.create(keystore, CREDENTIAL, effort=QUICK)
     )
-    keys = KeyRing(custody, database, clock)
+    keys = KeyRing(custody, database, clock, guarded=guarded)
     identity = await Identity.load_or_create(keys.secret, node_id, "General Hospital")
     log = Log(
         database,

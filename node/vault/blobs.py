@@ -65,8 +65,7 @@ class Appendable(Protocol):
         ...
 
     def write(self, parts: Sequence[Buffer], offset: int) -> None:
-        """Write the parts one after the other from `offset`; durable after `sync`. They must not change any more, ever:
-        a copy may still be written when `sync` has returned."""
+        """Write the parts one after the other from `offset`; durable after `sync`. See `keeps_parts`."""
         ...
 
     def sync(self) -> None:
@@ -294,9 +293,7 @@ class FileBlobs:
             sync_folder(source.parent)
 
     def _path(self, name: str) -> Path:
-        if NAME_PATTERN.fullmatch(name) is None:
-            raise Invalid("This is not the name of a blob.", code="blob-name")
-        stem = name.partition(".")[0]
+        stem = check_name(name).partition(".")[0]
         return self.root / stem[-2:] / name
 
     def _beside(self, name: str) -> Path:
@@ -403,6 +400,13 @@ class FileAppendable:
         os.close(self._descriptor)
         if self._direct is not None:
             os.close(self._direct)
+
+
+def check_name(name: str) -> str:
+    """Return `name` when it is a blob's; raise Invalid: it becomes a file name."""
+    if NAME_PATTERN.fullmatch(name) is None:
+        raise Invalid("This is not the name of a blob.", code="blob-name")
+    return name
 
 
 @contextmanager

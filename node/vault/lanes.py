@@ -177,16 +177,28 @@ class Lane:
 
         self._give(work, vote)
 
-    def cut(self, size: int, vote: Vote) -> None:
-        """Cut the end off, also after a failure; what was on its way before is done first."""
+    def cut(self, size: int) -> Future[None]:
+        """Cut the end off, also after a failure; what was on its way before is done first.
+
+        A copy that ended before is behind and stays so; a longer one is in order again.
+        """
+        done: Future[None] = Future()
 
         def work() -> None:
-            self.root.require_present()
-            if self.file.size() > size:
-                self.file.truncate(size)
-            self.error = None
+            try:
+                self.root.require_present()
+                ends = self.file.size()
+                if ends > size:
+                    self.file.truncate(size)
+                if ends >= size and not self.file.gone:
+                    self.error = None
+            except AccordError as error:
+                done.set_exception(error)
+                raise
+            done.set_result(None)
 
-        self._give(work, vote, always=True)
+        self._give(work, None, always=True)
+        return done
 
     def then(self, work: Callable[[], None]) -> None:
         """Do something after all that was given before, whatever became of it."""
@@ -229,14 +241,9 @@ class Lane:
             self._running = True
         try:
             self.root.submit(self._work_off)
-        except RuntimeError:  # its threads were ended
-            with self._turn:
-                self._running = False
-                self._tasks.clear()
-            error = Unavailable(f"Storage root {self.root.number} is closed.", code="storage")
-            self._fail(error)
-            if vote is not None:
-                vote.no(error)
+        except RuntimeError:  # its threads were ended: what is left fails here, in its order
+            self._fail(Unavailable(f"Storage root {self.root.number} is gone.", code="storage"))
+            self._work_off()
 
     def _work_off(self) -> None:
         while True:

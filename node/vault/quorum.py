@@ -9,7 +9,7 @@ set nothing is written.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import ismount
 from pathlib import Path
@@ -118,6 +118,11 @@ class Quorum:
         return [slot.root for slot in self.slots if slot.root is not None and slot.root.id in members]
 
     @property
+    def readable(self) -> list[Root]:
+        """Every root that is there, the best first."""
+        return [*self.in_sync, *self.back, *self.others]
+
+    @property
     def missing(self) -> frozenset[str]:
         """Ids of roots in sync that are not there, or were away."""
         return self.membership.in_sync - {root.id for root in self.in_sync}
@@ -137,6 +142,7 @@ class Quorum:
             if not self.membership.roots:
                 self._first_time()
             self._require_newest()
+            self.doubted = set(self.membership.in_sync)
 
     def require_open(self) -> None:
         """Raise Unavailable, in words, while nothing may be written."""
@@ -164,7 +170,9 @@ class Quorum:
             if any(root.lagging for root in rest):
                 raise below_quorum("Another storage root is being brought level first.")
             settled()
-            replaced = any(slot.root and slot.root.id != root_id for slot in self.slots if slot.number == row.number)
+            replaced = any(
+                slot.root and slot.root.id != root_id for slot in self.slots if slot.number == row.number
+            )
             rows = [one for one in self.membership.roots if one.id != root_id]
             if not replaced:
                 rows.append(replace(row, in_sync=False, since=self._clock.now()))
@@ -351,6 +359,21 @@ def below_quorum(words: str) -> Unavailable:
         f"{words} Nothing was stored.",
         mend="Bring the missing storage roots back, then send again: accord replicas status DIR",
         code="below-quorum",
+    )
+
+
+def not_enough(failures: Iterable[AccordError]) -> Unavailable:
+    """The error when fewer roots than the quorum did what all should."""
+    reasons = [error.message for error in failures]
+    return below_quorum(" ".join(dict.fromkeys(reasons)) or "Too few storage roots can be written.")
+
+
+def nothing_to_read() -> Unavailable:
+    """The error when no root is there to read from."""
+    return Unavailable(
+        "No storage root can be read.",
+        mend="Bring a storage root back: accord replicas status DIR",
+        code="storage",
     )
 
 

@@ -21,7 +21,7 @@ from node.vault.pack import FRAME_BYTES, Head, Read, Span, Survey, corrupt_pack,
 
 WINDOW_BYTES = 1024 * 1024
 LAST_GROUP = -1
-"""For `merge`: read the bodies of the last group only."""
+"""For `merge`: read the bodies of each copy's last group, and what other copies have behind that."""
 
 Pace = Callable[[int], None]
 """Told of bytes before they are read or written; it may wait, so that others come first."""
@@ -137,7 +137,7 @@ def merge(
     walked = _akin(walked, head)
     same = [one.copy for one in walked]
     if bodies_from == LAST_GROUP:
-        bodies_from = max((one.found.spans[-1].base for one in walked if one.found.spans), default=0)
+        bodies_from = min((last_base(one.found) for one in walked if one.found.spans), default=0)
     holders = frozenset(copy.root for copy in same if copy.read(0, len(head.data)) == head.data)
     merged = Merged(
         [Piece(0, len(head.data), holders)], len(head.data), head.generation, frozenset(c.root for c in same)
@@ -174,6 +174,11 @@ def carry(
     if written:
         into.sync()
     return written
+
+
+def last_base(found: Survey) -> int:
+    """Where the last group begins: whatever comes before was durable when that was begun."""
+    return next((span.base for span in reversed(found.spans) if span.stored is not None), 0)
 
 
 def alike(copies: Sequence[Copy], start: int = 0) -> bool:

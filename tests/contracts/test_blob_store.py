@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from consent.errors import Conflict, Invalid, NotFound, Unavailable
+from consent.errors import Conflict, Corrupt, Invalid, NotFound, Unavailable
 from node.vault.blobs import Appendable, BlobStore, FileBlobs, Read
+from tests.support.rack import Rack
 
 NAME, OTHER = "st_" + "a" * 26 + ".pack", "st_" + "b" * 26 + ".pack"
-STORES: dict[str, Callable[[Path], BlobStore]] = {"files": FileBlobs}
 
 
-@pytest.fixture(params=sorted(STORES))
-def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], BlobStore]:
+@pytest.fixture(params=["files", "replicas"])
+def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], BlobStore]]:
     """Opens the same store anew, as after a restart."""
-    return lambda: STORES[request.param](tmp_path / "store")
+    if request.param == "files":
+        yield lambda: FileBlobs(tmp_path / "store")
+        return
+    with Rack(tmp_path, 3) as rack:
+        yield rack.start
 
 
 def test_what_was_put_is_there_after_a_restart(reopen: Callable[[], BlobStore]) -> None:
@@ -64,6 +68,32 @@ def test_a_blob_is_replaced_whole_or_not_at_all(reopen: Callable[[], BlobStore])
     writer.close()
     assert reopen().read(NAME, 0, 100) == b"new ones"
     assert list(reopen().names()) == [(NAME, 8)]
+
+
+def test_a_rewritten_blob_is_made_from_the_old_one(reopen: Callable[[], BlobStore]) -> None:
+    """Whoever rewrites is handed the old bytes and their length; without an old blob there is nothing to rewrite."""
+    store = reopen()
+    store.put(NAME, [b"hello world"])
+    store.rewritten(NAME, lambda read, size, blob: blob.write([read(6, size)], 0))
+    assert store.read(NAME, 0, 100) == b"world"
+    with pytest.raises(NotFound):
+        store.rewritten(OTHER, lambda read, size, blob: None)
+    assert sorted(store.names()) == [(NAME, 5)]
+
+
+def test_what_is_proved_is_what_its_user_makes_of_it(reopen: Callable[[], BlobStore]) -> None:
+    """`proved` hands over a whole copy and its length; what its user says of bad bytes is raised."""
+    store = reopen()
+    store.put(NAME, [b"hello world"])
+    assert store.proved(NAME, lambda read, size: (read(6, 100), size)) == (b"world", 11)
+
+    def spoilt(read: Read, size: int) -> None:
+        raise Corrupt("not what was written")
+
+    with pytest.raises(Corrupt, match="not what was written"):
+        store.proved(NAME, spoilt)
+    with pytest.raises(NotFound):
+        store.proved(OTHER, lambda read, size: size)
 
 
 def test_append_makes_extends_and_cuts(reopen: Callable[[], BlobStore]) -> None:

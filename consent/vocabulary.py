@@ -166,6 +166,8 @@ class EventKind(StrEnum):
     FINDING_OPENED = "FindingOpened"
     FINDING_ACKNOWLEDGED = "FindingAcknowledged"
     FINDING_RESOLVED = "FindingResolved"
+    ACCESS_ROWS_SEALED = "AccessRowsSealed"
+    ACCESS_ROWS_ACCEPTED = "AccessRowsAccepted"
     REPLICA_DEGRADED = "ReplicaDegraded"
     REPLICA_HEALED = "ReplicaHealed"
     PACK_COMPACTED = "PackCompacted"

@@ -9,10 +9,12 @@ block has ended without an error, what it wrote is durable.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, BigInteger, Connection, Dialect, MetaData, create_engine, event
@@ -41,6 +43,7 @@ READ_THREADS = 2
 READ_MEND = "Try again; if it lasts, look at the disk and run `accord doctor`."
 WRITE_MEND = "Free disk space or end the other process that uses this folder, then try again."
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_CARRIED = "accord-carried"
 
 
 def microseconds(value: datetime) -> int:
@@ -63,6 +66,26 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
         return None if value is None else _EPOCH + timedelta(microseconds=value)
+
+
+@dataclass
+class Carried:
+    """What a transaction has with it besides its statements.
+
+    `rows` is the state of the sealed rows that it made, for the next log entry in it (`node.access.ledger`);
+    `afterwards` is awaited once it has ended, either way, and before anybody hears how it ended; `began` (seconds,
+    monotonic) is no later than what it reads.
+    """
+
+    began: float = field(default_factory=monotonic)
+    rows: int | None = None
+    afterwards: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+
+
+def carried(connection: Connection | Tx) -> Carried:
+    """What the present transaction of this connection has with it."""
+    found: Carried = connection.info.setdefault(_CARRIED, Carried())
+    return found
 
 
 class Database:
@@ -91,18 +114,24 @@ class Database:
 
         Raises Unavailable when the disk is full or another process holds the database too long.
         """
-        with _errors_in_words("write", WRITE_MEND):
-            async with self._writer, self._engine.connect() as connection:
-                try:
-                    if self._engine.dialect.name == "sqlite":
-                        await connection.exec_driver_sql("BEGIN IMMEDIATE")
-                    else:
-                        await connection.begin()
-                    yield connection
-                    await connection.commit()
-                except BaseException:
-                    await connection.rollback()
-                    raise
+        with_it = Carried()
+        try:
+            with _errors_in_words("write", WRITE_MEND):
+                async with self._writer, self._engine.connect() as connection:
+                    connection.info[_CARRIED] = with_it
+                    try:
+                        if self._engine.dialect.name == "sqlite":
+                            await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                        else:
+                            await connection.begin()
+                        yield connection
+                        await connection.commit()
+                    except BaseException:
+                        await connection.rollback()
+                        raise
+        finally:
+            for duty in with_it.afterwards:
+                await duty()
 
     async def write_in_one(self, work: Callable[[Connection], T]) -> T:
         """A transaction like `write` that is all `work`, which may only use its connection: it may run in a thread.
@@ -122,12 +151,18 @@ class Database:
 
         Raises Unavailable when the disk fails, or no connection comes free.
         """
-        with _errors_in_words("be read", READ_MEND):
-            async with self._engine.connect() as connection:
-                if self._engine.dialect.name == "sqlite":
-                    await connection.exec_driver_sql("BEGIN")
-                yield connection
-                await connection.rollback()
+        with_it = Carried()
+        try:
+            with _errors_in_words("be read", READ_MEND):
+                async with self._engine.connect() as connection:
+                    connection.info[_CARRIED] = with_it
+                    if self._engine.dialect.name == "sqlite":
+                        await connection.exec_driver_sql("BEGIN")
+                    yield connection
+                    await connection.rollback()
+        finally:
+            for duty in with_it.afterwards:
+                await duty()
 
     async def read_in_one(self, work: Callable[[Connection], T]) -> T:
         """A snapshot like `read` that is all `work`; see `write_in_one`."""
@@ -184,6 +219,7 @@ class _InOne:
         if self._own is None:
             # A connection of the caller's thread, which sees with every SELECT what is committed by then.
             self._own = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        self._own.info[_CARRIED] = Carried()
         return work(self._own)
 
     async def close(self) -> None:
@@ -196,6 +232,7 @@ class _InOne:
 
     def _written(self, work: Callable[[Connection], T]) -> T:
         with self._engine.connect() as connection:
+            connection.info[_CARRIED] = Carried()
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
                 result = work(connection)
@@ -207,6 +244,7 @@ class _InOne:
 
     def _read(self, work: Callable[[Connection], T]) -> T:
         with self._engine.connect() as connection:
+            connection.info[_CARRIED] = Carried()
             connection.exec_driver_sql("BEGIN")
             try:
                 return work(connection)

@@ -5,27 +5,29 @@ status of our own and the subjects (studies, patients, grants) it is looked up b
 
 Invariants: a kept token is never changed; the same id with another token is a Conflict; what `get` and `find`
 return still matches its digest and, when `keys_of` is given, still bears a signature by its issuer; a status
-that this node did not write raises RowAltered (`node.access.rows`).
+that this node did not write raises RowAltered (`node.access.rows`), and so does a subject of whose records one is gone.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Column, ForeignKey, Select, String, Table, Text, insert, select, update
+from sqlalchemy import Column, ForeignKey, Select, String, Table, Text, select
 
 from consent.errors import Conflict, Corrupt, NotFound
 from consent.signed import Body, KeysOf, Signed, T, peek, read
-from node.access.rows import UNSEALED, Rows, mac_column
+from node.access.rows import GROUP, UNSEALED, Reading, RowAltered, Rows, seal_columns
 from node.audit.log import Log
 from node.database import Database, Tx, UtcDateTime, metadata
 
 MAX_CACHED = 4096
+MAX_NAMES = 500
+"""Records asked for in one statement."""
 SUBJECT_FIELDS = ("patient", "study", "studies", "grant", "plan", "proposal")
 
 record = Table(
@@ -39,15 +41,16 @@ record = Table(
     Column("status", String(32), nullable=False, index=True),
     Column("digest", String(64), nullable=False, unique=True),
     Column("token", Text, nullable=False),
-    mac_column(),
-    # The token's signature covers these; `id` and `digest` tie the status to the token.
-    info={UNSEALED: ("kind", "issuer", "issued", "expires", "token")},
+    *seal_columns(),
+    info={UNSEALED: ("token",)},  # `digest` is its
 )
 record_subject = Table(
     "record_subject",
     metadata,
     Column("record_id", String(64), ForeignKey("record.id"), primary_key=True),
     Column("subject", String(255), primary_key=True, index=True),
+    *seal_columns(),
+    info={GROUP: "subject"},
 )
 
 
@@ -95,21 +98,22 @@ class Records:
             "digest": signed.digest,
             "token": signed.token,
         }
-        await tx.execute(insert(record).values(self._rows.new(record, values)))
         names = dict.fromkeys(subjects_of(signed.body) if subjects is None else subjects)
-        if names:
-            await tx.execute(
-                insert(record_subject), [{"record_id": signed.id, "subject": name} for name in names]
+        async with self._rows.writing(tx):
+            await self._rows.insert(tx, record, values)
+            await self._rows.insert(
+                tx, record_subject, *({"record_id": signed.id, "subject": name} for name in names)
             )
 
     async def mark(self, tx: Tx, record_id: str, status: str, *, expected: str | None = None) -> None:
         """Change a record's status. Raises NotFound, or Conflict when it is not `expected` now."""
-        async with self._rows.writing(tx):
-            row = await self._row(tx, record_id, lock=True)
-            change = self._rows.changed(record, row, {"status": status})
-            if expected is not None and row.status != expected:
-                raise Conflict(f"This record is {row.status} now, not {expected}.", code="wrong-status")
-            await tx.execute(update(record).where(record.c.id == record_id).values(change))
+        query = select(record).where(record.c.id == record_id).with_for_update()
+        row = await self._rows.read(lambda on: on.check(record, on.execute(query).one_or_none()), tx=tx)
+        if row is None:
+            raise _unknown()
+        if expected is not None and row.status != expected:
+            raise Conflict(f"This record is {row.status} now, not {expected}.", code="wrong-status")
+        await self._rows.update(tx, record, row, {"status": status})
 
     async def get(self, record_id: str, body_type: type[T], *, tx: Tx | None = None) -> Signed[T]:
         """The record with this id. Raises NotFound when there is none of this kind."""
@@ -123,10 +127,11 @@ class Records:
 
     async def status(self, record_id: str, *, tx: Tx | None = None) -> str:
         """The status of a record. Raises NotFound."""
-        async with self._rows.reading(tx) as connection:
-            row = await self._row(connection, record_id)
-            self._rows.check(record, row)
-            return str(row.status)
+        query = select(record).where(record.c.id == record_id)
+        row = await self._rows.read(lambda on: on.check(record, on.execute(query).one_or_none()), tx=tx)
+        if row is None:
+            raise _unknown()
+        return str(row.status)
 
     async def find(
         self,
@@ -151,10 +156,13 @@ class Records:
         tx: Tx | None = None,
     ) -> tuple[Kept, ...]:
         """As `find`, with each record's status."""
-        query = _of_kind(body_type)
         if subject is not None:
-            named = select(record_subject.c.record_id).where(record_subject.c.subject == subject)
-            query = query.where(record.c.id.in_(named))
+            about = await self._rows.read(lambda on: _about(on, subject), tx=tx)
+            # The conditions are put to proved rows: of those that do not meet them, none is missing either.
+            rows = [row for row in about if row.kind == body_type.KIND]
+            rows = [row for row in rows if status in (None, row.status) and issuer in (None, row.issuer)]
+            return tuple(Kept(self._read(row, body_type), row.status) for row in rows)
+        query = _of_kind(body_type)
         if status is not None:
             query = query.where(record.c.status == status)
         if issuer is not None:
@@ -162,9 +170,10 @@ class Records:
         return await self._fetch(query, body_type, tx)
 
     async def _fetch(self, query: Select[Any], body_type: type[T], tx: Tx | None) -> tuple[Kept, ...]:
-        async with self._rows.reading(tx) as connection:
-            rows = (await connection.execute(query)).all()
-            return tuple(Kept(self._read(row, body_type), row.status) for row in rows)
+        rows = await self._rows.read(
+            lambda on: [on.check(record, row) for row in on.execute(query).all()], tx=tx
+        )
+        return tuple(Kept(self._read(row, body_type), row.status) for row in rows)
 
     def _read(self, row: Any, body_type: type[T]) -> Signed[T]:
         if sha256(row.token.encode()).hexdigest() != row.digest:
@@ -180,15 +189,7 @@ class Records:
         said = (found.id, found.issuer, found.issued, found.expires)
         if said != (row.id, row.issuer, row.issued, row.expires):
             raise Corrupt(f"A kept {row.kind} was altered.", code="record-altered")
-        self._rows.check(record, row)
         return found
-
-    async def _row(self, tx: Tx, record_id: str, *, lock: bool = False) -> Any:
-        query = select(record).where(record.c.id == record_id)
-        row = (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
-        if row is None:
-            raise NotFound("There is no such record here.")
-        return row
 
 
 def subjects_of(body: Body) -> tuple[str, ...]:
@@ -201,6 +202,24 @@ def subjects_of(body: Body) -> tuple[str, ...]:
         value = getattr(body, field, None)
         names.extend([value] if isinstance(value, str) else value if isinstance(value, tuple) else ())
     return tuple(name for name in names if isinstance(name, str) and name)
+
+
+def _about(on: Reading, subject: str) -> Sequence[Any]:
+    """Every record about a subject, oldest first. Raises RowAltered when one of them is gone."""
+    links = on.execute(select(record_subject).where(record_subject.c.subject == subject)).all()
+    on.complete(record_subject, subject)
+    names = [on.check(record_subject, link).record_id for link in links]
+    rows = []
+    for start in range(0, len(names), MAX_NAMES):
+        query = select(record).where(record.c.id.in_(names[start : start + MAX_NAMES]))
+        rows += [on.check(record, row) for row in on.execute(query).all()]
+    if missing := set(names) - {row.id for row in rows}:
+        raise RowAltered(record.name, min(missing))
+    return sorted(rows, key=lambda row: (row.issued, row.id))
+
+
+def _unknown() -> NotFound:
+    return NotFound("There is no such record here.")
 
 
 def _of_kind(body_type: type[Body]) -> Select[Any]:

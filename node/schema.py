@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import node.access.care
+import node.access.ledger
 import node.access.registry
 import node.access.sessions
 import node.approvals

@@ -26,6 +26,7 @@ WORDS: Mapping[str, tuple[str, str, str]] = {
     "user": ("people", "users", "People who sign in."),
     "care": ("people", "care", "Treatment relationships."),
     "token": ("people", "tokens", "Tokens for programs."),
+    "access": ("access", "access", "The sealed rows that decide who may do what."),
     "import": ("files", "import_files", "Take DICOM files into a node that is not running."),
     "send": ("files", "send", "Send DICOM files by C-STORE."),
     "log": ("logs", "logs", "The tamper-evident log."),

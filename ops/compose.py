@@ -431,6 +431,7 @@ async def running(node: Node) -> AsyncIterator[Mapping[str, str]]:
     base, exchange, settings = node.foundation, node.exchange, node.foundation.settings
     addresses: dict[str, str] = {}
     async with AsyncExitStack() as stack:
+        await base.access_rows.sweep(max_rows=0)  # before anybody can sign in
         await exchange.members.load()
         await stack.enter_async_context(node.archive.running())
         stack.push_async_callback(node.renderer.close)
@@ -513,6 +514,7 @@ def _duties(
         Job("report", every.report_seconds, _when_member(member, exchange.reporter.send)),
         Job("openings", OPENING_SWEEP_SECONDS, gateway.sweep),
         Job("sessions", SESSION_SWEEP_SECONDS, sessions),
+        Job("access-rows", SESSION_SWEEP_SECONDS, base.access_rows.run),
         Job("proposals", SESSION_SWEEP_SECONDS, proposals),
         Job("devices", DEVICE_REFRESH_SECONDS, doors.refresh),
         Job("watch", DEVICE_REFRESH_SECONDS, watch.look),

@@ -19,7 +19,9 @@ from federation.members import Members
 from node.access.care import Care
 from node.access.passwords import Passwords
 from node.access.registry import Registry
+from node.access.rows import Rows
 from node.access.sessions import Sessions
+from node.access.sweep import RowSweep, sealed_tables
 from node.approvals import Approvals
 from node.audit.log import Log
 from node.clock import TrustedClock
@@ -63,6 +65,7 @@ class Foundation:
     sessions: Sessions
     care: Care
     approvals: Approvals
+    access_rows: RowSweep
     custody: Custody
     rotation: Rotation
     grade_locks: GradeLocks
@@ -279,6 +282,7 @@ async def _found(
         ),
         care=Care(database, log, clock, key=key),
         approvals=Approvals(database, records, log, clock, node_id=identity.node_id, key=identity.signing),
+        access_rows=RowSweep(database, log, Rows(database, key, log), sealed_tables()),
         custody=custody,
         rotation=Rotation(keys, database, log, policies, clock),
         grade_locks=GradeLocks(guarded, keys, log, clock),

@@ -155,4 +155,5 @@ def _duties(base: Foundation, members: Members, authority: Authority, witnessing
         Job("members", every.checkpoint_seconds, members.load),
         Job("checkpoint", every.checkpoint_seconds, witnessing.submit),
         Job("sessions", SESSION_SWEEP_SECONDS, sessions),
+        Job("access-rows", SESSION_SWEEP_SECONDS, base.access_rows.run),
     ]

@@ -1,7 +1,8 @@
 """Treatment relationships: who treats which patient, since when, until when, and where that is known from.
 
 Patients are pseudonyms. The rules ask `related`; without a relationship a clinician sees nothing of a patient.
-Every change is an entry of the log. Rows are sealed (`rows`): one that this node did not write relates nobody.
+Every change is an entry of the log. Rows are sealed (`rows`): one that this node did not write, or
+has ended since, relates nobody.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Column, ForeignKey, Select, String, Table, insert, select, update
+from sqlalchemy import Column, ForeignKey, Select, String, Table, select
 
 from consent.errors import Invalid, NotFound
 from consent.vocabulary import EventKind
 from node.access.people import person_table
-from node.access.rows import Rows, mac_column
+from node.access.rows import GROUP, Rows, seal_columns
 from node.audit.log import Event, Log
 from node.clock import Clock
 from node.database import Database, Tx, UtcDateTime, metadata
@@ -34,7 +35,8 @@ care_table = Table(
     Column("recorded_by", String(120), nullable=False),
     Column("begins", UtcDateTime, nullable=False),
     Column("ends", UtcDateTime),
-    mac_column(),
+    *seal_columns(),
+    info={GROUP: "login"},
 )
 
 
@@ -98,8 +100,7 @@ class Care:
             if not present:
                 raise NotFound("There is no such treatment relationship.")
             for row in present:
-                ended = self._rows.changed(care_table, row, {"ends": now})
-                await tx.execute(update(care_table).where(care_table.c.id == row.id).values(ended))
+                await self._rows.update(tx, care_table, row, {"ends": now})
             detail = {"login": login}
             event = Event(EventKind.CARE_ENDED, by, patient=patient, reason=reason, detail=detail)
             await self._log.append(tx, event)
@@ -109,17 +110,14 @@ class Care:
         if patient is None:
             return False
         query = _present(login, now, patient).limit(1)
-        if tx is None:
-            row = await self._rows.read_in_one(lambda reading: self._checked(reading.execute(query).first()))
-            return row is not None
-        async with self._rows.reading(tx) as own:
-            return self._checked((await own.execute(query)).first()) is not None
+        row = await self._rows.read(lambda on: on.check(care_table, on.execute(query).first()), tx=tx)
+        return row is not None
 
     async def patients_of(self, login: str, now: datetime | None = None) -> frozenset[str]:
         """The pseudonyms of all whom the person treats at `now` (default: the present)."""
         query = _present(login, now or self._clock.now())
-        return await self._rows.read_in_one(
-            lambda reading: frozenset(self._checked(row).patient for row in reading.execute(query).all())
+        return await self._rows.read(
+            lambda on: frozenset(on.check(care_table, row).patient for row in on.execute(query).all())
         )
 
     async def carers_of(self, patient: str) -> list[Relationship]:
@@ -128,14 +126,10 @@ class Care:
         query = select(care_table).where(
             care_table.c.patient == patient, care_table.c.begins <= now, _open(now)
         )
-        async with self._rows.reading() as tx:
-            rows = (await tx.execute(query.order_by(care_table.c.begins))).all()
-            return [_relationship(self._checked(row)) for row in rows]
-
-    def _checked(self, row: Any) -> Any:
-        if row is not None:
-            self._rows.check(care_table, row)
-        return row
+        ordered = query.order_by(care_table.c.begins)
+        return await self._rows.read(
+            lambda on: [_relationship(on.check(care_table, row)) for row in on.execute(ordered).all()]
+        )
 
     async def _insert(self, tx: Tx, relationship: Relationship) -> None:
         known = select(person_table.c.login).where(person_table.c.login == relationship.login)
@@ -150,7 +144,7 @@ class Care:
             "begins": relationship.begins,
             "ends": relationship.ends,
         }
-        await tx.execute(insert(care_table).values(self._rows.new(care_table, values)))
+        await self._rows.insert(tx, care_table, values)
         detail = {
             "login": relationship.login,
             "source": relationship.source.value,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Select, insert, select, update
+from sqlalchemy import Select, select
 
 from consent.errors import Invalid, NotFound
 from consent.principals import Principal
@@ -109,11 +109,12 @@ class DeviceRegistry:
         }
         async with self._rows.writing() as tx:
             known = (await tx.execute(_device_query(title).with_for_update())).one_or_none()
-            values |= self._kept(known, fingerprint)
-            sealed = self._rows.new(device_table, values)
-            mine = device_table.c.ae_title == title
-            write = insert(device_table) if known is None else update(device_table).where(mine)
-            await tx.execute(write.values(sealed))
+            intact = known is not None and await self._rows.holds(tx, device_table, known)
+            values |= self._kept(known if intact else None, fingerprint)
+            if known is None:
+                await self._rows.insert(tx, device_table, values)
+            else:
+                await self._rows.replace(tx, device_table, known, values)
             detail = {
                 "ae_title": title,
                 "address": values["address"],
@@ -125,32 +126,34 @@ class DeviceRegistry:
 
     async def device(self, ae_title: str) -> Device:
         """One device. Raises NotFound."""
-        async with self._rows.reading() as tx:
-            return self._device_of(await self._device_row(tx, ae_title))
+        found = await self._found(ae_title)
+        if found is None:
+            raise _no_device()
+        return found
 
     async def devices(self) -> list[Device]:
         """Every device, by AE title. Raises RowAltered when one of them was changed outside this node."""
-        async with self._rows.reading() as tx:
-            rows = await tx.execute(select(device_table).order_by(device_table.c.ae_title))
-            return [self._device_of(row) for row in rows]
+        query = select(device_table).order_by(device_table.c.ae_title)
+        return await self._rows.read(
+            lambda on: [device_of(on.check(device_table, row)) for row in on.execute(query).all()]
+        )
 
     async def survey(self) -> Survey:
         """Every device; one that was changed outside this node is named, put on record, and hides no other."""
-        devices, altered = [], []
-        async with self._rows.reading() as tx:
-            rows = (await tx.execute(select(device_table).order_by(device_table.c.ae_title))).all()
-        for row in rows:
-            if self._rows.intact(device_table, row):
-                devices.append(device_of(row))
-            else:
-                altered.append(str(row.ae_title))
-                await self._rows.tell(RowAltered(device_table.name, str(row.ae_title)))
-        return Survey(tuple(devices), tuple(altered))
+        query = select(device_table).order_by(device_table.c.ae_title)
+        rows = await self._rows.read(
+            lambda on: [(row, on.intact(device_table, row)) for row in on.execute(query).all()]
+        )
+        altered = tuple(str(row.ae_title) for row, intact in rows if not intact)
+        for title in altered:
+            await self._rows.tell(RowAltered(device_table.name, title))
+        return Survey(tuple(device_of(row) for row, intact in rows if intact), altered)
 
     async def activity(self) -> dict[str, Activity]:
         """What each device did lately, by AE title, as last written (`node.dicom.watch`)."""
-        async with self._rows.reading() as tx:
-            return {row.ae_title: activity_of(row) for row in await tx.execute(select(activity_table))}
+        return await self._rows.read(
+            lambda on: {row.ae_title: activity_of(row) for row in on.execute(select(activity_table)).all()}
+        )
 
     async def set_device_state(
         self,
@@ -168,8 +171,8 @@ class DeviceRegistry:
         """
         now, reason = self._clock.now(), reason.strip()[:MAX_STATE_REASON_CHARACTERS]
         async with self._rows.writing() as tx:
-            row = await self._device_row(tx, ae_title, lock=True)
-            device = self._device_of(row)
+            row = await self._device_row(tx, ae_title)
+            device = device_of(row)
             check_change(device.state, state)
             detail: dict[str, Any] = {
                 "ae_title": ae_title,
@@ -195,8 +198,8 @@ class DeviceRegistry:
         now = self._clock.now()
         pem, fingerprint = read_living_certificate(certificate_pem, now)
         async with self._rows.writing() as tx:
-            row = await self._device_row(tx, ae_title, lock=True)
-            device = self._device_of(row)
+            row = await self._device_row(tx, ae_title)
+            device = device_of(row)
             device.require_in_service()
             require_other(fingerprint, device.fingerprint)
             changes: dict[str, Any] = {"certificate": pem, "fingerprint": fingerprint} | NO_FORMER
@@ -221,8 +224,8 @@ class DeviceRegistry:
         """Give a registered device another address or range; all else stays. Raises NotFound, Invalid, Conflict."""
         place = check_address(address)
         async with self._rows.writing() as tx:
-            row = await self._device_row(tx, ae_title, lock=True)
-            device = self._device_of(row)
+            row = await self._device_row(tx, ae_title)
+            device = device_of(row)
             device.require_in_service()
             check_port(device.port, place)
             await self._write(tx, row, {"address": place})
@@ -233,8 +236,8 @@ class DeviceRegistry:
     async def end_overlap(self, ae_title: str, *, by: str = "system") -> None:
         """Let the former certificate in no more, before its overlap is over. Raises NotFound."""
         async with self._rows.writing() as tx:
-            row = await self._device_row(tx, ae_title, lock=True)
-            device = self._device_of(row)
+            row = await self._device_row(tx, ae_title)
+            device = device_of(row)
             if device.former is None:
                 return
             await self._write(tx, row, NO_FORMER)
@@ -249,8 +252,8 @@ class DeviceRegistry:
         """
         key = read_agent_key(agent)
         async with self._rows.writing() as tx:
-            row = await self._device_row(tx, ae_title, lock=True)
-            self._device_of(row).require_in_service()
+            row = await self._device_row(tx, ae_title)
+            device_of(row).require_in_service()
             await self._write(tx, row, {"agent": key})
             await self._tell(tx, EventKind.DEVICE_CHANGED, by, {"ae_title": ae_title, "agent": key})
 
@@ -260,9 +263,7 @@ class DeviceRegistry:
         """The gate for one association. Raises DeviceRefused naming each of AE title, address and certificate that
         was wrong."""
         calling = calling_ae.strip(" ")
-        async with self._rows.reading() as tx:
-            row = (await tx.execute(_device_query(calling))).one_or_none()
-            known = None if row is None else self._device_of(row)
+        known = await self._found(calling)
         knock = Knock(calling, called_ae, address, certificate_der, tls)
         device = examine(known, knock, own_ae_title=self.ae_title, now=self._clock.now())
         return device.principal(self.node)
@@ -276,7 +277,7 @@ class DeviceRegistry:
             "state_reason": "",
             "agent": None,
         } | NO_FORMER
-        if row is None or not self._rows.intact(device_table, row):
+        if row is None:
             return fresh
         device = device_of(row)
         if device.state is DeviceState.RETIRED:
@@ -298,19 +299,20 @@ class DeviceRegistry:
         return {"wipe": signed.token, "wiped": list(signed.body.done), "unproven": list(signed.body.unproven)}
 
     async def _write(self, tx: Tx, row: Any, changes: Mapping[str, Any]) -> None:
-        change = self._rows.changed(device_table, row, changes)
-        await tx.execute(update(device_table).where(device_table.c.ae_title == row.ae_title).values(change))
+        await self._rows.update(tx, device_table, row, changes)
 
-    async def _device_row(self, tx: Tx, ae_title: str, *, lock: bool = False) -> Any:
-        query = _device_query(ae_title)
-        row = (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
+    async def _device_row(self, tx: Tx, ae_title: str) -> Any:
+        """The row to be changed in this transaction, checked. Raises NotFound."""
+        query = _device_query(ae_title).with_for_update()
+        row = await self._rows.read(lambda on: on.check(device_table, on.execute(query).one_or_none()), tx=tx)
         if row is None:
-            raise NotFound("There is no such device.", mend="List them in the portal, or add it.")
+            raise _no_device()
         return row
 
-    def _device_of(self, row: Any) -> Device:
-        self._rows.check(device_table, row)
-        return device_of(row)
+    async def _found(self, ae_title: str) -> Device | None:
+        query = _device_query(ae_title)
+        row = await self._rows.read(lambda on: on.check(device_table, on.execute(query).one_or_none()))
+        return None if row is None else device_of(row)
 
     async def _tell(
         self, tx: Tx, kind: EventKind, by: str, detail: Mapping[str, Any], *, reason: str = ""
@@ -320,6 +322,10 @@ class DeviceRegistry:
 
 NO_FORMER: Mapping[str, Any] = {"former_certificate": None, "former_fingerprint": None, "former_until": None}
 """The columns of the overlap, when there is none."""
+
+
+def _no_device() -> NotFound:
+    return NotFound("There is no such device.", mend="List them in the portal, or add it.")
 
 
 def _device_query(ae_title: str) -> Select[Any]:

@@ -20,7 +20,7 @@ from consent.errors import Conflict, Invalid
 from consent.principals import Principal
 from consent.vocabulary import Purpose, Role
 from node.access.certificates import certificate_end
-from node.access.rows import mac_column
+from node.access.rows import seal_columns
 from node.database import UtcDateTime, metadata
 
 MAX_AE_CHARACTERS = 16
@@ -48,7 +48,7 @@ device_table = Table(
     Column("former_fingerprint", String(64)),
     Column("former_until", UtcDateTime),
     Column("agent", String(64)),
-    mac_column(),
+    *seal_columns(),
 )
 
 

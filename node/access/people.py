@@ -16,7 +16,7 @@ from sqlalchemy import Boolean, Column, Integer, String, Table, Text
 from consent.errors import Invalid
 from consent.principals import PEOPLE, Principal
 from consent.vocabulary import Role
-from node.access.rows import UNSEALED, mac_column
+from node.access.rows import UNSEALED, seal_columns
 from node.database import UtcDateTime, metadata
 
 MAX_NAME_CHARACTERS = 120
@@ -37,7 +37,7 @@ person_table = Table(
     Column("disabled", UtcDateTime),
     Column("created", UtcDateTime, nullable=False),
     Column("signed_in", UtcDateTime),
-    mac_column(),
+    *seal_columns(),
     info={UNSEALED: ("signed_in",)},  # shown, and decides nothing
 )
 

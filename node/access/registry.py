@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import bindparam, select
 
 from consent.errors import Conflict, Invalid, NotFound
 from consent.policy import Parameters
@@ -21,7 +21,7 @@ from consent.vocabulary import EventKind, Role
 from node.access.device_registry import DeviceRegistry
 from node.access.passwords import Passwords, check_password
 from node.access.people import Person, check_person, person_of, person_table
-from node.access.rows import Rows, labelled
+from node.access.rows import Reading, Rows, labelled
 from node.access.tokens import (
     DEFAULT_DAYS,
     MAX_TOKEN_CHARACTERS,
@@ -102,25 +102,23 @@ class Registry(DeviceRegistry):
                 "must_change": must_change_password,
                 "created": self._clock.now(),
             }
-            await tx.execute(insert(person_table).values(self._rows.new(person_table, values)))
+            await self._rows.insert(tx, person_table, values)
             await self._tell(tx, EventKind.PERSON_ADDED, by, {"login": login, "role": role.value})
         return await self.person(login)
 
     async def person(self, login: str) -> Person:
         """One account. Raises NotFound."""
-        async with self._rows.reading() as tx:
-            row = await self._row(tx, login)
-            if row is None:
-                raise NotFound(
-                    "There is no such account.", mend="Check the login: accord user add makes one."
-                )
-            return self._person(row)
+        row = await self._checked(login)
+        if row is None:
+            raise NotFound("There is no such account.", mend="Check the login: accord user add makes one.")
+        return person_of(row)
 
     async def people(self) -> list[Person]:
         """Every account, by login."""
-        async with self._rows.reading() as tx:
-            rows = await tx.execute(select(person_table).order_by(person_table.c.login))
-            return [self._person(row) for row in rows]
+        query = select(person_table).order_by(person_table.c.login)
+        return await self._rows.read(
+            lambda on: [person_of(on.check(person_table, row)) for row in on.execute(query).all()]
+        )
 
     async def principal(self, login: str) -> Principal:
         """The person as the rules see them, without a second factor. Raises NotFound."""
@@ -137,10 +135,7 @@ class Registry(DeviceRegistry):
 
     async def proves(self, login: str, password: str) -> bool:
         """Whether `password` is the person's present one, for confirming a change."""
-        async with self._rows.reading() as tx:
-            row = await self._row(tx, login)
-            if row is not None:
-                self._rows.check(person_table, row)
+        row = await self._checked(login)
         return await self.passwords.matches(None if row is None else row.password, password)
 
     async def create_one_time(self, login: str, *, by: str = "system") -> str:
@@ -160,7 +155,7 @@ class Registry(DeviceRegistry):
             mine = select(token_table).where(token_table.c.login == login, token_table.c.revoked.is_(None))
             for row in (await tx.execute(mine.with_for_update())).all():
                 # An altered token is refused wherever it is shown; it must not keep an account open.
-                if self._rows.intact(token_table, row):
+                if await self._rows.holds(tx, token_table, row):
                     await self._revoke(tx, row, by)
 
     async def enable(self, login: str, *, by: str = "system") -> None:
@@ -191,7 +186,7 @@ class Registry(DeviceRegistry):
                 "created": now,
                 "expires": now + timedelta(days=days),
             }
-            await tx.execute(insert(token_table).values(self._rows.new(token_table, values)))
+            await self._rows.insert(tx, token_table, values)
             detail = {"token": token_id, "login": login, "scopes": sorted(wanted), "days": days}
             await self._tell(tx, EventKind.TOKEN_CREATED, by, detail)
         return secret
@@ -199,8 +194,10 @@ class Registry(DeviceRegistry):
     async def tokens_of(self, login: str) -> list[Token]:
         """The tokens of one person, newest first."""
         mine = select(token_table).where(token_table.c.login == login)
-        async with self._rows.reading() as tx:
-            return [self._token(row) for row in await tx.execute(mine.order_by(token_table.c.created.desc()))]
+        newest = mine.order_by(token_table.c.created.desc())
+        return await self._rows.read(
+            lambda on: [token_of(on.check(token_table, row)) for row in on.execute(newest).all()]
+        )
 
     async def revoke_token(self, token_id: str, *, by: str = "system") -> None:
         """End a token. Raises NotFound."""
@@ -217,12 +214,9 @@ class Registry(DeviceRegistry):
             return None
         asked = {"secret_hash": secret_hash(secret), "now": self._clock.now()}
 
-        def living(reading: Connection) -> Any:
-            row = reading.execute(_OWNER_OF_TOKEN, asked).one_or_none()
-            if row is not None:
-                self._rows.check(token_table, row, "token_")
-                self._rows.check(person_table, row)
-            return row
+        def living(on: Reading) -> Any:
+            found = on.execute(_OWNER_OF_TOKEN, asked).one_or_none()
+            return on.check(person_table, on.check(token_table, found, "token_"))
 
         row = await self._rows.look_up(living)
         if row is None:
@@ -244,23 +238,18 @@ class Registry(DeviceRegistry):
         row = await self._row(tx, login, lock=True)
         if row is None:
             raise NotFound("There is no such account.", mend="Check the login.")
-        change = self._rows.changed(person_table, row, {"credentials": row.credentials + 1, **changes})
-        await tx.execute(update(person_table).where(person_table.c.login == login).values(change))
+        change = {"credentials": row.credentials + 1, **changes}
+        await self._rows.update(tx, person_table, row, change)
         await self._tell(tx, EventKind.PERSON_CHANGED, by, {"login": login, "what": what})
+
+    async def _checked(self, login: str) -> Any:
+        query = select(person_table).where(person_table.c.login == login)
+        return await self._rows.read(lambda on: on.check(person_table, on.execute(query).one_or_none()))
 
     async def _row(self, tx: Tx, login: str, *, lock: bool = False) -> Any:
         query = select(person_table).where(person_table.c.login == login)
         return (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
 
     async def _revoke(self, tx: Tx, row: Any, by: str) -> None:
-        change = self._rows.changed(token_table, row, {"revoked": self._clock.now()})
-        await tx.execute(update(token_table).where(token_table.c.id == row.id).values(change))
+        await self._rows.update(tx, token_table, row, {"revoked": self._clock.now()})
         await self._tell(tx, EventKind.TOKEN_REVOKED, by, {"token": row.id})
-
-    def _person(self, row: Any) -> Person:
-        self._rows.check(person_table, row)
-        return person_of(row)
-
-    def _token(self, row: Any) -> Token:
-        self._rows.check(token_table, row)
-        return token_of(row)

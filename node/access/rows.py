@@ -1,176 +1,212 @@
-"""The seal of rows: who has the database in hand, but not this node's keys, makes and changes nothing that decides.
+"""Transactions over sealed rows: who has the database in hand, but not this node's keys, makes, changes, deletes and
+puts back nothing that decides.
 
-Every row of a sealed table carries `mac`, HMAC-SHA256 over the table's name and the row's columns, its primary key
-among them. Format: docs/formats/access-rows.md. A table's `info[UNSEALED]` names the columns that decide nothing, or
-that something else proves.
+Every row of a sealed table bears a seal (`rowseal`), and a ledger knows which rows there are (`ledger`). Format:
+docs/formats/access-rows.md.
 
-Invariants: a row is sealed in the statement that writes it; it is checked before it is believed, also before
-it is sealed again with a change. A deleted row, and an older row put back whole, are not noticed here.
+Invariants: a row is sealed, and the ledger brought up to date, in the transaction that writes it; a row is checked
+before it is believed, also before it is sealed again with a change. Who meets an altered row gets RowAltered, once
+the log has an entry.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hmac
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
-from hashlib import sha256
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 import structlog
-from sqlalchemy import Column, Connection, LargeBinary, Table
+from sqlalchemy import Connection, Result, Table, delete, insert, update
 
-from consent.errors import AccordError, Corrupt
-from consent.signed import canonical_json
+from consent.errors import AccordError
 from consent.vocabulary import EventKind, Outcome
+from node.access.ledger import Change, Ledger
+from node.access.rowseal import (
+    GROUP,
+    UNSEALED,
+    RowAltered,
+    RowSeal,
+    group_column,
+    labelled,
+    seal_columns,
+    sealed_values,
+)
 from node.audit.log import Event, Log
-from node.database import Database, Tx, microseconds
+from node.database import Database, Tx, carried
+
+__all__ = [
+    "GROUP",
+    "UNSEALED",
+    "Reading",
+    "RowAltered",
+    "RowSeal",
+    "Rows",
+    "labelled",
+    "seal_columns",
+]
 
 T = TypeVar("T")
 
-UNSEALED: Final = "unsealed"
-KEY_BYTES: Final = 32
 MAX_TOLD: Final = 1024
 """An altered row is met again and again; so many are remembered as told."""
 
-_THING: Final = {
-    "person": "An account",
-    "session": "A session",
-    "care": "A treatment relationship",
-    "token": "A token",
-    "device": "A device",
-    "record": "A record",
-}
+_LEDGERS: WeakKeyDictionary[Database, dict[bytes, Ledger]] = WeakKeyDictionary()
+"""What this process has seen of a database is common to all who read rows in it."""
 
 
-class RowAltered(Corrupt):
-    """A row that this node did not write as it is. `row` is its primary key, for the log, not for people."""
-
-    code = "row-altered"
-
-    def __init__(self, table: str, row: str) -> None:
-        super().__init__(
-            f"{_THING.get(table, 'A row')} was changed outside this node.",
-            mend="Restore the database from its backup; call the security officer.",
-        )
-        self.table = table
-        self.row = row
-
-
-def mac_column() -> Column[bytes]:
-    """The column in which a sealed table keeps the seal of each row."""
-    return Column("mac", LargeBinary, nullable=False)
-
-
-def labelled(table: Table, prefix: str) -> list[Any]:
-    """Every column of a table for a join, its name behind `prefix`."""
-    return [column.label(prefix + column.name) for column in table.columns]
+def ledger_of(database: Database, key: bytes) -> Ledger:
+    """The ledger of an open database."""
+    ledgers = _LEDGERS.setdefault(database, {})
+    if key not in ledgers:
+        ledgers[key] = Ledger(key)
+    return ledgers[key]
 
 
 @dataclass(frozen=True)
-class RowSeal:
-    """Seals and checks rows under `key`, 32 bytes."""
+class Reading:
+    """A connection on which rows are read and checked; `own` says that it is a snapshot of our own."""
 
-    key: bytes = field(repr=False)
+    connection: Connection
+    ledger: Ledger
+    own: bool
 
-    def __post_init__(self) -> None:
-        if len(self.key) != KEY_BYTES:
-            raise ValueError("the key of the rows has 32 bytes")
+    def execute(self, query: Any, values: Mapping[str, Any] | None = None) -> Result[Any]:
+        """Run a query."""
+        return self.connection.execute(query, values)
 
-    def seal(self, table: Table, values: Mapping[str, Any]) -> bytes:
-        """The MAC of a row with these values; a column that is not given is empty."""
-        plain = {name: _plain(values.get(name)) for name in _sealed_columns(table)}
-        return hmac.digest(self.key, table.name.encode() + b"|" + canonical_json(plain), sha256)
+    def check(self, table: Table, row: Any, prefix: str = "") -> Any:
+        """Return the row. Raises RowAltered unless it is the newest that this node wrote; None passes."""
+        if row is not None:
+            self.ledger.check(self.connection, table, row, prefix, remember=self.own)
+        return row
 
-    def check(self, table: Table, row: Any, prefix: str = "") -> None:
-        """Raise RowAltered unless the row is as this node wrote it. `prefix` is that of its labels in a join."""
-        try:
-            intact = hmac.compare_digest(
-                self.seal(table, _values(table, row, prefix)), getattr(row, f"{prefix}mac")
-            )
-        except (TypeError, ValueError):  # a value of another type than the column's
-            intact = False
-        if not intact:
-            raise RowAltered(table.name, str(getattr(row, prefix + next(iter(table.primary_key)).name)))
-
-
-class Rows:
-    """Transactions over sealed rows: whoever meets an altered one gets RowAltered, and the log an entry."""
-
-    def __init__(self, database: Database, key: bytes, log: Log | None) -> None:
-        self._seal = RowSeal(key)
-        self._database = database
-        self._log = log
-        self._told: set[tuple[str, str]] = set()
-        self._telling: set[asyncio.Task[None]] = set()
-
-    def reading(self, tx: Tx | None = None) -> AbstractAsyncContextManager[Tx]:
-        """The caller's transaction when there is one, else a snapshot of our own."""
-        return self._within(tx, self._database.read)
-
-    def writing(self, tx: Tx | None = None) -> AbstractAsyncContextManager[Tx]:
-        """The caller's transaction when there is one, else one of our own that may write."""
-        return self._within(tx, self._database.write)
-
-    def new(self, table: Table, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of a row, with its seal."""
-        return {**values, "mac": self._seal.seal(table, values)}
-
-    def changed(self, table: Table, row: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """The changes to a row read in the same transaction, with its new seal. Raises RowAltered."""
-        self._seal.check(table, row)
-        return {**changes, "mac": self._seal.seal(table, {**_values(table, row), **changes})}
-
-    def check(self, table: Table, row: Any, prefix: str = "") -> None:
-        """Raise RowAltered unless the row is as this node wrote it."""
-        self._seal.check(table, row, prefix)
+    def complete(self, table: Table, group: Any) -> None:
+        """Raise RowAltered unless all rows of a group are there that should be."""
+        self.ledger.prove(self.connection, table, self.ledger.place(table, group), remember=self.own)
 
     def intact(self, table: Table, row: Any) -> bool:
-        """Whether the row is as this node wrote it."""
+        """Whether the row is the newest that this node wrote."""
         try:
-            self._seal.check(table, row)
+            self.check(table, row)
         except RowAltered:
             return False
         return True
 
-    async def read_in_one(self, reading: Callable[[Connection], T]) -> T:
-        """As `Database.read_in_one`; `reading` checks the rows it returns."""
+
+class Rows:
+    """Reads and writes the sealed rows of a database under `key`."""
+
+    def __init__(self, database: Database, key: bytes, log: Log | None) -> None:
+        self.ledger = ledger_of(database, key)
+        self._database = database
+        self._log = log
+        self._told: set[tuple[str, str]] = set()
+
+    async def read(self, work: Callable[[Reading], T], *, tx: Tx | None = None) -> T:
+        """What `work` reads and checks: in the caller's transaction when there is one, else in a snapshot of our own."""
+        if tx is not None:
+            async with self.writing(tx):
+                return await tx.run_sync(lambda connection: work(Reading(connection, self.ledger, False)))
         try:
-            return await self._database.read_in_one(reading)
+            return await self._database.read_in_one(
+                lambda connection: work(Reading(connection, self.ledger, True))
+            )
         except RowAltered as altered:
             await self.tell(altered)
             raise
 
-    async def look_up(self, reading: Callable[[Connection], T]) -> T:
-        """As `Database.look_up`; `reading` checks the rows it returns."""
+    async def look_up(self, work: Callable[[Reading], T]) -> T:
+        """`read` of one row by key, where that costs less (`Database.look_up`)."""
         try:
-            return await self._database.look_up(reading)
-        except RowAltered as altered:
-            await self.tell(altered)
-            raise
+            return await self._database.look_up(
+                lambda connection: work(Reading(connection, self.ledger, True))
+            )
+        except RowAltered:  # or changed between two statements: a snapshot tells
+            return await self.read(work)
 
     @asynccontextmanager
-    async def _within(self, tx: Tx | None, opened: Any) -> AsyncIterator[Tx]:
+    async def writing(self, tx: Tx | None = None) -> AsyncIterator[Tx]:
+        """The caller's transaction when there is one, else one of our own that may write."""
         try:
             if tx is not None:
                 yield tx
             else:
-                async with opened() as own:
+                async with self._database.write() as own:
                     yield own
         except RowAltered as altered:
             if tx is None:
                 await self.tell(altered)
             else:
-                # The caller's transaction is about to be rolled back, and the log waits for its turn behind it.
-                task = asyncio.create_task(self.tell(altered))
-                self._telling.add(task)
-                task.add_done_callback(self._telling.discard)
+                # The log waits for its turn behind this transaction, and its end for the entry.
+                carried(tx).afterwards.append(partial(self.tell, altered))
             raise
 
+    async def holds(self, tx: Tx, table: Table, row: Any) -> bool:
+        """Whether a row read in this transaction is the newest that this node wrote."""
+        return await tx.run_sync(lambda on: Reading(on, self.ledger, False).intact(table, row))
+
+    async def insert(self, tx: Tx, table: Table, *rows: Mapping[str, Any]) -> None:
+        """Put rows in."""
+        sealed = [self._sealed(table, values) for values in rows]
+        changes = [Change((table.name, values["bucket"]), added=values["mac"]) for values in sealed]
+        if sealed:
+            await tx.execute(insert(table), sealed)
+            await tx.run_sync(self.ledger.record, changes)
+
+    async def update(
+        self, tx: Tx, table: Table, row: Any, changes: Mapping[str, Any], *, counted: bool = True
+    ) -> None:
+        """Change a row that was read in this transaction, and is checked here. Raises RowAltered.
+
+        A change that is not `counted` need not be in the log: to put it back serves nobody.
+        """
+        await self.read(lambda reading: reading.check(table, row), tx=tx)
+        values = {**sealed_values(table, row), **changes}
+        await self._put(tx, table, row, self._sealed(table, values), changes, counted=counted)
+
+    async def replace(self, tx: Tx, table: Table, row: Any, values: Mapping[str, Any]) -> None:
+        """Write every column of a row anew, so that what it says now does not matter."""
+        await self._put(tx, table, row, self._sealed(table, values), values)
+
+    async def delete(self, tx: Tx, table: Table, *rows: Any, counted: bool = True) -> None:
+        """Take rows out that were read in this transaction, altered ones too."""
+        changes = []
+        for row in rows:
+            await tx.execute(delete(table).where(*_this(table, row)))
+            if self.ledger.seal.intact(table, row):  # what this node did not write is in no ledger
+                changes.append(Change(self.ledger.place_of(table, row), removed=row.mac))
+        if changes:
+            await tx.run_sync(partial(self.ledger.record, changes=changes, counted=counted))
+
+    async def _put(
+        self,
+        tx: Tx,
+        table: Table,
+        row: Any,
+        sealed: Mapping[str, Any],
+        changes: Mapping[str, Any],
+        *,
+        counted: bool = True,
+    ) -> None:
+        written = {**changes, "mac": sealed["mac"], "bucket": sealed["bucket"]}
+        await tx.execute(update(table).where(*_this(table, row)).values(written))
+        old, new = self.ledger.place_of(table, row), (table.name, sealed["bucket"])
+        turn = (
+            [Change(new, added=sealed["mac"], removed=row.mac)]
+            if old == new
+            else [Change(old, removed=row.mac), Change(new, added=sealed["mac"])]
+        )
+        await tx.run_sync(partial(self.ledger.record, changes=turn, counted=counted))
+
+    def _sealed(self, table: Table, values: Mapping[str, Any]) -> dict[str, Any]:
+        _, bucket = self.ledger.place(table, values[group_column(table)])
+        return {**values, "bucket": bucket, "mac": self.ledger.seal.seal(table, values)}
+
     async def tell(self, altered: RowAltered) -> None:
-        """Put an altered row on record, once while this process runs."""
+        """Put on record that a row was altered, once for each row while this process runs."""
         told = (altered.table, altered.row)
         if self._log is None or told in self._told:
             return
@@ -191,14 +227,5 @@ class Rows:
             structlog.get_logger().error("altered row not logged", table=altered.table, error=error.code)
 
 
-def _sealed_columns(table: Table) -> list[str]:
-    outside = {"mac", *table.info.get(UNSEALED, ())}
-    return [column.name for column in table.columns if column.name not in outside]
-
-
-def _values(table: Table, row: Any, prefix: str = "") -> dict[str, Any]:
-    return {name: getattr(row, prefix + name) for name in _sealed_columns(table)}
-
-
-def _plain(value: Any) -> Any:
-    return microseconds(value) if isinstance(value, datetime) else value
+def _this(table: Table, row: Any) -> list[Any]:
+    return [column == getattr(row, column.name) for column in table.primary_key]

@@ -20,13 +20,11 @@ from weakref import WeakValueDictionary
 from sqlalchemy import (
     Boolean,
     Column,
-    Connection,
+    ColumnElement,
     ForeignKey,
     Integer,
     String,
     Table,
-    delete,
-    insert,
     or_,
     select,
     update,
@@ -38,11 +36,11 @@ from consent.principals import Principal
 from consent.vocabulary import EventKind, Outcome
 from node.access.passwords import MAX_PASSWORD_BYTES, Pace, Passwords
 from node.access.people import LOGIN, Person, person_of, person_table
-from node.access.rows import Rows, labelled, mac_column
+from node.access.rows import Reading, Rows, labelled, seal_columns
 from node.access.tokens import secret_hash
 from node.audit.log import Event, Log
 from node.clock import Clock
-from node.database import Database, UtcDateTime, metadata
+from node.database import Database, Tx, UtcDateTime, metadata
 
 COOKIE_BYTES = 32
 MAX_COOKIE_CHARACTERS = 128
@@ -61,7 +59,7 @@ session_table = Table(
     Column("created", UtcDateTime, nullable=False),
     Column("seen", UtcDateTime, nullable=False),
     Column("expires", UtcDateTime, nullable=False),
-    mac_column(),
+    *seal_columns(),
 )
 
 
@@ -132,14 +130,11 @@ class Sessions:
             return None
         now = self._clock.now()
 
-        def living(reading: Connection) -> Any:
-            row = reading.execute(self._living(cookie, now)).one_or_none()
-            if row is not None:
-                self._rows.check(session_table, row, "session_")
-                self._rows.check(person_table, row)
-            return row
+        def living(on: Reading) -> Any:
+            row = on.check(session_table, on.execute(self._living(cookie, now)).one_or_none(), "session_")
+            return on.check(person_table, row)
 
-        row = await self._rows.read_in_one(living)
+        row = await self._rows.read(living)
         if row is None:
             return None
         if now - row.session_seen >= TOUCH_EVERY:
@@ -152,39 +147,40 @@ class Sessions:
         """End a session; an unknown one is already over."""
         found = await self.session(cookie)
         async with self._rows.writing() as tx:
-            await tx.execute(delete(session_table).where(session_table.c.hash == secret_hash(cookie)))
+            await self._delete(tx, session_table.c.hash == secret_hash(cookie))
             if found is not None:
                 await self._log.append(tx, Event(EventKind.SIGNED_OUT, found.principal.actor))
 
     async def end_all(self, login: str) -> None:
         """End every session of a person."""
         async with self._rows.writing() as tx:
-            await tx.execute(delete(session_table).where(session_table.c.login == login))
+            await self._delete(tx, session_table.c.login == login)
 
     async def sweep(self) -> int:
         """Delete sessions that have ended; returns how many."""
         now = self._clock.now()
         ended = or_(session_table.c.expires <= now, session_table.c.seen <= now - self._idle)
         async with self._rows.writing() as tx:
-            return int((await tx.execute(delete(session_table).where(ended))).rowcount)
+            return await self._delete(tx, ended, counted=False)
+
+    async def _delete(self, tx: Tx, condition: ColumnElement[bool], *, counted: bool = True) -> int:
+        rows = (await tx.execute(select(session_table).where(condition).with_for_update())).all()
+        await self._rows.delete(tx, session_table, *rows, counted=counted)
+        return len(rows)
 
     async def _touch(self, hashed: str, now: datetime) -> None:
         async with self._rows.writing() as tx:
             mine = session_table.c.hash == hashed
             row = (await tx.execute(select(session_table).where(mine).with_for_update())).one_or_none()
             if row is not None:
-                change = self._rows.changed(session_table, row, {"seen": now})
-                await tx.execute(update(session_table).where(mine).values(change))
+                await self._rows.update(tx, session_table, row, {"seen": now}, counted=False)
 
     async def _proved(self, login: str, password: str) -> tuple[Person | None, bool]:
         """The active person whom the pair proves, and whether by the one-time secret, which is now spent."""
         if not LOGIN.fullmatch(login) or len(password) > MAX_PASSWORD_BYTES:
             return None, False
-        async with self._rows.reading() as tx:
-            query = select(person_table).where(person_table.c.login == login)
-            row = (await tx.execute(query)).one_or_none()
-            if row is not None:
-                self._rows.check(person_table, row)
+        query = select(person_table).where(person_table.c.login == login)
+        row = await self._rows.read(lambda on: on.check(person_table, on.execute(query).one_or_none()))
         if row is not None and row.disabled is None and await self._spend_one_time(row, password):
             return person_of(row), True
         right = await self._passwords.matches(None if row is None else row.password, password)
@@ -204,8 +200,8 @@ class Sessions:
             present = (await tx.execute(unspent.with_for_update())).one_or_none()
             if present is None:
                 return False
-            spent = self._rows.changed(person_table, present, {"one_time": None, "one_time_until": None})
-            await tx.execute(update(person_table).where(person_table.c.login == row.login).values(spent))
+            spent = {"one_time": None, "one_time_until": None}
+            await self._rows.update(tx, person_table, present, spent)
             return True
 
     async def _begin(self, person: Person, address: str, once: bool) -> Session:
@@ -223,7 +219,7 @@ class Sessions:
                 "seen": now,
                 "expires": now + self._absolute,
             }
-            await tx.execute(insert(session_table).values(self._rows.new(session_table, values)))
+            await self._rows.insert(tx, session_table, values)
             mine = update(person_table).where(person_table.c.login == person.login)
             await tx.execute(mine.values(signed_in=now))
             actor = person.principal(self._node).actor

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Column, ForeignKey, String, Table
 
 from consent.errors import Invalid
-from node.access.rows import mac_column
+from node.access.rows import seal_columns
 from node.database import UtcDateTime, metadata
 
 PREFIX = "acc_"
@@ -31,7 +31,7 @@ token_table = Table(
     Column("created", UtcDateTime, nullable=False),
     Column("expires", UtcDateTime, nullable=False),
     Column("revoked", UtcDateTime),
-    mac_column(),
+    *seal_columns(),
 )
 
 

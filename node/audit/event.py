@@ -54,6 +54,8 @@ class Event:
     address: str | None = None
     reason: str = ""
     detail: Mapping[str, Detail] = field(default_factory=dict)
+    rows: int | None = field(default=None, compare=False)
+    """The state of the access rows that this deed made (docs/formats/access-rows.md); the log adds it."""
 
     def __post_init__(self) -> None:
         if len(self.reason) > MAX_REASON_CHARACTERS:
@@ -81,7 +83,7 @@ class Event:
             "address": self.address,
             "reason": self.reason,
             "detail": dict(self.detail),
-        }
+        } | ({} if self.rows is None else {"rows": self.rows})
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def read_record(record: bytes) -> tuple[datetime, Event]:
             address=fields["address"],
             reason=fields["reason"],
             detail=fields["detail"],
+            rows=fields.get("rows"),
         )
         return _time(fields["at"]), event
     except (KeyError, TypeError, ValueError) as error:

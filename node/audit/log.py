@@ -14,6 +14,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -30,7 +31,7 @@ from node.audit.tables import log_cursor, log_entry, log_hash, log_state
 from node.audit.tiles import TILE_HEIGHT, Tile
 from node.audit.verification import Verification, verify
 from node.clock import Clock
-from node.database import Database, Tx
+from node.database import Database, Tx, carried
 
 __all__ = ["Entry", "Event", "Log", "Verification"]
 
@@ -220,6 +221,10 @@ class Log:
         rows: list[dict[str, Any]] = []
         hashes: list[dict[str, Any]] = []
         now = self.clock.now()
+        transaction = carried(connection)
+        if transaction.rows is not None:
+            events = [replace(events[0], rows=transaction.rows), *events[1:]]
+            transaction.rows = None
         for event in events:
             index = frontier.size
             record = event.to_record(now, os.urandom(SALT_BYTES))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Select, select
 
 from consent.errors import AccordError
+from consent.vocabulary import EventKind
 from node.audit.event import read_record
 from node.audit.merkle import HASH_BYTES, Frontier, leaf_hash
 from node.audit.note import Checkpoint, Note, Verifier, open_checkpoint, parse_signatures
@@ -76,6 +77,7 @@ class _Sweep:
         self._wrong_heads: list[int] = []
         self._cosigned = 0
         self._expected: dict[tuple[int, int], bytes] = {}
+        self._access_rows = 0
 
     async def heads(self) -> None:
         """Check the signature of every checkpoint and cosignature; keep the heads for the walk."""
@@ -206,6 +208,12 @@ class _Sweep:
         except AccordError:
             self._fault(f"Entry {index} was altered: its record does not open.")
             return row.leaf if len(row.leaf) == HASH_BYTES else _LOST
+        if event.rows is not None:
+            # A change has a count of its own, a note has not.
+            noted = event.kind is EventKind.ACCESS_ROWS_SEALED
+            if event.rows < self._access_rows + (not noted):
+                self._fault(f"Entry {index} was made after older access rows had been put back.")
+            self._access_rows = event.rows
         leaf = leaf_hash(record)
         if leaf != row.leaf:
             self._fault(f"Entry {index} was altered: its leaf hash does not fit its record.")

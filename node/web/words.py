@@ -70,6 +70,8 @@ WORDS: Final[dict[Enum, str]] = {
     EventKind.EMERGENCY_OPENED: N_("Emergency access"),
     EventKind.EMERGENCY_REVIEWED: N_("Emergency access reviewed"),
     EventKind.INTEGRITY_FAILED: N_("Integrity check failed"),
+    EventKind.ACCESS_ROWS_SEALED: N_("Access rows noted"),
+    EventKind.ACCESS_ROWS_ACCEPTED: N_("Altered access rows accepted"),
     EventKind.REPLICA_DEGRADED: N_("Storage root out of sync"),
     EventKind.REPLICA_HEALED: N_("Storage root healed"),
     EventKind.PACK_COMPACTED: N_("Study pack compacted"),

@@ -66,9 +66,13 @@ def upgrade() -> None:
         sa.Column("former_fingerprint", sa.String(length=64), nullable=True),
         sa.Column("former_until", sa.BigInteger(), nullable=True),
         sa.Column("agent", sa.String(length=64), nullable=True),
+        sa.Column("bucket", sa.Integer(), nullable=False),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("ae_title", name=op.f("pk_device")),
     )
+    with op.batch_alter_table("device", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_device_bucket"), ["bucket"], unique=False)
+
     op.create_table(
         "device_activity",
         sa.Column("ae_title", sa.String(length=16), nullable=False),
@@ -340,9 +344,13 @@ def upgrade() -> None:
         sa.Column("disabled", sa.BigInteger(), nullable=True),
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.Column("signed_in", sa.BigInteger(), nullable=True),
+        sa.Column("bucket", sa.Integer(), nullable=False),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("login", name=op.f("pk_person")),
     )
+    with op.batch_alter_table("person", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_person_bucket"), ["bucket"], unique=False)
+
     op.create_table(
         "record",
         sa.Column("id", sa.String(length=64), nullable=False),
@@ -353,11 +361,13 @@ def upgrade() -> None:
         sa.Column("status", sa.String(length=32), nullable=False),
         sa.Column("digest", sa.String(length=64), nullable=False),
         sa.Column("token", sa.Text(), nullable=False),
+        sa.Column("bucket", sa.Integer(), nullable=False),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_record")),
         sa.UniqueConstraint("digest", name=op.f("uq_record_digest")),
     )
     with op.batch_alter_table("record", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_record_bucket"), ["bucket"], unique=False)
         batch_op.create_index(batch_op.f("ix_record_kind"), ["kind"], unique=False)
         batch_op.create_index(batch_op.f("ix_record_status"), ["status"], unique=False)
 
@@ -374,6 +384,14 @@ def upgrade() -> None:
         sa.Column("issued", sa.BigInteger(), nullable=False),
         sa.Column("accepted", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("version", name=op.f("pk_roster_version")),
+    )
+    op.create_table(
+        "row_state",
+        sa.Column("name", sa.String(length=32), nullable=False),
+        sa.Column("bucket", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("changes", sa.BigInteger(), nullable=False),
+        sa.Column("sealed", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("name", "bucket", name=op.f("pk_row_state")),
     )
     op.create_table(
         "vault_kek",
@@ -433,11 +451,13 @@ def upgrade() -> None:
         sa.Column("recorded_by", sa.String(length=120), nullable=False),
         sa.Column("begins", sa.BigInteger(), nullable=False),
         sa.Column("ends", sa.BigInteger(), nullable=True),
+        sa.Column("bucket", sa.Integer(), nullable=False),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["login"], ["person.login"], name=op.f("fk_care_login_person")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_care")),
     )
     with op.batch_alter_table("care", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_care_bucket"), ["bucket"], unique=False)
         batch_op.create_index(batch_op.f("ix_care_login"), ["login"], unique=False)
         batch_op.create_index(batch_op.f("ix_care_patient"), ["patient"], unique=False)
 
@@ -461,12 +481,15 @@ def upgrade() -> None:
         "record_subject",
         sa.Column("record_id", sa.String(length=64), nullable=False),
         sa.Column("subject", sa.String(length=255), nullable=False),
+        sa.Column("bucket", sa.Integer(), nullable=False),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(
             ["record_id"], ["record.id"], name=op.f("fk_record_subject_record_id_record")
         ),
         sa.PrimaryKeyConstraint("record_id", "subject", name=op.f("pk_record_subject")),
     )
     with op.batch_alter_table("record_subject", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_record_subject_bucket"), ["bucket"], unique=False)
         batch_op.create_index(batch_op.f("ix_record_subject_subject"), ["subject"], unique=False)
 
     op.create_table(
@@ -480,11 +503,13 @@ def upgrade() -> None:
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.Column("seen", sa.BigInteger(), nullable=False),
         sa.Column("expires", sa.BigInteger(), nullable=False),
+        sa.Column("bucket", sa.Integer(), nullable=False),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["login"], ["person.login"], name=op.f("fk_session_login_person")),
         sa.PrimaryKeyConstraint("hash", name=op.f("pk_session")),
     )
     with op.batch_alter_table("session", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_session_bucket"), ["bucket"], unique=False)
         batch_op.create_index(batch_op.f("ix_session_login"), ["login"], unique=False)
 
     op.create_table(
@@ -496,12 +521,14 @@ def upgrade() -> None:
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.Column("expires", sa.BigInteger(), nullable=False),
         sa.Column("revoked", sa.BigInteger(), nullable=True),
+        sa.Column("bucket", sa.Integer(), nullable=False),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["login"], ["person.login"], name=op.f("fk_token_login_person")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_token")),
         sa.UniqueConstraint("hash", name=op.f("uq_token_hash")),
     )
     with op.batch_alter_table("token", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_token_bucket"), ["bucket"], unique=False)
         batch_op.create_index(batch_op.f("ix_token_login"), ["login"], unique=False)
 
     # ### end Alembic commands ###

@@ -108,7 +108,7 @@ async def test_a_change_does_not_make_an_altered_account_whole(staffed: Desk) ->
 @pytest.mark.requirement("U1")
 async def test_an_inserted_account_is_nobody(staffed: Desk) -> None:
     """A row copied under another login bears a seal that is not its own."""
-    copied = "name, role, department, password, credentials, must_change, created, mac"
+    copied = "name, role, department, password, credentials, must_change, created, bucket, mac"
     await alter(
         staffed, f"INSERT INTO person (login, {copied}) SELECT 'eve', {copied} FROM person WHERE login = 'li'"
     )
@@ -121,7 +121,7 @@ async def test_an_inserted_session_signs_nobody_in(staffed: Desk) -> None:
     cookie, now = "chosen", microseconds(staffed.clock.now())
     await alter(
         staffed,
-        "INSERT INTO session VALUES (:hash, 'li', 1, 0, 0, '10.0.0.1', :now, :now, :then, :mac)",
+        "INSERT INTO session VALUES (:hash, 'li', 1, 0, 0, '10.0.0.1', :now, :now, :then, 7, :mac)",
         hash=secret_hash(cookie), now=now, then=now + HOUR, mac=bytes(32),
     )  # fmt: skip
     await refused(staffed, lambda: staffed.sessions.session(cookie), "session", secret_hash(cookie))
@@ -164,7 +164,7 @@ async def test_an_inserted_relationship_relates_nobody(staffed: Desk) -> None:
     """Neither made up nor copied from a person who treats the patient."""
     await alter(
         staffed,
-        "INSERT INTO care SELECT 'made-up', 'wu', patient, source, recorded_by, begins, ends, mac FROM care",
+        "INSERT INTO care SELECT 'made-up', 'wu', patient, source, recorded_by, begins, ends, bucket, mac FROM care",
     )
     now = staffed.clock.now()
     await refused(staffed, lambda: staffed.care.related("wu", PATIENT, now), "care", "made-up")

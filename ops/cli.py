@@ -9,8 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -95,15 +94,18 @@ def accord() -> None:
 
 def main() -> None:
     """The console script."""
+    gc.disable()  # nothing is garbage while modules load: to look for it takes a fifth of a start
     app()
 
 
 def _loaded(word: str) -> click.Command:
     """The command as click knows it."""
     module, name, _ = WORDS[word]
-    with _nothing_collected():
-        thing = getattr(import_module(f"ops.commands.{module}"), name)
-        _quieten()
+    thing = getattr(import_module(f"ops.commands.{module}"), name)
+    _quieten()
+    if not gc.isenabled():
+        gc.freeze()  # what was loaded stays: no collection needs to walk it
+        gc.enable()
     parent = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     parent.callback()(accord)
     if isinstance(thing, typer.Typer):
@@ -113,18 +115,6 @@ def _loaded(word: str) -> click.Command:
     group = typer.main.get_command(parent)
     assert isinstance(group, click.Group)
     return group.commands[word]
-
-
-@contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Nothing is garbage while modules load: to look for it takes a fifth of the start."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def _quieten() -> None:

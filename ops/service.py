@@ -56,6 +56,7 @@ async def serve_node(folder: Path, *, as_json: bool = False) -> None:
     set_up_logs()
     with sole_user(_existing(folder)):
         async with opened(folder) as foundation:
+            foundation.policies.prepare()
             node = await build_node(foundation)
             await until_signalled(running(node), foundation.log, as_json=as_json)
 
@@ -68,6 +69,7 @@ async def serve_hub(folder: Path, *, as_json: bool = False) -> None:
     set_up_logs()
     with sole_user(_existing(folder)):
         async with opened(folder) as foundation:
+            foundation.policies.prepare()
             hub = await build_hub(foundation)
             await until_signalled(running(hub), foundation.log, as_json=as_json)
 

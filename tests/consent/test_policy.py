@@ -185,3 +185,9 @@ def test_an_unsound_policy_leaves_the_old_one_in_force() -> None:
     assert policies.current is before
     policies.replace(tighten(policies.policy, Policy(NIGHT)))
     assert policies.current is not before
+
+
+def test_an_unsound_policy_is_found_before_the_first_decision() -> None:
+    """Who serves prepares the policy first."""
+    with pytest.raises(Invalid):
+        Policies(Policy("nonsense")).prepare()

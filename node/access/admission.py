@@ -148,7 +148,7 @@ def _faults(device: Device, knock: Knock, own_ae_title: str, now: datetime) -> I
     if (barred := bar(device)) is not None:
         yield barred
     if not device.at(knock.address):
-        places = {"address": knock.address, "device": device.ae_title, "registered": device.address}
+        places = {"address": knock.address, "device": device.ae_title, "registered": device.place}
         yield Fault("device-address", places)
     channel = _channel(device, knock, now) if knock.tls else _plain(device)
     if channel is not None:

@@ -137,6 +137,11 @@ class Device:
         network = ip_network(self.address)
         return str(network.network_address) if network.num_addresses == 1 else None
 
+    @property
+    def place(self) -> str:
+        """Its address as people write it: one, or a range."""
+        return self.host or self.address
+
     def principal(self, node: str) -> Principal:
         """The device as the rules see it at `node`."""
         services = frozenset(service.value for service in self.services)

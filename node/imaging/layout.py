@@ -30,7 +30,7 @@ _BITS_ALLOCATED = (1, 8, 16, 32, 64)
 class PixelLayout:
     """One image's Rows, Columns and so on. `floating` cells are IEEE numbers of `bits_allocated` bits.
 
-    `words` says that cells of 8 bits were sent as 16-bit words with the highest byte first, and lie swapped.
+    `words` says that cells of 8 bits or 1 were sent as 16-bit words with the highest byte first, and lie swapped.
     """
 
     rows: int
@@ -71,7 +71,7 @@ class PixelLayout:
             planar=samples > 1 and header.integer(0x00280006, "US") == 1,
             floating=floating,
             big_endian=header.big_endian,
-            words=header.big_endian and allocated == 8 and _vr_of_pixels(header) == "OW",
+            words=header.big_endian and allocated <= 8 and _vr_of_pixels(header) == "OW",
         )
         if rows * columns * samples * allocated > MAX_FRAME_BYTES * 8:
             raise Invalid("One frame of this image is too large to be drawn here.", code="too-large")
@@ -85,13 +85,15 @@ class PixelLayout:
         return self.rows * self.columns * self.samples * self.bits_allocated
 
     def native_place(self, frame: int) -> tuple[int, int, int]:
-        """Where frame `frame` (from 1) of uncompressed pixels lies: first byte, bytes, and bits before it in the first.
+        """Where frame `frame` (from 1) of uncompressed pixels lies: first byte, bytes, and bits before it in those.
 
-        Frames of 1 bit a pixel follow each other without padding (PS3.5 §8.1.1), so a frame may begin inside a byte.
+        Frames of 1 bit a pixel follow each other without padding (PS3.5 §8.1.1), so a frame may begin inside a byte;
+        swapped words are never cut in two.
         """
         first = (frame - 1) * self.frame_bits
-        last = first + self.frame_bits
-        return first // 8, -(-last // 8) - first // 8, first % 8
+        unit = 16 if self.words else 8
+        start, stop = first // unit * unit, -(-(first + self.frame_bits) // unit) * unit
+        return start // 8, (stop - start) // 8, first - start
 
 
 def _photometric(header: Header, samples: int) -> str:

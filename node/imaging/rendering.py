@@ -14,20 +14,35 @@ import struct
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from consent.errors import Invalid, Unavailable
 from node.imaging.confidentiality import Action, Option
 from node.imaging.deidentified import DeidentifiedInstance, Refusal
+from node.imaging.passage import Passage
+from node.imaging.viewport import Viewport
 from node.imaging.watermark_text import WatermarkText
+from node.imaging.window import Window
 
 DEADLINE_SECONDS = 20.0
 MAX_WAITING = 256
 READY = b"R"
 """What a worker writes once its imports are done and its limits are set."""
+PROGRAM = ("-m", "node.imaging.worker")
 JOBS_PER_WORKER = 2_000
 """A worker is replaced after so many pictures, so that a leak in a decoder stays small."""
 MEDIA_TYPES = ("image/webp", "image/jpeg", "image/png")
+THUMBNAIL_SIDE = 160
+MAX_THUMBNAIL_SIDE = 512
+THUMBNAIL_QUALITY = 75
+
+
+class OfferedPreset(NamedTuple):
+    """One of the views that an image offers; `window` is None for a VOI LUT."""
+
+    number: int
+    explanation: str
+    window: Window | None
 
 
 class Renderer:
@@ -72,29 +87,72 @@ class Renderer:
         transfer_syntax: str,
         frame: int = 1,
         *,
-        window: tuple[float, float] | None = None,
+        pixels: bytes | None = None,
+        window: tuple[float, float] | Window | None = None,
+        preset: int | str = "",
         size: int | None = None,
+        viewport: Viewport | None = None,
         media_type: str = "image/webp",
+        quality: int | None = None,
         watermark: WatermarkText | None = None,
     ) -> bytes:
         """Return one frame (from 1) as an encoded picture, its longer side at most `size` pixels.
 
-        Raises Invalid when it cannot be decoded or drawn, Unavailable when the pool is overloaded or the
-        deadline passed.
+        With `pixels`, those are the stored bytes of this frame alone (see `frames`), and `dataset` is what lies before
+        the pixels. `preset` names one of the image's own windows by number (from 1) or explanation. Raises Invalid when
+        it cannot be decoded or drawn, Unavailable when the pool is overloaded or the deadline passed.
         """
         if media_type not in MEDIA_TYPES:
             raise Invalid(f"{media_type} is not offered.", mend=f"Ask for one of {', '.join(MEDIA_TYPES)}.")
+        if quality is not None and not 1 <= quality <= 100:
+            raise Invalid("The quality of a picture is a number from 1 to 100.", code="quality")
         job = {
+            **_of_frame(dataset, transfer_syntax, frame, pixels),
             "kind": "render",
-            "transfer_syntax": transfer_syntax,
-            "frame": frame,
-            "window": window,
+            "window": Window.of(*window) if window is not None else None,
+            "preset": preset,
             "size": size,
+            "viewport": viewport,
             "media_type": media_type,
-            "watermark": {"lines": watermark.lines, "seed": watermark.seed} if watermark else None,
+            "quality": quality,
+            "watermark": _told(watermark),
         }
-        _, picture = await self._run(job, dataset)
+        _, picture = await self._run(job, dataset, pixels or b"")
         return picture
+
+    async def thumbnail(
+        self,
+        dataset: bytes,
+        transfer_syntax: str,
+        frame: int = 1,
+        *,
+        pixels: bytes | None = None,
+        size: int = THUMBNAIL_SIDE,
+        watermark: WatermarkText | None = None,
+    ) -> bytes:
+        """Return a small JPEG of one frame; a mark that is owed is burned in at that size, with its footer below."""
+        job = {
+            **_of_frame(dataset, transfer_syntax, frame, pixels),
+            "kind": "render",
+            "size": max(1, min(size, MAX_THUMBNAIL_SIDE)),
+            "media_type": "image/jpeg",
+            "quality": THUMBNAIL_QUALITY,
+            "small": True,
+            "watermark": _told(watermark),
+        }
+        _, picture = await self._run(job, dataset, pixels or b"")
+        return picture
+
+    async def presets(
+        self, dataset: bytes, transfer_syntax: str, frame: int = 1, *, pixels: bytes | None = None
+    ) -> tuple[OfferedPreset, ...]:
+        """The windows and VOI LUTs that the image offers for a frame, in the order in which `preset` counts them."""
+        job = {**_of_frame(dataset, transfer_syntax, frame, pixels), "kind": "presets"}
+        head, _ = await self._run(job, dataset, pixels or b"")
+        return tuple(
+            OfferedPreset(number, one["explanation"], Window(*one["window"]) if one["window"] else None)
+            for number, one in enumerate(head["presets"], 1)
+        )
 
     async def deidentify(
         self,
@@ -118,7 +176,7 @@ class Renderer:
         actions = tuple((tag, Action(action)) for tag, action in instance.pop("actions"))
         return DeidentifiedInstance(**{**instance, "data": data, "actions": actions})
 
-    async def _run(self, job: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+    async def _run(self, job: Mapping[str, Any], *data: bytes) -> tuple[dict[str, Any], bytes]:
         if self._waiting >= MAX_WAITING:
             raise Unavailable("Too many pictures are waiting to be drawn.", mend="Try again in a moment.")
         self._waiting += 1
@@ -128,7 +186,7 @@ class Renderer:
             self._waiting -= 1
         try:
             async with asyncio.timeout(self._deadline_seconds):
-                return await worker.run(job, data)
+                return await worker.run(job, *data)
         except (TimeoutError, EOFError, OSError) as error:
             await worker.stop()
             raise Unavailable(
@@ -144,19 +202,23 @@ class Renderer:
 
 
 class _Worker:
-    """One child process and its pipe."""
+    """One child process, its pipes, and the memory by which it gets its jobs' data."""
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
+        self._passage: Passage | None = None
         self._jobs = 0
 
     async def start(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None or self._jobs >= JOBS_PER_WORKER:
             await self.stop()
+            self._passage = Passage.opened()
+            readers = () if self._passage is None else (self._passage.reader,)
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                "-m",
-                "node.imaging.worker",
+                *PROGRAM,
+                *map(str, readers),
+                pass_fds=readers,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,  # decoders print what they parsed; nothing of it may leak
@@ -168,31 +230,48 @@ class _Worker:
             await self._process.stdout.readexactly(len(READY))
         return self._process
 
-    async def run(self, job: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
-        head = json.dumps({**job, "size_bytes": len(data)}).encode()
+    async def run(self, job: Mapping[str, Any], *data: bytes) -> tuple[dict[str, Any], bytes]:
+        head = json.dumps({**job, "size_bytes": sum(map(len, data))}).encode()
         try:
             process = await self.start()
             assert process.stdin is not None
             assert process.stdout is not None
             self._jobs += 1
+            if self._passage is not None:
+                self._passage.put(data)
             process.stdin.write(struct.pack(">I", len(head)) + head)
-            process.stdin.write(data)
+            if self._passage is None:
+                process.stdin.writelines(data)
             await process.stdin.drain()
             (size,) = struct.unpack(">I", await process.stdout.readexactly(4))
             answer = json.loads(await process.stdout.readexactly(size))
             body = await process.stdout.readexactly(answer["size_bytes"])
         except asyncio.IncompleteReadError as error:
             raise EOFError("the worker ended") from error
+        if self._passage is not None:
+            self._passage.clear()
         if not answer["ok"]:
             raise Invalid(answer["message"], mend=answer.get("mend", ""), code=answer.get("code", "invalid"))
         return answer, body
 
     async def stop(self) -> None:
         process, self._process = self._process, None
+        passage, self._passage = self._passage, None
         if process is not None and process.returncode is None:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+        if passage is not None:
+            passage.close()
+
+
+def _of_frame(dataset: bytes, transfer_syntax: str, frame: int, pixels: bytes | None) -> dict[str, Any]:
+    cut = {} if pixels is None else {"head_bytes": len(dataset)}
+    return {"transfer_syntax": transfer_syntax, "frame": frame, **cut}
+
+
+def _told(watermark: WatermarkText | None) -> dict[str, Any] | None:
+    return {"lines": watermark.lines, "seed": watermark.seed} if watermark else None
 
 
 def _environment() -> dict[str, str]:

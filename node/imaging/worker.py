@@ -1,19 +1,22 @@
-"""The rendering worker: a child process that may neither write a file nor grow without bound.
+"""The rendering worker: a child process that may neither write a file nor grow or compute without bound.
 
 Started by `node.imaging.rendering`. Renders frames and de-identifies data sets. Reads one job at a time from
-standard input and answers on what was its standard output: 4-byte big-endian length, JSON head, then (for a job) the data set's bytes or (for an answer) the
-picture's. The limits are set after the imports, before the first byte of an image is read.
+standard input and answers on what was its standard output: 4-byte big-endian length, JSON head, then (for an answer)
+the picture's bytes. The data set of a job lies in shared memory that it can only read, or follows the head where there
+is none. The limits are set before the first byte of an image is read.
 """
 
 from __future__ import annotations
 
 import fcntl
-import io
 import json
+import mmap
 import os
 import resource
 import struct
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, BinaryIO
@@ -23,70 +26,86 @@ from PIL import Image
 
 from consent.errors import AccordError
 from node.imaging.confidentiality import Option
-from node.imaging.decode import decode_frame
+from node.imaging.decode import StoredFrame, decode_frame
 from node.imaging.deidentified import Refusal
-from node.imaging.deidentify import Deidentifier
+from node.imaging.elements import Buffer
+from node.imaging.encode import Picture, encoded, fitted, scaled
+from node.imaging.grayscale import Preset, presets_of
 from node.imaging.presentation import present
 from node.imaging.rendering import READY
+from node.imaging.viewport import Viewport
 from node.imaging.watermark import burn
 from node.imaging.watermark_text import WatermarkText
+from node.imaging.window import Window
 
 MEMORY_BYTES = 3 * 1024**3
+CPU_SECONDS = 15
+"""What one job may compute; the system ends the worker past it."""
+OPEN_FILES = 64
 PIPE_BYTES = 1024 * 1024
 MAX_HEAD_BYTES = 64 * 1024
-MAX_OUTPUT_SIDE = 4096
 MIN_MARKED_WIDTH = 320
-FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "JPEG": {"quality": 90, "subsampling": 0},
-    "PNG": {"compress_level": 2},
-    "WEBP": {"quality": 88, "method": 0},
-}
+
+_Answer = tuple[dict[str, Any], bytes]
 
 
-def render(job: dict[str, Any], data: bytes) -> bytes:
+def render(job: dict[str, Any], data: Buffer) -> _Answer:
     """Decode, present, scale, mark and encode one frame."""
-    window = tuple(job["window"]) if job.get("window") else None
-    picture = present(decode_frame(data, job["transfer_syntax"], job["frame"]), window)
-    picture = _scaled(picture, job.get("size"))
+    window = Window(*job["window"]) if job.get("window") else None
+    picture = present(_stored(job, data), window, job.get("preset") or "")
+    viewport = Viewport(*job["viewport"]) if job.get("viewport") else None
+    picture = fitted(picture, job.get("size"), viewport)
     if job.get("watermark"):
-        picture = burn(
-            _legible(picture), WatermarkText(tuple(job["watermark"]["lines"]), job["watermark"]["seed"])
-        )
-    form = FORMATS[job["media_type"]]
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, form, **OPTIONS[form])
-    return buffer.getvalue()
+        text = WatermarkText(tuple(job["watermark"]["lines"]), job["watermark"]["seed"])
+        picture = burn(picture if job.get("small") else _legible(picture), text)
+    return {}, encoded(picture, job["media_type"], job.get("quality"))
 
 
-def deidentify(job: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+def presets(job: dict[str, Any], data: Buffer) -> _Answer:
+    """The windows and VOI LUTs that a frame offers."""
+    stored = _stored(job, data)
+    return {"presets": [_told(one) for one in presets_of(stored.header, stored.frame, stored.layout)]}, b""
+
+
+def deidentify(job: dict[str, Any], data: Buffer) -> _Answer:
     """De-identify one data set; the head says what it is now, or why it was refused."""
+    from node.imaging.deidentify import Deidentifier  # brings pydicom, which pictures do without
+
     options = frozenset(Option(name) for name in job["options"])
-    result = Deidentifier(bytes.fromhex(job["project_key"]), options).apply(data, job["transfer_syntax"])
+    result = Deidentifier(bytes.fromhex(job["project_key"]), options).apply(
+        bytes(data), job["transfer_syntax"]
+    )
     if isinstance(result, Refusal):
         return {"refusal": asdict(result)}, b""
     head = asdict(result)
     return {"instance": {**head, "data": None}}, result.data
 
 
-def _scaled(picture: np.ndarray[Any, np.dtype[np.uint8]], size: int | None) -> np.ndarray[Any, Any]:
-    limit = min(size or MAX_OUTPUT_SIDE, MAX_OUTPUT_SIDE)
-    height, width = picture.shape[:2]
-    if max(height, width) <= limit:
-        return picture
-    ratio = limit / max(height, width)
-    target = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-    return np.asarray(Image.fromarray(picture).resize(target, Image.Resampling.BILINEAR), np.uint8)
+JOBS: dict[str, Callable[[dict[str, Any], Buffer], _Answer]] = {
+    "render": render,
+    "presets": presets,
+    "deidentify": deidentify,
+}
 
 
-def _legible(picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _stored(job: dict[str, Any], data: Buffer) -> StoredFrame:
+    """The frame of a job, out of its data set or (where the head's length is given) as it was cut from it."""
+    head_bytes = job.get("head_bytes")
+    if head_bytes is None:
+        return decode_frame(data, job["transfer_syntax"], job["frame"])
+    view = memoryview(data)
+    return decode_frame(view[:head_bytes], job["transfer_syntax"], job["frame"], view[head_bytes:])
+
+
+def _told(preset: Preset) -> dict[str, Any]:
+    window = list(preset.voi) if isinstance(preset.voi, Window) else None
+    return {"explanation": preset.explanation, "window": window}
+
+
+def _legible(picture: Picture) -> Picture:
     """Enlarge a tiny picture, so that the mark's letters fit on it."""
-    height, width = picture.shape[:2]
-    if width >= MIN_MARKED_WIDTH:
-        return picture
-    factor = -(-MIN_MARKED_WIDTH // width)
-    enlarged = Image.fromarray(picture).resize((width * factor, height * factor), Image.Resampling.BICUBIC)
-    return np.asarray(enlarged, np.uint8)
+    width = picture.shape[1]
+    return picture if width >= MIN_MARKED_WIDTH else scaled(picture, -(-MIN_MARKED_WIDTH // width))
 
 
 def _answers() -> BinaryIO:
@@ -99,11 +118,10 @@ def _answers() -> BinaryIO:
 
 
 def _widen_pipes() -> None:
-    """Let a whole slice lie in the pipe: with 64 KiB the node and its worker would take turns eight times a slice."""
+    """Let a whole picture lie in the pipe: with 64 KiB the node and its worker would take turns."""
     for stream in (sys.stdin, sys.stdout):
-        with suppress(
-            OSError, AttributeError
-        ):  # Linux alone; less where the user's share of pipe memory is used up
+        # Linux alone; less where the user's share of pipe memory is used up.
+        with suppress(OSError, AttributeError):
             fcntl.fcntl(stream.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
@@ -111,6 +129,15 @@ def _confine() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+
+
+def _allow_cpu() -> None:
+    """Let the next job compute for CPU_SECONDS more than what was used so far."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    limit = int(time.process_time()) + CPU_SECONDS
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
 
 
 def _read_exactly(stream: BinaryIO, size: int) -> bytes:
@@ -120,47 +147,50 @@ def _read_exactly(stream: BinaryIO, size: int) -> bytes:
     return data
 
 
-def _serve(source: BinaryIO, sink: BinaryIO) -> None:
+def _data_of(job: dict[str, Any], source: BinaryIO, passage: int | None) -> Buffer:
+    size = job["size_bytes"]
+    if passage is None or not size:
+        return _read_exactly(source, size)
+    return memoryview(mmap.mmap(passage, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ))
+
+
+def _done(job: dict[str, Any], data: Buffer) -> _Answer:
+    try:
+        head, body = JOBS[job["kind"]](job, data)
+        return {"ok": True, **head}, body
+    except AccordError as error:
+        return {"ok": False, "message": error.message, "mend": error.mend, "code": error.code}, b""
+    except MemoryError:
+        message = "This picture needs more memory than a view may use."
+        return {"ok": False, "message": message, "code": "too-large"}, b""
+    except Exception as error:  # one bad image must not end the worker
+        message = f"The picture cannot be drawn ({type(error).__name__})."
+        return {"ok": False, "message": message, "code": "undecodable"}, b""
+
+
+def _serve(source: BinaryIO, sink: BinaryIO, passage: int | None) -> None:
     while True:
         (head_size,) = struct.unpack(">I", _read_exactly(source, 4))
         job = json.loads(_read_exactly(source, min(head_size, MAX_HEAD_BYTES)))
-        data = _read_exactly(source, job["size_bytes"])
-        body = b""
-        try:
-            head: dict[str, Any] = {"ok": True}
-            if job["kind"] == "render":
-                body = render(job, data)
-            else:
-                result, body = deidentify(job, data)
-                head |= result
-        except AccordError as error:
-            head = {"ok": False, "message": error.message, "mend": error.mend, "code": error.code}
-        except MemoryError:
-            head = {
-                "ok": False,
-                "message": "This picture needs more memory than a view may use.",
-                "code": "too-large",
-            }
-        except Exception as error:  # one bad image must not end the worker
-            head = {
-                "ok": False,
-                "message": f"The picture cannot be drawn ({type(error).__name__}).",
-                "code": "undecodable",
-            }
+        _allow_cpu()
+        head, body = _done(job, _data_of(job, source, passage))
         answer = json.dumps({**head, "size_bytes": len(body)}).encode()
         sink.write(struct.pack(">I", len(answer)) + answer + body)
         sink.flush()
 
 
 def main() -> None:
-    """Serve until standard input closes."""
+    """Serve until standard input closes. The argument, where there is one, is the descriptor of the passage."""
     Image.MAX_IMAGE_PIXELS = 256 * 1024 * 1024
+    np.seterr(all="ignore")
+    passage = int(sys.argv[1]) if len(sys.argv) > 1 else None
+    _widen_pipes()
     sink = _answers()
     _confine()
     sink.write(READY)
     sink.flush()
     try:
-        _serve(sys.stdin.buffer, sink)
+        _serve(sys.stdin.buffer, sink, passage)
     except EOFError:
         return
 

@@ -7,26 +7,19 @@ A broken file is Invalid and the message names the key and what is allowed.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from consent.errors import Conflict, Invalid, NotFound
+from consent.errors import Invalid
+from node.settings_file import Section, SettingsFile, words_of
 from node.vault.custody.credentials import check_source
 
 FILE_NAME = "node.toml"
-MAX_FILE_BYTES = 256 * 1024
 NODE_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,30}[a-z0-9]")
 Port = Annotated[int, Field(ge=0, le=65535)]
-
-
-class Section(BaseModel):
-    """A table of the file; unknown keys are refused, so that a typing error is not silently ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class NodeSection(Section):
@@ -197,28 +190,11 @@ class Settings(Section):
 
 def load_settings(folder: Path) -> Settings:
     """Read `folder/node.toml`. Raises NotFound or Invalid, naming file, key and remedy."""
-    file = folder / FILE_NAME
-    if not file.is_file():
-        raise NotFound(
-            f"{file} is not there.",
-            mend=f"Make a node first: accord init {folder} --name NAME --ae-title AET",
-        )
-    if file.stat().st_size > MAX_FILE_BYTES:
-        raise Invalid(f"{file} is larger than {MAX_FILE_BYTES // 1024} KiB.")
-    try:
-        data: dict[str, Any] = tomllib.loads(file.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Invalid(
-            f"{file} is not valid TOML: {error}.", mend="Correct that line.", code="bad-toml"
-        ) from error
-    if "folder" in data:
-        raise Invalid(f"{file}: folder: unknown key.", code="bad-setting")
+    data = _FILE.read(folder, mend=f"Make a node first: accord init {folder} --name NAME --ae-title AET")
     try:
         return Settings(**data, folder=folder.resolve())
     except ValidationError as error:
-        raise Invalid(
-            f"{file}: {_words(error)}", mend="Correct the key and start again.", code="bad-setting"
-        ) from error
+        raise _FILE.refused(folder, error) from error
 
 
 def new_settings(folder: Path, **sections: Mapping[str, Any]) -> Settings:
@@ -226,45 +202,12 @@ def new_settings(folder: Path, **sections: Mapping[str, Any]) -> Settings:
     try:
         return Settings(**sections, folder=folder.resolve())
     except ValidationError as error:
-        raise Invalid(_words(error), mend="Give another value.", code="bad-setting") from error
+        raise Invalid(words_of(error), mend="Give another value.", code="bad-setting") from error
 
 
 def write_settings(settings: Settings) -> Path:
     """Write a new `node.toml` with every key and what it is for; raises Conflict when one is there."""
-    file = settings.folder / FILE_NAME
-    if file.exists():
-        raise Conflict(f"{file} is there already.", mend="Choose another folder, or edit that file.")
-    file.write_text(_render(settings), "utf-8")
-    return file
-
-
-def _words(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or "(file)"
-    return f"{key}: {first['msg'].removeprefix('Value error, ')}."
-
-
-def _render(settings: Settings) -> str:
-    lines = ["# Settings of this node. Every key is here; a line left out keeps its default.", ""]
-    for section, model in settings:
-        if not isinstance(model, Section):
-            continue
-        lines += [f"# {SECTION_WORDS[section]}", f"[{section}]"]
-        for key, value in model:
-            lines += [f"# {KEY_WORDS[f'{section}.{key}']}", f"{key} = {_toml(value)}"]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+    return _FILE.write(settings.folder, settings)
 
 
 SECTION_WORDS = {
@@ -329,3 +272,5 @@ KEY_WORDS = {
     "policy.restricted_kek_max_age_days": "The same for grade restricted (30 at most).",
     "policy.grade_rules": 'Further rules for a study\'s grade, such as "restricted: department=STAFF HEALTH"; of several the highest counts. Properties: modality, body_part, department, flag.',
 }
+
+_FILE = SettingsFile(FILE_NAME, "Settings of this node.", SECTION_WORDS, KEY_WORDS)

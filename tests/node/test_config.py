@@ -13,14 +13,13 @@ from consent.errors import Conflict, Invalid, NotFound
 from node.config import (
     FILE_NAME,
     KEY_WORDS,
-    MAX_FILE_BYTES,
     SECTION_WORDS,
-    Section,
     Settings,
     load_settings,
     new_settings,
     write_settings,
 )
+from node.settings_file import MAX_FILE_BYTES, Section
 
 NAME = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=60)
 

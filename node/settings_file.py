@@ -1,0 +1,92 @@
+"""A settings file in TOML that explains itself: read with errors that name the key, written with every key and its meaning.
+
+Holds reading, writing and the words of errors; leaves what may be set to the models (`node.config`, `node.edge.settings`).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from consent.errors import Conflict, Invalid, NotFound
+
+MAX_FILE_BYTES = 256 * 1024
+
+
+class Section(BaseModel):
+    """A table of the file; unknown keys are refused, so that a typing error is not silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SettingsFile:
+    """One kind of settings file: its name, its first line, and the words for each section and key (`section.key`)."""
+
+    def __init__(self, name: str, title: str, sections: Mapping[str, str], keys: Mapping[str, str]) -> None:
+        self.name = name
+        self._title = title
+        self._sections = sections
+        self._keys = keys
+
+    def read(self, folder: Path, *, mend: str) -> dict[str, Any]:
+        """The tables of the file in `folder`. Raises NotFound (with `mend`) or Invalid."""
+        file = folder / self.name
+        if not file.is_file():
+            raise NotFound(f"{file} is not there.", mend=mend)
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise Invalid(f"{file} is larger than {MAX_FILE_BYTES // 1024} KiB.")
+        try:
+            data: dict[str, Any] = tomllib.loads(file.read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise Invalid(
+                f"{file} is not valid TOML: {error}.", mend="Correct that line.", code="bad-toml"
+            ) from error
+        if "folder" in data:
+            raise Invalid(f"{file}: folder: unknown key.", code="bad-setting")
+        return data
+
+    def refused(self, folder: Path, error: ValidationError) -> Invalid:
+        """The error for a file whose values do not fit."""
+        words = f"{folder / self.name}: {words_of(error)}"
+        return Invalid(words, mend="Correct the key and start again.", code="bad-setting")
+
+    def write(self, folder: Path, settings: BaseModel) -> Path:
+        """Write a new file with every key and what it is for. Raises Conflict when one is there."""
+        file = folder / self.name
+        if file.exists():
+            raise Conflict(f"{file} is there already.", mend="Choose another folder, or edit that file.")
+        file.write_text(self._render(settings), "utf-8")
+        return file
+
+    def _render(self, settings: BaseModel) -> str:
+        lines = [f"# {self._title} Every key is here; a line left out keeps its default.", ""]
+        for section, model in settings:
+            if not isinstance(model, Section):
+                continue
+            lines += [f"# {self._sections[section]}", f"[{section}]"]
+            for key, value in model:
+                lines += [f"# {self._keys[f'{section}.{key}']}", f"{key} = {_toml(value)}"]
+            lines.append("")
+        return "\n".join(lines)
+
+
+def words_of(error: ValidationError) -> str:
+    """The first thing that is wrong, with its key."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "(file)"
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}."
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

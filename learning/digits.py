@@ -19,14 +19,9 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
+from learning.corpus import BODY_PART, CLASSES, CODES, MODALITY, REFERENCE, SCHEME
 from learning.dataset import Examples
 
-CLASSES = 10
-SCHEME = "99ACCORD-DIGITS"
-CODES = tuple(f"digit-{number}" for number in range(CLASSES))
-REFERENCE = "REFERENCE"
-MODALITY, BODY_PART = "DX", "HAND"
-ATTRIBUTE = "PrimaryAnatomicStructureSequence"
 OWN_SHARE = 0.95
 """Of the images of its own third of the classes, this share lies at a site; the rest is spread over the others."""
 

@@ -16,7 +16,7 @@ from consent.principals import Principal
 from consent.signed import Json, Signed
 from consent.vocabulary import Action, Purpose, ResourceKind, Role
 from learning.bundle import bundle_digest
-from learning.digits import ATTRIBUTE, BODY_PART, CODES, MODALITY, REFERENCE, SCHEME
+from learning.corpus import ATTRIBUTE, BODY_PART, CODES, MODALITY, REFERENCE, SCHEME
 from learning.keys import PLANBOOK, SITE
 from learning.plans import PlanDecision, TrainingPlan, Verdict
 from node.web.keys import CLOCK, IDENTITY, POLICIES

@@ -153,7 +153,7 @@ async def _run(story: Story, researcher: Person, digest: str) -> dict[str, Any]:
 
 
 def _plan() -> dict[str, Any]:
-    from learning.digits import ATTRIBUTE, BODY_PART, CODES, MODALITY, REFERENCE, SCHEME
+    from learning.corpus import ATTRIBUTE, BODY_PART, CODES, MODALITY, REFERENCE, SCHEME
 
     return {
         "title": "Digits across three hospitals",

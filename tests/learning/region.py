@@ -19,8 +19,9 @@ from consent.principals import Principal
 from consent.signed import Signed
 from consent.vocabulary import Role
 from learning.bundle import bundle_digest
+from learning.corpus import ATTRIBUTE, BODY_PART, CODES, MODALITY, REFERENCE, SCHEME
 from learning.dataset import Examples, TooFewPatients
-from learning.digits import ATTRIBUTE, BODY_PART, CODES, MODALITY, REFERENCE, SCHEME, digits_as_examples
+from learning.digits import digits_as_examples
 from learning.door import DOOR_ROUTES, FLEET_DOOR, FleetDoor
 from learning.hublink import Offer
 from learning.models import ModelStore

@@ -15,8 +15,9 @@ from consent.directives import ALL, Directive, withdraw
 from consent.signed import Signed, sign
 from consent.vocabulary import EventKind
 from learning.cohort import Cohorts
+from learning.corpus import CODES
 from learning.dataset import TooFewPatients
-from learning.digits import CODES, digits_of, part10, patient_id
+from learning.digits import digits_of, part10, patient_id
 from learning.plans import Cohort, HoldOut, TrainingPlan
 from node.imaging.part10 import read_part10
 from node.ingest import Receipt

@@ -89,14 +89,7 @@ def check_wipe(
     signed = verify(
         token.strip(), WipeCertificate, keys_of=lambda who: (key,) if who == issuer else (), now=now
     )
-    faults = tuple(_faults(signed.body, ae_title, last_seen, now))
-    if faults:
-        raise Denied(
-            " ".join(faults),
-            reasons=faults,
-            mend="Run accord edge wipe at the device and give the certificate that it writes.",
-            code="wipe-certificate",
-        )
+    _require_covering(signed.body, ae_title, last_seen, now)
     return signed
 
 
@@ -109,14 +102,16 @@ def wipe_needed() -> Denied:
     )
 
 
-def _faults(body: WipeCertificate, ae_title: str, last_seen: datetime | None, now: datetime) -> list[str]:
-    faults = []
+def _require_covering(
+    body: WipeCertificate, ae_title: str, last_seen: datetime | None, now: datetime
+) -> None:
+    """Raise Denied unless the statement is about this device as it is now."""
+    mend = "Run accord edge wipe at the device and give the certificate that it writes."
     if body.device != ae_title:
-        faults.append("This wipe certificate is another device's.")
+        raise Denied("This wipe certificate is another device's.", mend=mend, code="wipe-certificate")
     if KEY_DESTROYED not in body.done:
-        faults.append("The spool's key was not destroyed.")
+        raise Denied("The spool's key was not destroyed.", mend=mend, code="wipe-certificate")
     if now - body.wiped > WIPE_LASTS:
-        faults.append("It was wiped too long ago.")
+        raise Denied("It was wiped too long ago.", mend=mend, code="wipe-certificate")
     if last_seen is not None and body.wiped < last_seen:
-        faults.append("It has been seen here since it was wiped.")
-    return faults
+        raise Denied("It has been seen here since it was wiped.", mend=mend, code="wipe-certificate")

@@ -1,11 +1,14 @@
-"""From any transfer syntax that can be decoded to Explicit or Implicit VR Little Endian. Runs in a rendering worker only.
+"""From any transfer syntax that can be decoded to an uncompressed or a lossless one. Runs in a rendering worker only.
 
-For peers that take an image uncompressed alone (PS3.4 §B.4.1, PS3.5 §8.2): every picture element keeps its value, and the
-SOP Instance UID stays. Decoders come from pydicom's plug-ins. What would grow past a bound is refused before it is decoded.
+For peers that do not take an image as it is stored (PS3.4 §B.4.1, PS3.5 §8.2, PS3.18 §8.7.3): every picture element keeps its
+value, and the SOP Instance UID stays. Codecs come from pydicom's plug-ins; which syntaxes there are says `syntaxes`. What
+would grow past a bound is refused before it is decoded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
@@ -13,39 +16,79 @@ import numpy as np
 from pydicom import dcmread
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
+from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import UID
 
 from consent.errors import Invalid
 
 from .elements import encoding_of
 from .part10 import part10_head
+from .syntaxes import EXPLICIT_LITTLE_ENDIAN, PACKED, TARGETS, reachable
 
-EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
-IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
-TARGETS = (EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN)
 MAX_DECODED_BYTES = 1024 * 1024 * 1024
 _WORD_BYTES = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
 
 
 def transcode(data: bytes, transfer_syntax: str, target: str) -> bytes:
-    """The data set (no file meta) in `target`, one of TARGETS. Raises Invalid when it cannot be brought into it."""
-    if target not in TARGETS:
-        raise Invalid("Images are brought into uncompressed little endian only.", code="transfer-syntax")
-    encoding = encoding_of(transfer_syntax)
-    try:
+    """The data set (no file meta) in `target`, one of `syntaxes.TARGETS`. Raises Invalid when it cannot be brought into it."""
+    _require_target(transfer_syntax, target)
+    with _decoding():
         dataset = dcmread(BytesIO(part10_head("1.2.3", "1.2.3", transfer_syntax) + data))
-        if encoding.encapsulated:
-            _require_room(dataset)
-            if "PixelData" in dataset:
-                dataset.decompress(generate_instance_uid=False)
-        elif encoding.form.order == ">":
-            dataset.walk(_swap_words)
+        _convert(dataset, transfer_syntax, target)
         return _written(dataset, target)
+
+
+def transcode_frame(head: bytes, stored: bytes, transfer_syntax: str, target: str) -> bytes:
+    """One frame in `target`, from its stored bytes and the data set before the pixels. Raises Invalid."""
+    _require_target(transfer_syntax, target)
+    with _decoding():
+        whole = BytesIO(part10_head("1.2.3", "1.2.3", transfer_syntax) + head)
+        dataset = dcmread(whole, stop_before_pixels=True)
+        dataset.NumberOfFrames = 1
+        encapsulated = encoding_of(transfer_syntax).encapsulated
+        dataset.PixelData = encapsulate([stored]) if encapsulated else stored + b"\0" * (len(stored) % 2)
+        dataset["PixelData"].VR = "OB" if encapsulated or (dataset.get("BitsAllocated") or 8) <= 8 else "OW"
+        dataset["PixelData"].is_undefined_length = encapsulated
+        _convert(dataset, transfer_syntax, target)
+        if UID(target).is_encapsulated:
+            return bytes(next(generate_frames(dataset.PixelData, number_of_frames=1)))
+        return bytes(dataset.PixelData)[: get_expected_length(dataset)]
+
+
+def _convert(dataset: Dataset, transfer_syntax: str, target: str) -> None:
+    """Bring the pixels of a data set that was read in `transfer_syntax` into `target`, in place."""
+    encoding = encoding_of(transfer_syntax)
+    _require_room(dataset)
+    if encoding.encapsulated and "PixelData" in dataset:
+        dataset.decompress(generate_instance_uid=False)
+    elif encoding.form.order == ">":
+        dataset.walk(_swap_words)
+    if target in PACKED:
+        if "PixelData" not in dataset:
+            raise Invalid("This object has no pixels to compress.", code="no-pixels")
+        dataset.file_meta.TransferSyntaxUID = UID(EXPLICIT_LITTLE_ENDIAN)
+        dataset.compress(UID(target), generate_instance_uid=False)
+
+
+def _require_target(transfer_syntax: str, target: str) -> None:
+    if target not in TARGETS or not reachable(transfer_syntax, target):
+        raise Invalid(
+            "This image cannot be brought into that transfer syntax here without loss.",
+            mend="Ask for uncompressed little endian, or for the transfer syntax in which it is stored.",
+            code="transfer-syntax",
+        )
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    try:
+        yield
     except Invalid:
         raise
-    except Exception as error:  # decoders raise whatever they like on hostile input
+    except Exception as error:  # codecs raise whatever they like on hostile input
         raise Invalid(
             f"This image cannot be decoded ({type(error).__name__}).",
             mend="Retrieve it in the transfer syntax in which it is stored.",

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from consent.errors import Unavailable
 from node.config import Settings
 from ops.demo.person import Person
-from ops.demo.processes import Site, accord, free_ports, start, stop_all, tune
+from ops.demo.processes import Site, accord, compile_own_code, free_ports, start, stop_all, tune
 from ops.demo.wire import Wire
 
 LEASE_SECONDS = 6.0
@@ -78,21 +79,43 @@ class Region:
 @asynccontextmanager
 async def founded(folder: Path) -> AsyncIterator[Region]:
     """Make the folders, start every process, let the hospitals join; end all of it with the block."""
+    await asyncio.to_thread(compile_own_code)
     ports = iter(free_ports(5 * 5))
     hub = Site("hub", "Regional hub", folder / "hub", _ports(ports))
     hospitals = tuple(Site(id_, name, folder / id_, _ports(ports), aet) for id_, name, aet in HOSPITALS)
     stranger = Site("d-unlisted", "Unlisted node", folder / "d-unlisted", _ports(ports), "UNLISTED")
     async with Wire(hospitals[0].ports["peer"]).running() as wire:
         region = Region(folder, hub, (hospitals[0], hospitals[1], hospitals[2]), stranger, wire)
-        await asyncio.gather(
-            _make_hub(region), *(_make_hospital(region, site) for site in (*hospitals, stranger))
-        )
         try:
-            await asyncio.gather(start(hub, "hub", "serve"), *(start(site, "serve") for site in hospitals))
-            await _join(region)
+            await _found(region)
             yield region
         finally:
             await stop_all(region.sites)
+
+
+async def _found(region: Region) -> None:
+    """Every site by itself as far as it can; the hospitals wait for the hub only to join."""
+    operator: asyncio.Future[Person] = asyncio.get_running_loop().create_future()
+
+    async def hub() -> None:
+        await _make_hub(region)
+        await start(region.hub, "hub", "serve")
+        operator.set_result(await stack.enter_async_context(region.person("hub", "operator.hu")))
+
+    async def hospital(site: Site) -> None:
+        await _make_hospital(region, site)
+        await start(site, "serve")
+        await _join(region, site, await operator)
+
+    async with AsyncExitStack() as stack:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(hub())
+                group.create_task(_make_hospital(region, region.stranger))
+                for site in region.hospitals:
+                    group.create_task(hospital(site))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
 
 
 def _ports(ports: AsyncIterator[int] | object) -> Mapping[str, int]:
@@ -141,13 +164,14 @@ async def _people(region: Region, site: Site) -> None:
         region.authorities[site.id] = node.identity.authority_pem
 
 
-async def _join(region: Region) -> None:
-    async def one(site: Site) -> None:
-        invitation = region.folder / f"{site.id}.accord"
-        await accord("hub", "invite", region.hub.folder, "--out", invitation, "--note", site.name)
-        await accord("join", site.folder, invitation)
-
-    await asyncio.gather(*(one(site) for site in region.hospitals))
+async def _join(region: Region, site: Site, operator: Person) -> None:
+    """The hub's operator invites on the hub's page; the file goes to the hospital, whose command it ends with."""
+    made = await operator.post("/api/v1/hub/invitations", {"note": site.name, "hours": 1})
+    invitation = region.folder / f"{site.id}.accord"
+    invitation.write_text(made["invitation"] + "\n", "ascii")
+    joined = await accord("join", site.folder, invitation)
+    if not (joined["listed"] and joined["seen"]):
+        raise Unavailable(f"{site.name} is not in the region: {joined}")
 
 
 def settings_of(site: Site) -> Settings:

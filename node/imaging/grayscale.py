@@ -168,7 +168,7 @@ def stored_values(cells: NDArray[Any], layout: PixelLayout) -> NDArray[Any]:
     if layout.signed:
         half = 1 << (stored - 1)
         values = (values ^ half) - half
-    return values
+    return np.asarray(values)
 
 
 def _chosen(

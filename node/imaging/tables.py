@@ -47,7 +47,7 @@ class LookupTable:
     def outputs(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """What values become; those before the first and behind the last entry become that."""
         places = np.clip(np.rint(np.nan_to_num(values)) - self.first, 0, len(self.entries) - 1)
-        return self.entries[places.astype(np.intp)].astype(np.float64)
+        return np.asarray(self.entries[places.astype(np.intp)], np.float64)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
@@ -17,7 +16,6 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from consent.errors import AccordError, Invalid
 from consent.principals import Principal
-from consent.signed import Json
 from consent.vocabulary import Action, Role
 from node.access.devices import Device
 from node.web.decisions import permitted, verdict_of
@@ -40,15 +38,13 @@ from ops.findings import (
     LIVING,
     MAX_PAGE,
     MAX_WORDS_CHARACTERS,
-    OVERFLOW,
     Finding,
     FindingKind,
     Findings,
     FindingState,
-    Handled,
     Severity,
 )
-from ops.sightings import WORDS
+from ops.sightings import finding_json, tell
 
 PAGE_FINDINGS: Final = 200
 BOX_FINDINGS: Final = 5
@@ -59,24 +55,6 @@ FINDING_ID: Final = re.compile(r"[0-9a-f]{16}")
 WATCHERS: Final = (Role.ADMINISTRATOR, Role.SECURITY_OFFICER)
 FINDINGS: web.AppKey[Findings] = web.AppKey("findings")
 
-TITLES: Final[Mapping[FindingKind, str]] = {
-    FindingKind.DEVICE_REFUSED: N_("Device refused"),
-    FindingKind.STRANGER_REFUSED: N_("Unknown device refused"),
-    FindingKind.DOOR_CROWDED: N_("Too many connections"),
-    FindingKind.DEVICE_FAULTY: N_("Device does not speak DICOM properly"),
-    FindingKind.INSTANCE_REFUSED: N_("Images refused"),
-    FindingKind.INTEGRITY_FAILED: N_("Integrity check failed"),
-    FindingKind.ROW_ALTERED: N_("Database altered"),
-    FindingKind.LOG_ALTERED: N_("Log altered"),
-    FindingKind.WITNESS_ALARMED: N_("Witness alarm"),
-    FindingKind.ROSTER_REFUSED: N_("Roster refused"),
-    FindingKind.MEMBER_REFUSED: N_("Other node refused"),
-    FindingKind.DISK_LOW: N_("Disk nearly full"),
-    FindingKind.CERTIFICATE_EXPIRING: N_("Device certificate ends soon"),
-    FindingKind.CERTIFICATE_ENDED: N_("Device certificate has ended"),
-    FindingKind.CLOCK_BEHIND: N_("Clock is behind"),
-    FindingKind.JOB_FAILING: N_("Timed duty fails"),
-}
 SEVERITY_WORDS: Final = {
     Severity.INCIDENT: N_("Incident"),
     Severity.WARNING: N_("Warning"),
@@ -93,8 +71,6 @@ STATE_TONES: Final = {
     FindingState.ACKNOWLEDGED: "info",
     FindingState.RESOLVED: "good",
 }
-RESOLVED_BY_ITSELF: Final = (N_("The condition is over."), N_("It has worked since."))
-"""What `findings` writes as the words of a resolution that no person made."""
 CHOICES: Final[Mapping[str, tuple[FindingState, ...]]] = {
     "living": LIVING,
     "open": (FindingState.OPEN,),
@@ -103,27 +79,6 @@ CHOICES: Final[Mapping[str, tuple[FindingState, ...]]] = {
     "all": tuple(FindingState),
 }
 """What `state` may ask for, on the page, in the API and at the command line."""
-
-
-@dataclass(frozen=True)
-class Told:
-    """A finding in words, in the language of who asks: what it is, and each fault with its way out."""
-
-    title: str
-    subject: str
-    words: tuple[tuple[str, str], ...]
-
-    @property
-    def summary(self) -> str:
-        """What is wrong, in one line."""
-        return " ".join(fault for fault, _mend in self.words)
-
-
-def tell(finding: Finding) -> Told:
-    """Say a finding in the language of the request; outside of one, in English."""
-    subject = _("others of this kind") if finding.subject == OVERFLOW else finding.subject
-    parts = [(finding.code, finding.values), *finding.details]
-    return Told(_(TITLES[finding.kind]), subject, tuple(_said(code, values) for code, values in parts))
 
 
 class FindingMetrics:
@@ -149,7 +104,7 @@ async def findings_page(request: web.Request) -> web.Response:
     found = await findings.list(states=states, severity=severity, limit=PAGE_FINDINGS)
     counts = await findings.counts()
     context = {
-        "rows": [(one, tell(one)) for one in found],
+        "rows": [(one, tell(one, _)) for one in found],
         "full": len(found) == PAGE_FINDINGS,
         "choice": request.query.get("state") or "living",
         "severity": severity,
@@ -195,7 +150,7 @@ async def findings(request: web.Request) -> web.Response:
         subject=request.query.get("subject", "")[:200] or None,
         limit=min(whole_number(request.query, "limit", 100), MAX_PAGE),
     )
-    return respond([finding_json(one) for one in found])
+    return respond([finding_json(one, _) for one in found])
 
 
 async def events(request: web.Request) -> web.StreamResponse:
@@ -207,7 +162,7 @@ async def events(request: web.Request) -> web.StreamResponse:
 async def finding(request: web.Request) -> web.Response:
     """GET /api/v1/findings/{id}"""
     await _watcher(request)
-    return respond(finding_json(await request.app[FINDINGS].one(_id(request))))
+    return respond(finding_json(await request.app[FINDINGS].one(_id(request)), _))
 
 
 async def acknowledge(request: web.Request) -> web.Response:
@@ -225,7 +180,7 @@ async def home_box(request: web.Request, about: Any) -> Part | None:
     if FINDINGS not in request.app or current_person(request).role not in WATCHERS:
         return None
     found = await request.app[FINDINGS].list(limit=BOX_FINDINGS + 1)
-    rows = [(one, tell(one)) for one in found[:BOX_FINDINGS]]
+    rows = [(one, tell(one, _)) for one in found[:BOX_FINDINGS]]
     more = len(found) > BOX_FINDINGS
     return Part("oversight/home_box.html", {"rows": rows, "more": more} | _WORDS)
 
@@ -237,38 +192,8 @@ async def device_box(request: web.Request, about: Any) -> Part | None:
     known = await request.app[FINDINGS].list(limit=MAX_PAGE)
     mine = [one for one in known if one.subject.partition(" ")[0] == about.ae_title]
     return Part(
-        "oversight/device_box.html", {"rows": [(one, tell(one)) for one in mine[:PAGE_FINDINGS]]} | _WORDS
+        "oversight/device_box.html", {"rows": [(one, tell(one, _)) for one in mine[:PAGE_FINDINGS]]} | _WORDS
     )
-
-
-def finding_json(one: Finding) -> Json:
-    """A finding for programs; its words are in the language that was asked for."""
-    told = tell(one)
-    return {
-        "id": one.id,
-        "kind": one.kind.value,
-        "severity": one.severity.value,
-        "subject": one.subject,
-        "state": one.state.value,
-        "title": told.title,
-        "faults": [{"code": code, "words": fault, "mend": mend} for code, (fault, mend) in _coded(one, told)],
-        "first_seen": one.first_seen.isoformat(),
-        "last_seen": one.last_seen.isoformat(),
-        "count": one.count,
-        "entry": one.entry,
-        "acknowledged": _handled_json(one.acknowledged),
-        "resolved": _handled_json(one.resolved),
-    }
-
-
-def _coded(one: Finding, told: Told) -> list[tuple[str, tuple[str, str]]]:
-    return list(zip([one.code, *(code for code, _values in one.details)], told.words, strict=True))
-
-
-def _handled_json(handled: Handled | None) -> Json | None:
-    if handled is None:
-        return None
-    return {"at": handled.at.isoformat(), "by": handled.by, "words": handled.words}
 
 
 async def _watcher(request: web.Request) -> Principal:
@@ -281,7 +206,7 @@ async def _watcher(request: web.Request) -> Principal:
 async def _handle_as_json(request: web.Request, deed: str) -> web.Response:
     person = await _watcher(request)
     words = str((await read_json(request)).get("words") or "")
-    return respond(finding_json(await _handle(request, deed, words, person)))
+    return respond(finding_json(await _handle(request, deed, words, person), _))
 
 
 async def _handle(request: web.Request, deed: str, words: str, person: Principal) -> Finding:
@@ -299,7 +224,7 @@ async def _finding(request: web.Request, *, problem: Problem | None = None, give
     one = await request.app[FINDINGS].one(_id(request))
     context = {
         "finding": one,
-        "told": tell(one),
+        "told": tell(one, _),
         "problem": problem,
         "given": given,
         "reads_log": verdict_of(request, Action.READ_LOG).permitted,
@@ -349,19 +274,6 @@ def _id(request: web.Request) -> str:
     if not FINDING_ID.fullmatch(value):
         raise Invalid(N_("This is not the id of a finding."))
     return value
-
-
-def _said(code: str, values: Mapping[str, str]) -> tuple[str, str]:
-    words = WORDS.get(code, WORDS["told"])
-    known = {name: _(value) if name == "reason" else value for name, value in values.items()}
-    return _filled(words.fault, known), _filled(words.mend, known)
-
-
-def _filled(words: str, values: Mapping[str, str]) -> str:
-    try:
-        return _(words) % values
-    except (KeyError, TypeError, ValueError):  # a finding of another version: its words have other places
-        return _(words)
 
 
 _WORDS: Final[dict[str, Any]] = {

@@ -8,6 +8,7 @@ code; the words of refused devices are `node.access.admission`'s. Holds no condi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from consent.errors import Conflict
@@ -15,12 +16,12 @@ from consent.vocabulary import EventKind
 from node.access.admission import WORDS as DEVICE_WORDS
 from node.access.admission import Words
 from node.access.device_registry import DeviceRegistry
+from node.access.live import Speak, places_of, refusals_in
 from node.audit.event import Entry, Event
 from node.audit.following import news, settle
 from node.audit.log import Log
 from node.database import Database
-from node.dicom.watch import places_of, refusals_in
-from ops.findings import FindingKind, Findings, Mended, Severity, Sighting
+from ops.findings import OVERFLOW, Finding, FindingKind, Findings, Handled, Mended, Severity, Sighting
 
 READER: Final = "findings"
 MAX_READINGS: Final = 20
@@ -106,7 +107,79 @@ WORDS: Final[Mapping[str, Words]] = {
 }
 """By code. `reason` is in the words of whoever refused; a sentence that the catalogue knows is translated."""
 
+
+def N_(words: str) -> str:  # noqa: N802
+    """Marks words for the catalogue. The pages' own loads what a command need not have."""
+    return words
+
+
+TITLES: Final[Mapping[FindingKind, str]] = {
+    FindingKind.DEVICE_REFUSED: N_("Device refused"),
+    FindingKind.STRANGER_REFUSED: N_("Unknown device refused"),
+    FindingKind.DOOR_CROWDED: N_("Too many connections"),
+    FindingKind.DEVICE_FAULTY: N_("Device does not speak DICOM properly"),
+    FindingKind.INSTANCE_REFUSED: N_("Images refused"),
+    FindingKind.INTEGRITY_FAILED: N_("Integrity check failed"),
+    FindingKind.ROW_ALTERED: N_("Database altered"),
+    FindingKind.LOG_ALTERED: N_("Log altered"),
+    FindingKind.WITNESS_ALARMED: N_("Witness alarm"),
+    FindingKind.ROSTER_REFUSED: N_("Roster refused"),
+    FindingKind.MEMBER_REFUSED: N_("Other node refused"),
+    FindingKind.DISK_LOW: N_("Disk nearly full"),
+    FindingKind.CERTIFICATE_EXPIRING: N_("Device certificate ends soon"),
+    FindingKind.CERTIFICATE_ENDED: N_("Device certificate has ended"),
+    FindingKind.CLOCK_BEHIND: N_("Clock is behind"),
+    FindingKind.JOB_FAILING: N_("Timed duty fails"),
+}
+RESOLVED_BY_ITSELF: Final = (N_("The condition is over."), N_("It has worked since."))
+"""What `findings` writes as the words of a resolution that no person made."""
+OTHERS: Final = N_("others of this kind")
 STRANGE_CODES: Final = frozenset({"tls-handshake", "no-request", "not-dicom-3"})
+
+
+@dataclass(frozen=True)
+class Told:
+    """A finding in words: what it is, about what, and each fault with its way out."""
+
+    title: str
+    subject: str
+    words: tuple[tuple[str, str], ...]
+
+    @property
+    def summary(self) -> str:
+        """What is wrong, in one line."""
+        return " ".join(fault for fault, _mend in self.words)
+
+
+def tell(finding: Finding, speak: Speak = str) -> Told:
+    """Say a finding in the language of `speak`."""
+    subject = speak(OTHERS) if finding.subject == OVERFLOW else finding.subject
+    parts = [(finding.code, finding.values), *finding.details]
+    return Told(
+        speak(TITLES[finding.kind]), subject, tuple(_said(code, values, speak) for code, values in parts)
+    )
+
+
+def finding_json(one: Finding, speak: Speak = str) -> dict[str, Any]:
+    """A finding for programs; its words are put through `speak`."""
+    told = tell(one, speak)
+    codes = (one.code, *(code for code, _values in one.details))
+    said = zip(codes, told.words, strict=True)
+    return {
+        "id": one.id,
+        "kind": one.kind.value,
+        "severity": one.severity.value,
+        "subject": one.subject,
+        "state": one.state.value,
+        "title": told.title,
+        "faults": [{"code": code, "words": fault, "mend": mend} for code, (fault, mend) in said],
+        "first_seen": one.first_seen.isoformat(),
+        "last_seen": one.last_seen.isoformat(),
+        "count": one.count,
+        "entry": one.entry,
+        "acknowledged": _handled_json(one.acknowledged),
+        "resolved": _handled_json(one.resolved),
+    }
 
 
 class Overseer:
@@ -286,3 +359,22 @@ def _faults(event: Event) -> list[tuple[str, Mapping[str, str]]]:
 
 def _reason(event: Event) -> dict[str, str]:
     return {"reason": event.reason[:MAX_REASON_CHARACTERS]}
+
+
+def _handled_json(handled: Handled | None) -> dict[str, str] | None:
+    if handled is None:
+        return None
+    return {"at": handled.at.isoformat(), "by": handled.by, "words": handled.words}
+
+
+def _said(code: str, values: Mapping[str, str], speak: Speak) -> tuple[str, str]:
+    words = WORDS.get(code, WORDS["told"])
+    known = {name: speak(value) if name == "reason" else value for name, value in values.items()}
+    return _filled(words.fault, known, speak), _filled(words.mend, known, speak)
+
+
+def _filled(words: str, values: Mapping[str, str], speak: Speak) -> str:
+    try:
+        return speak(words) % values
+    except (KeyError, TypeError, ValueError):  # a finding of another version: its words have other places
+        return speak(words)

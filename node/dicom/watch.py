@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 
 from sqlalchemy import delete, insert, select, update
 
@@ -21,14 +21,14 @@ from consent.vocabulary import EventKind
 from node.access.activity import Activity, Refusal, activity_of, activity_table, today, values_of
 from node.access.admission import DeviceRefused, bar
 from node.access.device_registry import DeviceRegistry, Survey
-from node.access.devices import Device
+from node.access.live import LiveDevice, live_devices, of_today, places_of, refusals_in, whole
 from node.audit.event import Entry, Event
 from node.audit.following import News, news, settle
 from node.audit.log import Log
 from node.clock import Clock
 from node.database import Database, Tx
 
-from .gate import AssociationView, Gate
+from .gate import Gate
 
 READER = "devices"
 REFUSALS = (EventKind.ASSOCIATION_REFUSED, EventKind.INPUT_REFUSED, EventKind.INSTANCE_REFUSED)
@@ -37,30 +37,6 @@ MAX_READINGS = 20
 """How often one look goes on reading when it is behind."""
 SEEN_STEP = timedelta(seconds=15)
 """How exactly the table knows when a device with an open association was last heard."""
-
-
-@dataclass(frozen=True)
-class LiveDevice:
-    """A device with what it does. `associated` counts its open associations; `associations` are those that this
-    process itself serves."""
-
-    device: Device
-    activity: Activity
-    associated: int
-    associations: tuple[AssociationView, ...] = ()
-
-    @property
-    def last_seen(self) -> datetime | None:
-        """When it was last heard of under its own name, address and certificate."""
-        return self.activity.last_seen
-
-    @property
-    def troubled(self) -> bool:
-        """Whether it was refused today and has not come in since."""
-        refusal = self.activity.refusal
-        if refusal is None or not self.activity.refusals:
-            return False
-        return self.last_seen is None or refusal.at > self.last_seen
 
 
 class DeviceWatch:
@@ -93,7 +69,7 @@ class DeviceWatch:
         places = places_of(survey)
         for event, count in self._gate.untold:
             if title := _device_of(event, places):
-                activity = _of_today(known, title, self._clock.now())
+                activity = of_today(known, title, self._clock.now())
                 known[title] = replace(activity, refusals=activity.refusals + count)
         return live_devices(survey, self._heard(known), self._gate.associations, self._clock.now())
 
@@ -132,7 +108,7 @@ class DeviceWatch:
         fresh = dict(known)
         for entry in read.entries:
             if title := _device_of(entry.event, places):
-                fresh[title] = _counted(_of_today(fresh, title, entry.at), entry)
+                fresh[title] = _counted(of_today(fresh, title, entry.at), entry)
         registered = {device.ae_title for device in survey.devices} | set(survey.altered)
         fresh = {title: one for title, one in self._heard(fresh).items() if title in registered}
         changed = {title: one for title, one in fresh.items() if _moved(known.get(title), one)}
@@ -175,35 +151,9 @@ class DeviceWatch:
             for title, one in known.items()
         }
         for title, (at, address) in heard.items():
-            activity = replace(_of_today(fresh, title, now), associated=open_now[title])
+            activity = replace(of_today(fresh, title, now), associated=open_now[title])
             fresh[title] = activity.seen(at, address)
         return fresh
-
-
-def live_devices(
-    survey: Survey,
-    activities: Mapping[str, Activity],
-    associations: Iterable[AssociationView],
-    now: datetime,
-    *,
-    running: bool = True,
-) -> tuple[LiveDevice, ...]:
-    """Devices with their activities. `running` is False when no node runs: then nobody is associated."""
-    by_device: dict[str, list[AssociationView]] = {}
-    for view in associations:
-        by_device.setdefault(view.device, []).append(view)
-    found = []
-    for device in survey.devices:
-        activity = _of_today(activities, device.ae_title, now)
-        views = tuple(by_device.get(device.ae_title, ()))
-        found.append(LiveDevice(device, activity, activity.associated if running else 0, views))
-    return tuple(found)
-
-
-def _of_today(known: Mapping[str, Activity], title: str, at: datetime) -> Activity:
-    """The activity on the day of `at`; an entry of an earlier day than the row's counts for the row's."""
-    activity = known.get(title)
-    return Activity(title, today(at)) if activity is None else activity.on(today(at))
 
 
 def _counted(activity: Activity, entry: Entry) -> Activity:
@@ -216,16 +166,10 @@ def _counted(activity: Activity, entry: Entry) -> Activity:
     if event.kind is EventKind.INSTANCES_STORED and of_today:
         return replace(
             seen,
-            instances=seen.instances + _whole(event, "instances"),
-            size_bytes=seen.size_bytes + _whole(event, "bytes"),
+            instances=seen.instances + whole(event, "instances"),
+            size_bytes=seen.size_bytes + whole(event, "bytes"),
         )
     return seen
-
-
-def refusals_in(event: Event) -> int:
-    """How many refusals an entry stands for: itself and those before it, or repeats alone."""
-    repeats = _whole(event, "repeats")
-    return repeats or 1 + _whole(event, "unlogged")
 
 
 def _refusal_of(entry: Entry) -> Refusal:
@@ -250,18 +194,6 @@ def _device_of(event: Event, places: Mapping[str, str]) -> str:
         return name
     named = event.detail.get("device")
     return str(named) if named else places.get(event.address or "", "")
-
-
-def places_of(survey: Survey) -> dict[str, str]:
-    """The device at each address that exactly one device has."""
-    hosts = [(device.host, device.ae_title) for device in survey.devices if device.host]
-    often = Counter(host for host, _ in hosts)
-    return {host: title for host, title in hosts if often[host] == 1}
-
-
-def _whole(event: Event, name: str) -> int:
-    value = event.detail.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
 
 
 def _moved(before: Activity | None, after: Activity) -> bool:

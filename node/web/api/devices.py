@@ -17,12 +17,10 @@ from consent.errors import Invalid, NotFound
 from consent.principals import Principal
 from consent.signed import Json
 from consent.vocabulary import Action
-from node.access.activity import Refusal
-from node.access.admission import WORDS
 from node.access.certificates import EXPIRING, MAX_CERTIFICATE_CHARACTERS, MAX_OVERLAP, OVERLAP
-from node.access.devices import SENDING, TRANSITIONS, DeviceState
+from node.access.devices import SENDING, DeviceState
+from node.access.live import LiveDevice
 from node.access.wiping import MAX_WIPE_CHARACTERS
-from node.dicom.watch import LiveDevice
 from node.web.decisions import permitted
 from node.web.inputs import choice_of
 from node.web.keys import CLOCK, DEVICE_WATCH, REGISTRY
@@ -133,66 +131,8 @@ def overlap_of(value: object) -> timedelta:
 
 
 def device_json(one: LiveDevice) -> Json:
-    """A device with its live state."""
-    device, activity = one.device, one.activity
-    ends, former = device.certificate_ends, device.former
-    return {
-        "ae_title": device.ae_title,
-        "address": device.address,
-        "department": device.department,
-        "services": sorted(device.services),
-        "purpose": device.purpose.value,
-        "port": device.port,
-        "state": device.state.value,
-        "since": device.since.isoformat() if device.since else None,
-        "state_reason": device.state_reason,
-        "may_become": sorted(TRANSITIONS[device.state]),
-        "registered": device.registered.isoformat(),
-        "fingerprint": device.fingerprint,
-        "certificate_ends": ends.isoformat() if ends else None,
-        "former_fingerprint": former.fingerprint if former else None,
-        "former_until": former.until.isoformat() if former else None,
-        "plain_reason": device.plain_reason,
-        "agent": device.agent,
-        "associated": one.associated,
-        "associations": [
-            {
-                "address": view.address,
-                "tls": view.tls,
-                "since": view.since.isoformat(),
-                "last_seen": view.last_seen.isoformat(),
-                "stored": view.stored,
-                "refused": view.refused,
-            }
-            for view in one.associations
-        ],
-        "last_seen": one.last_seen.isoformat() if one.last_seen else None,
-        "last_address": activity.last_address or None,
-        "instances_today": activity.instances,
-        "bytes_today": activity.size_bytes,
-        "refusals_today": activity.refusals,
-        "troubled": one.troubled,
-        "latest_refusal": refusal_json(activity.refusal) if activity.refusal else None,
-    }
-
-
-def refusal_json(refusal: Refusal) -> Json:
-    """A refusal, in words of the language that was asked for."""
-    return {
-        "at": refusal.at.isoformat(),
-        "address": refusal.address,
-        "faults": [{"words": fault, "mend": mend} for fault, mend in refusal_words(refusal)],
-    }
-
-
-def refusal_words(refusal: Refusal) -> list[tuple[str, str]]:
-    """Each thing that was wrong and its way out, in the person's language."""
-    values = dict(refusal.values)
-    try:
-        said = [(_(WORDS[code].fault) % values, _(WORDS[code].mend) % values) for code in refusal.codes]
-    except (KeyError, TypeError, ValueError):  # written by another version, whose words have other places
-        said = []
-    return said or [(_(refusal.reason), _(refusal.mend))]
+    """A device with its live state, in the person's language."""
+    return one.to_json(_)
 
 
 def standing(one: LiveDevice) -> tuple[str, str]:

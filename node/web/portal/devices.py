@@ -16,8 +16,8 @@ from consent.errors import AccordError
 from consent.vocabulary import Action
 from node.access.certificates import MAX_CERTIFICATE_CHARACTERS, MAX_OVERLAP, OVERLAP
 from node.access.devices import SENDING, TRANSITIONS, DeviceState, Service
+from node.access.live import LiveDevice, refusal_words
 from node.access.wiping import MAX_WIPE_CHARACTERS
-from node.dicom.watch import LiveDevice
 from node.web.api.devices import (
     LOOK_SECONDS,
     LOOKS_PER_STREAM,
@@ -27,7 +27,6 @@ from node.web.api.devices import (
     days_left,
     live_device,
     overlap_of,
-    refusal_words,
     standing,
     title_of,
 )
@@ -37,7 +36,7 @@ from node.web.keys import CLOCK, DEVICE_WATCH, IDENTITY, REGISTRY, SETTINGS
 from node.web.kit import StreamEvent, body_limit, event_stream, render
 from node.web.pages import parts
 from node.web.problems import Problem, problem_of
-from node.web.text import format_bytes, format_moment, format_number
+from node.web.text import _, format_bytes, format_moment, format_number
 
 MAX_REASON: Final = 500
 FORM_BYTES: Final = MAX_CERTIFICATE_CHARACTERS * 2
@@ -182,7 +181,7 @@ async def _device(
         "one": one,
         "device": one.device,
         "row": _row(request, one),
-        "refused": refusal_words(one.activity.refusal) if one.activity.refusal else [],
+        "refused": refusal_words(one.activity.refusal, _) if one.activity.refusal else [],
         "changes": [state.value for state in DeviceState if state in TRANSITIONS[one.device.state]],
         "state_words": {state.value: words for state, words in STATE_WORDS.items()},
         "state_tones": {state.value: tone for state, tone in STATE_TONES.items()},
@@ -201,7 +200,7 @@ def _row(request: web.Request, one: LiveDevice) -> dict[str, Any]:
     """What the list shows of a device."""
     words, tone = standing(one)
     left, urgency = days_left(request, one)
-    latest = refusal_words(one.activity.refusal)[0][0] if one.troubled and one.activity.refusal else ""
+    latest = refusal_words(one.activity.refusal, _)[0][0] if one.troubled and one.activity.refusal else ""
     return {"one": one, "standing": words, "tone": tone, "days": left, "urgency": urgency, "latest": latest}
 
 

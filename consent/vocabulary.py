@@ -177,3 +177,4 @@ class EventKind(StrEnum):
     GRADE_LOCKED = "GradeLocked"
     ROOT_KEY_CHANGED = "RootKeyChanged"
     STUDY_REGRADED = "StudyRegraded"
+    STORAGE_COMMITTED = "StorageCommitted"

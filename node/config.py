@@ -18,6 +18,7 @@ from node.settings_file import Section, SettingsFile, words_of
 from node.vault.custody.credentials import check_source
 
 FILE_NAME = "node.toml"
+UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 NODE_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,30}[a-z0-9]")
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -104,6 +105,16 @@ class DicomSection(Section):
     port: Port = 2762
     plain_port: Port = 11112
     max_associations: int = Field(64, ge=1, le=4096)
+    max_operations: int = Field(4, ge=1, le=64)
+    private_sop_classes: tuple[str, ...] = ()
+
+    @field_validator("private_sop_classes")
+    @classmethod
+    def _are_uids(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for uid in value:
+            if len(uid) > 64 or not UID.fullmatch(uid) or uid.startswith("1.2.840.10008."):
+                raise ValueError("give UIDs of private SOP classes; the standard's are known")
+        return value
 
 
 class PeerSection(Section):
@@ -254,6 +265,8 @@ KEY_WORDS = {
     "dicom.port": "Port for DICOM over mutual TLS (2762 is the registered one); 0 closes it.",
     "dicom.plain_port": "Port for devices registered as plain, each with a reason; 0 closes it.",
     "dicom.max_associations": "Associations open at once, over all devices.",
+    "dicom.max_operations": "Operations under way at once on one association, where the peer negotiates an asynchronous window.",
+    "dicom.private_sop_classes": "UIDs of private SOP classes that are stored too, as sent.",
     "peer.host": "Address to listen on.",
     "peer.port": "TCP port; 0 closes this listener.",
     "peer.url": "Address other members use, when it differs from host and port (https://…).",

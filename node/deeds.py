@@ -30,6 +30,7 @@ def opened(
     review = [item.hours for item in opening.obligations if isinstance(item, ReviewWithin)]
     detail: dict[str, Detail] = {"opening": opening.id, "action": opening.action.value}
     detail |= {"home": opening.home} if opening.home else {}
+    detail |= {"to": opening.recipient.actor} if opening.recipient else {}
     detail |= {"notify": told} if told else {}
     detail |= {"review_within_hours": review[0]} if review else {}
     detail |= {"expires": opening.expires.isoformat()} if opening.expires else {}
@@ -61,6 +62,7 @@ def closed(visit: Visit, now: datetime) -> Event:
         "seconds": round((now - visit.opened).total_seconds(), 1),
     }
     detail |= {"home": opening.home} if opening.home else {}
+    detail |= {"to": opening.recipient.actor} if opening.recipient else {}
     return Event(
         EventKind.STUDY_DOWNLOADED if taken else EventKind.STUDY_VIEWED,
         opening.who.actor,

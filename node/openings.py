@@ -24,7 +24,8 @@ from node.index import InstanceRow
 class Opening:
     """A study opened for somebody. `home` is "" for a study of this node, else the node it is a copy from.
 
-    `expires` is when it ends by itself at the latest, None when nothing but idleness ends it.
+    `expires` is when it ends by itself at the latest, None when nothing but idleness ends it. `recipient` is who gets
+    what is taken, when that is another than `who`.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Opening:
     reasons: tuple[str, ...]
     expires: datetime | None
     session: str | None = None
+    recipient: Principal | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import node.access.sessions
 import node.approvals
 import node.audit.log
 import node.audit.witness
+import node.dicom.promises
 import node.index.tables
 import node.records
 import node.vault.keys  # noqa: F401

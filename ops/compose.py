@@ -39,16 +39,15 @@ from federation.witnessing import Witnessing
 from node.audit.witness import Witness
 from node.consents import Consents
 from node.dicom import dicomweb
-from node.dicom.gate import DicomMetrics, Gate
-from node.dicom.gate import Limits as DicomLimits
+from node.dicom.gate import Gate
 from node.dicom.listener import Listener as DicomListener
-from node.dicom.services import Services
 from node.dicom.watch import DeviceWatch
 from node.gateway import Gateway
 from node.imaging.rendering import Renderer
 from node.index import Index
 from node.ingest import Ingest
 from node.jobs import Job, Jobs
+from node.regrading import Regrading
 from node.vault.blobs import FileBlobs
 from node.vault.vault import Vault
 from node.web import api as node_api
@@ -58,6 +57,7 @@ from node.web.metrics import HttpMetrics
 from node.web.openings import Openings
 from ops import health, oversight
 from ops.checks import Checks
+from ops.dicom_door import COMMITMENT_SECONDS, build_commitment, build_devices, build_gate
 from ops.doors import LOOPBACK_NAMES, Doors
 from ops.findings import Findings
 from ops.foundation import Foundation
@@ -73,6 +73,7 @@ OPENING_SWEEP_SECONDS = 5.0
 KEY_SECONDS = 3600.0
 UNLOCKED_SECONDS = 30.0
 """How soon studies are indexed that a crash left behind and whose keys were locked at the start."""
+REGRADING_SECONDS = 60.0
 FINDING_SECONDS = 2.0
 """How soon what the log says becomes a finding."""
 CHECK_SECONDS = 60.0
@@ -90,11 +91,13 @@ class LocalArchive:
     vault: Vault
     index: Index
     ingest: Ingest
+    regrading: Regrading
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[LocalArchive]:
         """Recover what a crash left unindexed, then take instances until the block ends."""
         await self.index.load()
+        await self.regrading.recover()
         await self.ingest.recover()
         try:
             async with self.ingest:
@@ -178,7 +181,17 @@ async def build_archive(foundation: Foundation) -> LocalArchive:
         database=base.database,
         clock=base.clock,
     )
-    return LocalArchive(blobs, vault, index, ingest)
+    regrading = Regrading(
+        vault=vault,
+        blobs=blobs,
+        keys=base.keys,
+        index=index,
+        ingest=ingest,
+        log=base.log,
+        database=base.database,
+        clock=base.clock,
+    )
+    return LocalArchive(blobs, vault, index, ingest, regrading)
 
 
 async def build_node(foundation: Foundation) -> Node:
@@ -204,27 +217,33 @@ async def build_node(foundation: Foundation) -> Node:
     training = await _training(base, exchange, gateway, renderer)
     registry = CollectorRegistry()
     metrics = HttpMetrics(registry)
-    gate = Gate(
-        devices=base.registry,
-        services=Services(archive.ingest, base.log),
-        clock=base.clock,
-        ae_title=base.settings.node.ae_title,
-        limits=DicomLimits(associations=base.settings.dicom.max_associations),
-        metrics=DicomMetrics(registry),
-    )
-    watch = DeviceWatch(
-        database=base.database, log=base.log, clock=base.clock, registry=base.registry, gate=gate
-    )
     doors = Doors(
         identity=base.identity,
         registry=base.registry,
         clock=base.clock,
         names=(*base.settings.http.names, *LOOPBACK_NAMES),
     )
+    callable_devices = build_devices(base, doors)
+    commitment = await build_commitment(base, archive.ingest, gateway, callable_devices)
+    gate = build_gate(
+        base,
+        ingest=archive.ingest,
+        index=archive.index,
+        gateway=gateway,
+        renderer=renderer,
+        devices=callable_devices,
+        commitment=commitment,
+        registry=registry,
+    )
+    watch = DeviceWatch(
+        database=base.database, log=base.log, clock=base.clock, registry=base.registry, gate=gate
+    )
     findings = Findings(base.database, base.log, base.clock)
     jobs = Jobs(_duties(base, gateway, exchange, doors, watch), base.clock)
-    jobs.add(_index_unlocked(archive.ingest))
-    for duty in _oversight(base, archive, findings, jobs, registry):
+    for duty in _after_trouble(archive):
+        jobs.add(duty)
+    jobs.add(Job("commitments", COMMITMENT_SECONDS, commitment.deliver))
+    for duty in _oversight(base, findings, jobs, registry):
         jobs.add(duty)
     exchange.doorway.hold(lambda: jobs.wake("roster"))
     services = {
@@ -232,6 +251,7 @@ async def build_node(foundation: Foundation) -> Node:
         people.GATEWAY: gateway,
         people.INGEST: archive.ingest,
         people.INDEX: archive.index,
+        people.REGRADING: archive.regrading,
         people.PSEUDONYMS: archive.index.pseudonyms,
         people.DEVICE_WATCH: watch,
         oversight.FINDINGS: findings,
@@ -523,18 +543,11 @@ def _duties(
 
 
 def _oversight(
-    base: Foundation, archive: LocalArchive, findings: Findings, jobs: Jobs, registry: CollectorRegistry
+    base: Foundation, findings: Findings, jobs: Jobs, registry: CollectorRegistry
 ) -> list[Job]:
     """The duties that find what needs a person."""
     overseer = Overseer(base.database, base.log, base.registry, findings)
-    checks = Checks(
-        findings=findings,
-        registry=base.registry,
-        log=base.log,
-        clock=base.clock,
-        folders={"database": base.settings.folder, "packs": base.settings.path(base.settings.storage.packs)},
-        jobs=jobs.status,
-    )
+    checks = Checks.of(base.settings, findings, base.registry, base.log, base.clock, jobs.status)
     gauge = oversight.FindingMetrics(registry)
 
     async def follow() -> None:
@@ -548,11 +561,19 @@ def _oversight(
     ]
 
 
-def _index_unlocked(ingest: Ingest) -> Job:
-    async def run() -> None:
-        await ingest.recover_unlocked()
+def _after_trouble(archive: LocalArchive) -> list[Job]:
+    """What could not be done at the start: keys were locked, or the database could not be written."""
 
-    return Job("unlocked", UNLOCKED_SECONDS, run, delay_seconds=UNLOCKED_SECONDS)
+    async def unlocked() -> None:
+        await archive.ingest.recover_unlocked()
+
+    async def regrading() -> None:
+        await archive.regrading.recover()
+
+    return [
+        Job("unlocked", UNLOCKED_SECONDS, unlocked, delay_seconds=UNLOCKED_SECONDS),
+        Job("regrading", REGRADING_SECONDS, regrading, delay_seconds=REGRADING_SECONDS),
+    ]
 
 
 def _when_member(members: Members, duty: Any) -> Any:

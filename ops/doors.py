@@ -10,10 +10,18 @@ import ssl
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from node.access.devices import Device
 from node.access.registry import Registry
 from node.clock import Clock
 from node.identity import LEAF_DAYS, Identity
-from node.tls import KeyPair, add_authorities, dicom_server_context, load_pair, server_context
+from node.tls import (
+    KeyPair,
+    add_authorities,
+    dicom_client_context,
+    dicom_server_context,
+    load_pair,
+    server_context,
+)
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -49,6 +57,15 @@ class Doors:
         ) | ssl.VERIFY_X509_PARTIAL_CHAIN
         self._dicom = context
         await self.refresh()
+        return context
+
+    def calling(self, device: Device) -> ssl.SSLContext:
+        """For calling a device by DICOM: mutual, and it must show a certificate that is registered for it."""
+        known = [device.certificate, device.former.certificate if device.former else None]
+        context = dicom_client_context(self._current_leaf(), [pem for pem in known if pem])
+        context.verify_flags = (
+            context.verify_flags & ~ssl.VERIFY_X509_STRICT
+        ) | ssl.VERIFY_X509_PARTIAL_CHAIN
         return context
 
     async def refresh(self) -> None:

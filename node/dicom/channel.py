@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from consent.errors import Unavailable
+from consent.errors import AccordError, Unavailable
 
 from .messages import (
     RESPONSE,
@@ -31,6 +31,8 @@ ANSWER_SECONDS = 60.0
 """How long a peer may take to answer a request of ours, beside a second for each megabyte."""
 SLOWEST_BYTES_PER_SECOND = 1_000_000
 
+OVER = "association-over"
+
 Write = Callable[[Sequence[Buffer]], Awaitable[None]]
 
 
@@ -38,19 +40,21 @@ class Channel:
     """One association from the services' side.
 
     `write` sends parts in one piece and returns when the transport takes more; it raises Unavailable when the association
-    is over. `calling` is the peer's AE title.
+    is over. `cut_off` ends the association at once. `calling` is the peer's AE title.
     """
 
     def __init__(
         self,
         terms: Terms,
         write: Write,
+        cut_off: Callable[[], None],
         *,
         max_length: int = 0,
         calling: str = "",
     ) -> None:
         self.terms = terms
         self.calling = calling
+        self._cut_off = cut_off
         self._write = write
         self._max_length = max_length
         self._writing = asyncio.Lock()
@@ -154,10 +158,15 @@ class Channel:
         if pieces is None:
             await self._write(parts)
             return
-        async for more in framed_pieces(context.id, pieces, size, self._max_length):
-            await self._write([*parts, *more])
-            parts = []
+        try:
+            async for more in framed_pieces(context.id, pieces, size, self._max_length):
+                await self._write([*parts, *more])
+                parts = []
+        except AccordError as error:
+            # Half a data set may be out: no other message can follow it.
+            self._cut_off()
+            raise _over() from error
 
 
 def _over() -> Unavailable:
-    return Unavailable("The association is over.", code="association-over")
+    return Unavailable("The association is over.", code=OVER)

@@ -25,7 +25,7 @@ from node.audit.event import Event as Deed
 from node.ingest import Source
 
 from .association import Artim, Association, Event, Say, State, Step, event_of
-from .channel import Channel
+from .channel import OVER, Channel
 from .gate import AssociationView, Gate
 from .messages import Assembler, Message, Verb, framed
 from .negotiation import negotiate
@@ -402,7 +402,9 @@ class Connection(asyncio.BufferedProtocol):
         self._gate.metrics.accepted.inc()
         self._max_length = request.max_length
         self._operations = terms.operations
-        self._channel = Channel(terms, self._write, max_length=request.max_length, calling=request.calling)
+        self._channel = Channel(
+            terms, self._write, self.cut_off, max_length=request.max_length, calling=request.calling
+        )
         self._assembler = Assembler(terms.contexts, limits.instance_bytes)
         answer = AssociateAc(
             request.called,
@@ -462,7 +464,7 @@ class Connection(asyncio.BufferedProtocol):
         A peer that asks and does not read what it asked for is cut off: it would hold what it was to be sent for ever.
         """
         if self._association.state not in (State.STA6_ESTABLISHED, State.STA8_AWAITING_LOCAL_RELEASE):
-            raise Unavailable("The association is over.", code="association-over")
+            raise Unavailable("The association is over.", code=OVER)
         self._association.step(Event.EVT9_DATA_REQUEST)
         self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
         if self._drained.is_set():
@@ -473,7 +475,7 @@ class Connection(asyncio.BufferedProtocol):
         except TimeoutError as error:
             self._refused("stalled", "It did not read what it asked for.", kind=EventKind.INPUT_REFUSED)
             self.cut_off()
-            raise Unavailable("The peer does not read.", code="peer-stalled") from error
+            raise Unavailable("The peer does not read.", code=OVER) from error
 
     def cut_off(self) -> None:
         """End the association at once."""

@@ -1,6 +1,8 @@
 """The requestor's side of an association: associate, exchange messages one at a time, release (PS3.8 §7).
 
-Leaves to `sender` what is sent. Whatever a peer does ends in Denied (it rejects us) or Unavailable (all else).
+Leaves to `sender`, `retrieve` and `commitment` what is said. A request of the peer that comes in between waits until
+somebody asks for it (`incoming`). Whatever a peer does ends in Denied (it rejects us, or is not who it should be) or
+Unavailable (all else).
 """
 
 from __future__ import annotations
@@ -9,31 +11,49 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Self
 
 from consent.errors import AccordError, Denied, Unavailable
 
 from .association import Association, Event, State, Step, event_of
-from .messages import RESPONSE, Assembler, Command, Context, Message, Verb, encode_request, framed
+from .channel import ANSWER_SECONDS, SLOWEST_BYTES_PER_SECOND
+from .messages import (
+    RESPONSE,
+    Assembler,
+    Command,
+    Context,
+    Message,
+    Verb,
+    encode_request,
+    encode_response,
+    framed,
+    framed_pieces,
+)
 from .pdu import (
     HEAD_BYTES,
     AssociateAc,
     AssociateRj,
     AssociateRq,
+    Buffer,
     Kind,
     Pdu,
     PduFault,
     Proposal,
     Result,
+    Roles,
     check_head,
     decode,
     pdvs,
 )
 
 CONNECT_SECONDS = 15.0
-ANSWER_SECONDS = 60.0
+MAX_INCOMING_BYTES = 16 * 1024 * 1024
+"""The longest data set that a peer may send to whoever called it: a commitment report."""
+MAX_WAITING = 16
 WRITE_BYTES = 256 * 1024
 
 # PS3.8 Table 9-21, in words for the person who meets them.
@@ -49,25 +69,36 @@ _REJECTIONS = {
 
 @dataclass(frozen=True)
 class Peer:
-    """Whom to call, and as whom. With `tls` (`node.tls.dicom_client_context`) DICOM TLS."""
+    """Whom to call, and as whom. With `tls` (`node.tls.dicom_client_context`) DICOM TLS.
+
+    With `fingerprints` (SHA-256 of DER, hex) the peer must show one of these certificates and no other.
+    """
 
     host: str
     port: int
     called: str
     calling: str
     tls: ssl.SSLContext | None = None
+    fingerprints: frozenset[str] = frozenset()
 
 
 class Call:
     """The requestor's side of one association, open inside `async with`."""
 
-    def __init__(self, peer: Peer, pairs: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self, peer: Peer, pairs: Sequence[tuple[str, str | tuple[str, ...]]], *, roles: Sequence[Roles] = ()
+    ) -> None:
+        """`pairs` are a SOP class and one transfer syntax, or several of which the peer picks one, for each context."""
         self._peer = peer
+        self._roles = tuple(roles)
         self._proposals = tuple(
-            Proposal(2 * number + 1, abstract, (syntax,)) for number, (abstract, syntax) in enumerate(pairs)
+            Proposal(2 * number + 1, abstract, (offered,) if isinstance(offered, str) else offered)
+            for number, (abstract, offered) in enumerate(pairs)
         )
         self._association = Association(requestor=True)
         self._contexts: dict[tuple[str, str], Context] = {}
+        self._assembler = Assembler({}, 0)
+        self._waiting: deque[Message] = deque()
         self._max_length = 0
         self._message_id = 0
 
@@ -86,6 +117,7 @@ class Call:
         connection = self._writer.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
+            self._require_known()
             await self._associate()
         except BaseException:
             self._writer.transport.abort()
@@ -120,26 +152,68 @@ class Call:
 
         Raises Unavailable when the peer breaks off, breaks the protocol or does not answer in time.
         """
+        command = Command(verb, 0, context.abstract_syntax, sop_instance, data is not None)
+        return await self.request(command, context, data)
+
+    async def request(self, command: Command, context: Context, data: bytes | None = None) -> Command:
+        """The same for a command that says more; its message ID is chosen here."""
+        pieces = None if data is None else _whole(data)
+        return await self.store(context, command, pieces, len(data or b""))
+
+    async def store(
+        self, context: Context, command: Command, pieces: AsyncIterator[bytes] | None, size: int
+    ) -> Command:
+        """The same for a data set of `size` bytes that comes in pieces."""
         self._message_id = self._message_id % 0xFFFF + 1
-        command = Command(verb, self._message_id, context.abstract_syntax, sop_instance, data is not None)
+        command = command.numbered(self._message_id)
         self._association.step(Event.EVT9_DATA_REQUEST)
-        limit = self._max_length
-        parts = list(framed(context.id, encode_request(command), command=True, max_length=limit))
-        if data is not None:
-            parts += framed(context.id, data, command=False, max_length=limit)
+        head = framed(context.id, encode_request(command), command=True, max_length=self._max_length)
         try:
-            async with asyncio.timeout(ANSWER_SECONDS + len(data or b"") / 1e6):
-                await self._write(parts)
-                response = await self._response(context)
+            async with asyncio.timeout(ANSWER_SECONDS + size / SLOWEST_BYTES_PER_SECOND):
+                await self._send(list(head), context, pieces, size)
+                response = await self._response()
         except (OSError, TimeoutError) as error:
             raise _broken(_words(error)) from error
         if response.message_id != command.message_id or response.verb != command.verb | RESPONSE:
             raise _broken("it answered another message than the one sent")
         return response
 
+    async def incoming(self, seconds: float) -> Message | None:
+        """The next request of the peer; None when none comes in time. Raises Unavailable when it breaks off."""
+        if self._waiting:
+            return self._waiting.popleft()
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._message()
+        except TimeoutError:
+            return None
+
+    async def respond(self, message: Message, status: int) -> None:
+        """Answer a request of the peer."""
+        self._association.step(Event.EVT9_DATA_REQUEST)
+        parts = framed(
+            message.context.id,
+            encode_response(message.command, status),
+            command=True,
+            max_length=self._max_length,
+        )
+        await self._write(list(parts))
+
+    def _require_known(self) -> None:
+        """Raise Denied unless the peer has shown a certificate that it is known by."""
+        tls = self._writer.get_extra_info("ssl_object")
+        if not self._peer.fingerprints or tls is None:
+            return
+        if sha256(tls.getpeercert(binary_form=True)).hexdigest() not in self._peer.fingerprints:
+            raise Denied(
+                f"{self._peer.called} showed another certificate than the registered one.",
+                mend="Register the device's present certificate.",
+                code="peer-certificate",
+            )
+
     async def _associate(self) -> None:
         peer = self._peer
-        request = AssociateRq(peer.called, peer.calling, self._proposals)
+        request = AssociateRq(peer.called, peer.calling, self._proposals, roles=self._roles)
         self._carry_out(self._association.step(Event.EVT2_TRANSPORT_CONFIRMED, request))
         answer = await self._next()
         self._carry_out(self._association.step(event_of(answer)))
@@ -158,10 +232,26 @@ class Call:
             if result == Result.ACCEPTANCE and context_id in proposed:
                 abstract = proposed[context_id].abstract_syntax
                 self._contexts[(abstract, syntax)] = Context(context_id, abstract, syntax)
+        contexts = {context.id: context for context in self._contexts.values()}
+        self._assembler = Assembler(contexts, MAX_INCOMING_BYTES)
 
-    async def _write(self, parts: list[bytes | bytearray | memoryview]) -> None:
+    async def _send(
+        self, head: list[Buffer], context: Context, pieces: AsyncIterator[bytes] | None, size: int
+    ) -> None:
+        if pieces is None:
+            await self._write(head)
+            return
+        try:
+            async for more in framed_pieces(context.id, pieces, size, self._max_length):
+                await self._write([*head, *more])
+                head = []
+        except AccordError as error:
+            # Half a data set may be out: no other message can follow it.
+            raise _broken("what was to be sent could not be read to its end") from error
+
+    async def _write(self, parts: list[Buffer]) -> None:
         """Write in large pieces: one small write for each head would cost a packet each."""
-        piece: list[bytes | bytearray | memoryview] = []
+        piece: list[Buffer] = []
         size = 0
         for part in parts:
             piece.append(part)
@@ -174,8 +264,17 @@ class Call:
             self._writer.write(b"".join(piece))
         await self._writer.drain()
 
-    async def _response(self, context: Context) -> Command:
-        assembler = Assembler({context.id: context}, max_data_bytes=0)
+    async def _response(self) -> Command:
+        """The next response; requests of the peer that come before it are kept."""
+        while True:
+            message = await self._message()
+            if message.command.verb & RESPONSE:
+                return message.command
+            if len(self._waiting) >= MAX_WAITING:
+                raise _broken("it asks and asks instead of answering")
+            self._waiting.append(message)
+
+    async def _message(self) -> Message:
         while True:
             kind, body = await self._read()
             if kind != Kind.DATA:
@@ -183,10 +282,14 @@ class Call:
                 raise _broken("it ended the association")
             self._association.step(Event.EVT10_DATA)
             message: Message | None = None
-            for pdv in pdvs(body, 0, len(body)):
-                message = assembler.take(pdv, memoryview(body)) or message
+            try:
+                for pdv in pdvs(body, 0, len(body)):
+                    message = self._assembler.take(pdv, memoryview(body)) or message
+            except PduFault as fault:
+                self._carry_out(self._association.step(Event.EVT19_INVALID_PDU, fault=fault.reason))
+                raise _broken("it sent something that is not DICOM") from fault
             if message is not None:
-                return message.command
+                return message
 
     async def _release(self) -> None:
         self._carry_out(self._association.step(Event.EVT11_RELEASE_REQUEST))
@@ -210,7 +313,7 @@ class Call:
             kind, length = head[0], int.from_bytes(head[2:], "big")
             check_head(kind, length)
             return kind, await self._reader.readexactly(length)
-        except asyncio.IncompleteReadError as error:
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise _broken("it closed the connection") from error
         except PduFault as fault:
             self._carry_out(self._association.step(Event.EVT19_INVALID_PDU, fault=fault.reason))
@@ -237,3 +340,7 @@ def _words(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "it did not answer in time"
     return getattr(error, "strerror", None) or "the connection was cut"
+
+
+async def _whole(data: bytes) -> AsyncIterator[bytes]:
+    yield data

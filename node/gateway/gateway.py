@@ -9,11 +9,13 @@ from node.descriptions import Descriptions
 from node.facts import FactFinder
 from node.gateway.data_sets import DataSets
 from node.gateway.finding import Finding
+from node.gateway.frames import Frames
 from node.gateway.metadata import Metadata
 from node.gateway.pictures import Pictures
 from node.gateway.reading import Reading
 from node.gateway.releases import Releases
 from node.gateway.research import Research
+from node.gateway.safekeeping import Safekeeping
 from node.gateway.visits import Visits
 from node.identity import Identity
 from node.imaging.rendering import Renderer
@@ -68,14 +70,25 @@ class Gateway:
         self.metadata = Metadata(visits, reading, index, descriptions).metadata
 
         # Looking: pictures, with the watermark burned in.
-        self.frame = Pictures(node_id, visits, reading, renderer, clock).frame
+        frames = Frames(reading)
+        self.frame = Pictures(node_id, visits, reading, frames, renderer, clock).frame
 
-        # Taking: data sets, frames and values as they are stored.
-        data_sets = DataSets(visits, reading)
+        # Taking: data sets, frames and values, as they are stored or transcoded.
+        data_sets = DataSets(visits, reading, frames, renderer)
         self.instance = data_sets.instance
         self.stream = data_sets.stream
+        self.part = data_sets.part
+        self.transcoded = data_sets.transcoded
         self.stored_frames = data_sets.stored_frames
+        self.transcoded_frames = data_sets.transcoded_frames
         self.bulk = data_sets.bulk
+
+        # For devices that sent: whether their instances are safe.
+        safekeeping = Safekeeping(
+            node_id=node_id, policies=policies, reading=reading, index=index, log=log, clock=clock
+        )
+        self.may_commit = safekeeping.may_commit
+        self.fates = safekeeping.fates
 
         # For other hospitals: sealed bytes, the signed list of them, single keys.
         releases = Releases(identity, reading, index, clock)

@@ -61,8 +61,11 @@ class Visits:
         address: str | None = None,
         home: str = "",
         session: str | None = None,
+        recipient: Principal | None = None,
     ) -> Opening:
         """Open a study; when this returns, that is on record.
+
+        `recipient` is who gets what is taken, when that is somebody else than who asks: both must be permitted.
 
         `action` is to view, to download or to print: permission to do something else with a study, to bring it in or
         to ask for it, opens nothing. Raises NotFound, or Denied with the reasons once the refusal is on record.
@@ -70,7 +73,7 @@ class Visits:
         home = "" if home == self._node_id else home
         shelf = self._reading.shelf(home)
         resource = await shelf.resource(study)
-        verdict = await self._ask(shelf, who, action, resource, purpose, emergency)
+        verdict = await self._ask_for_both(shelf, who, recipient, action, resource, purpose, emergency)
         if action not in IMAGES:
             verdict = Deny((NOTHING_PERMITS,))
         if isinstance(verdict, Permit) and verdict.owes(Deidentify):
@@ -88,6 +91,7 @@ class Visits:
             reasons=verdict.reasons,
             expires=verdict.expires,
             session=session,
+            recipient=recipient,
         )
         now = self._clock.now()
         await self._log.record(deeds.opened(opening, resource, emergency, address))
@@ -198,6 +202,24 @@ class Visits:
             )
         return await self.still(opening)
 
+    async def _ask_for_both(
+        self,
+        shelf: Shelf,
+        who: Principal,
+        recipient: Principal | None,
+        action: Action,
+        resource: Resource,
+        purpose: Purpose,
+        claim: EmergencyClaim | None,
+    ) -> Verdict:
+        """What the rules say of the one who asks, and of the one who gets it when that is another."""
+        verdict = await self._ask(shelf, who, action, resource, purpose, claim)
+        if isinstance(verdict, Deny) or recipient in (None, who):
+            return verdict
+        assert recipient is not None
+        other = await self._ask(shelf, recipient, action, resource, purpose, None)
+        return other if isinstance(other, Deny) else verdict
+
     async def _ask(
         self,
         shelf: Shelf,
@@ -216,8 +238,14 @@ class Visits:
         opening = visit.opening
         try:
             shelf = self._reading.shelf(opening.home)
-            verdict = await self._ask(
-                shelf, opening.who, opening.action, visit.resource, opening.purpose, visit.claim
+            verdict = await self._ask_for_both(
+                shelf,
+                opening.who,
+                opening.recipient,
+                opening.action,
+                visit.resource,
+                opening.purpose,
+                visit.claim,
             )
         except NotFound as error:
             verdict = Deny((error.message,))

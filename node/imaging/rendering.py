@@ -176,6 +176,24 @@ class Renderer:
         actions = tuple((tag, Action(action)) for tag, action in instance.pop("actions"))
         return DeidentifiedInstance(**{**instance, "data": data, "actions": actions})
 
+    async def transcode(self, dataset: bytes, transfer_syntax: str, target: str) -> bytes:
+        """Bring one data set into another transfer syntax; see `node.imaging.transcode`.
+
+        Raises Invalid when it cannot be decoded, Unavailable as `render` does.
+        """
+        job = {"kind": "transcode", "transfer_syntax": transfer_syntax, "target": target}
+        _, data = await self._run(job, dataset)
+        return data
+
+    async def transcode_frame(self, head: bytes, pixels: bytes, transfer_syntax: str, target: str) -> bytes:
+        """Bring one frame, its stored bytes, into another transfer syntax; `head` is what lies before the pixels.
+
+        Raises as `transcode` does.
+        """
+        job = {"kind": "transcode-frame", "transfer_syntax": transfer_syntax, "target": target}
+        _, data = await self._run({**job, "head_bytes": len(head)}, head, pixels)
+        return data
+
     async def _run(self, job: Mapping[str, Any], *data: bytes) -> tuple[dict[str, Any], bytes]:
         if self._waiting >= MAX_WAITING:
             raise Unavailable("Too many pictures are waiting to be drawn.", mend="Try again in a moment.")

@@ -81,10 +81,27 @@ def deidentify(job: dict[str, Any], data: Buffer) -> _Answer:
     return {"instance": {**head, "data": None}}, result.data
 
 
+def bring_into(job: dict[str, Any], data: Buffer) -> _Answer:
+    """One data set in another transfer syntax."""
+    from node.imaging.transcode import transcode  # all of pydicom, for what few peers ask
+
+    return {}, transcode(bytes(data), job["transfer_syntax"], job["target"])
+
+
+def bring_frame_into(job: dict[str, Any], data: Buffer) -> _Answer:
+    """One frame, behind the head of its data set, in another transfer syntax."""
+    from node.imaging.transcode import transcode_frame
+
+    head, stored = bytes(data[: job["head_bytes"]]), bytes(data[job["head_bytes"] :])
+    return {}, transcode_frame(head, stored, job["transfer_syntax"], job["target"])
+
+
 JOBS: dict[str, Callable[[dict[str, Any], Buffer], _Answer]] = {
     "render": render,
     "presets": presets,
     "deidentify": deidentify,
+    "transcode": bring_into,
+    "transcode-frame": bring_frame_into,
 }
 
 

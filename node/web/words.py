@@ -53,6 +53,7 @@ WORDS: Final[dict[Enum, str]] = {
     Action.RECORD_CARE: N_("Record a care relationship"),
     Action.REVIEW_EMERGENCY: N_("Review an emergency access"),
     Action.COMMIT: N_("Ask for storage commitment"),
+    EventKind.STORAGE_COMMITTED: N_("Storage commitment answered"),
     Action.REGRADE: N_("Set a study's grade"),
     EventKind.NODE_INITIALISED: N_("Node set up"),
     EventKind.NODE_STARTED: N_("Node started"),

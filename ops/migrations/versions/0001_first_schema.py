@@ -89,6 +89,19 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("ae_title", name=op.f("pk_device_activity")),
     )
     op.create_table(
+        "dicom_commitment",
+        sa.Column("id", sa.String(length=32), nullable=False),
+        sa.Column("ae_title", sa.String(length=16), nullable=False),
+        sa.Column("asked", sa.BigInteger(), nullable=False),
+        sa.Column("due", sa.BigInteger(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("sealed", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_dicom_commitment")),
+    )
+    with op.batch_alter_table("dicom_commitment", schema=None) as batch_op:
+        batch_op.create_index("ix_dicom_commitment_due", ["due"], unique=False)
+
+    op.create_table(
         "finding",
         sa.Column("id", sa.String(length=16), nullable=False),
         sa.Column("kind", sa.String(length=40), nullable=False),
@@ -408,8 +421,9 @@ def upgrade() -> None:
         "vault_regrade",
         sa.Column("study", sa.String(length=80), nullable=False),
         sa.Column("grade", sa.Integer(), nullable=False),
-        sa.Column("made_key", sa.Integer(), nullable=False),
-        sa.Column("committed", sa.Integer(), nullable=False),
+        sa.Column("generation", sa.Integer(), nullable=False),
+        sa.Column("made_key", sa.Boolean(), nullable=False),
+        sa.Column("actor", sa.String(length=200), nullable=False),
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("study", name=op.f("pk_vault_regrade")),
     )

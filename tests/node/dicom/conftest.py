@@ -53,7 +53,7 @@ def still_channel(*, terms: Terms = Terms((), {})) -> Channel:
     async def write(parts: Sequence[Buffer]) -> None:
         raise AssertionError("nothing was to be said here")
 
-    return Channel(terms, write)
+    return Channel(terms, write, lambda: None)
 
 
 @dataclass

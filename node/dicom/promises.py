@@ -1,0 +1,113 @@
+"""Commitment reports that are owed: kept until they are delivered, also across a restart.
+
+One row for each transaction. What it names is sealed; in clear stand the device, when it is due and how often it was
+tried. Leaves what is reported, and to whom, to `commitment`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sqlalchemy import (
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from consent.errors import Unavailable
+from node.database import Database, UtcDateTime, metadata
+from node.index.sealing import RowSealer
+from node.safety import Reference
+
+from .commitment_forms import Asked
+
+MAX_OWED = 1_000
+"""Reports that may be owed to one device."""
+
+commitment_table = Table(
+    "dicom_commitment",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("ae_title", String(16), nullable=False),
+    Column("asked", UtcDateTime, nullable=False),
+    Column("due", UtcDateTime, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Index("ix_dicom_commitment_due", "due"),
+)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A report that is owed."""
+
+    id: str
+    ae_title: str
+    asked_at: datetime
+    attempts: int
+    asked: Asked = field(repr=False)
+
+
+class Promises:
+    """The reports that one node owes. `key` (32 bytes) seals what they name."""
+
+    def __init__(self, database: Database, key: bytes) -> None:
+        self._database = database
+        self._sealer = RowSealer(key)
+
+    async def owe(self, ae_title: str, asked: Asked, now: datetime, due: datetime) -> Promise:
+        """Note that a report is owed from `due` on. Raises Unavailable when the device is owed too many."""
+        promise = Promise(secrets.token_hex(16), ae_title, now, 0, asked)
+        body = {"transaction": asked.transaction, "references": [list(one) for one in asked.references]}
+        owed = select(func.count()).where(commitment_table.c.ae_title == ae_title)
+        async with self._database.write() as tx:
+            if (await tx.execute(owed)).scalar_one() >= MAX_OWED:
+                raise Unavailable(
+                    "Too many commitment reports are owed to this device.", code="too-many-owed"
+                )
+            await tx.execute(
+                insert(commitment_table).values(
+                    id=promise.id,
+                    ae_title=ae_title,
+                    asked=now,
+                    due=due,
+                    attempts=0,
+                    sealed=self._sealer.seal_json(commitment_table.name, promise.id, body),
+                )
+            )
+        return promise
+
+    async def due(self, now: datetime, limit: int) -> Sequence[Promise]:
+        """Reports that are due, the oldest first. Raises Corrupt when a row was altered."""
+        query = select(commitment_table).where(commitment_table.c.due <= now)
+        async with self._database.read() as tx:
+            rows = (await tx.execute(query.order_by(commitment_table.c.due).limit(limit))).all()
+        return [self._promise(row) for row in rows]
+
+    async def kept(self, promise: Promise) -> None:
+        """A report was delivered, or given up."""
+        async with self._database.write() as tx:
+            await tx.execute(delete(commitment_table).where(commitment_table.c.id == promise.id))
+
+    async def again(self, promise: Promise, due: datetime) -> None:
+        """A report could not be delivered: try again at `due`."""
+        mine = update(commitment_table).where(commitment_table.c.id == promise.id)
+        async with self._database.write() as tx:
+            await tx.execute(mine.values(due=due, attempts=promise.attempts + 1))
+
+    def _promise(self, row: object) -> Promise:
+        body = self._sealer.open_json(commitment_table.name, row.id, row.sealed)  # type: ignore[attr-defined]
+        references = tuple(Reference(*one) for one in body["references"])
+        asked = Asked(body["transaction"], references)
+        return Promise(row.id, row.ae_title, row.asked, row.attempts, asked)  # type: ignore[attr-defined]

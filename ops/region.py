@@ -24,7 +24,7 @@ from ops.foundation import Foundation
 REGION_KEY = "region/signing"
 SEEN_SECONDS = 10.0
 ANSWER_SECONDS = 5.0
-ASK_AGAIN_SECONDS = 0.25
+ASK_AGAIN_SECONDS = 0.2
 ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (what a door that is bound to all answers at)
 
 
@@ -81,6 +81,7 @@ async def seen_by_running_node(base: Foundation) -> bool | None:
                 shown = b""
             except (aiohttp.ClientError, OSError):
                 return None
+            await base.members.load()  # the running node may have fetched a newer one meanwhile
             if shown and all(token.encode() in shown for token in base.members.tokens):
                 return True
             if asyncio.get_running_loop().time() > end:

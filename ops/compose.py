@@ -455,10 +455,6 @@ async def running(node: Node) -> AsyncIterator[Mapping[str, str]]:
         await exchange.members.load()
         await stack.enter_async_context(node.archive.running())
         stack.push_async_callback(node.renderer.close)
-        warming = asyncio.create_task(
-            node.renderer.warm()
-        )  # pictures are asked for later than instances come
-        stack.callback(warming.cancel)
         stack.push_async_callback(node.gateway.close)
         stack.push_async_callback(exchange.client.close)
         if exchange.discovery is not None:
@@ -493,6 +489,9 @@ async def running(node: Node) -> AsyncIterator[Mapping[str, str]]:
             await stack.enter_async_context(watched)
             addresses["metrics"] = f"http://{settings.metrics.host}:{watched.port}"
         addresses["node"] = base.identity.node_id
+        # Pictures are asked for later than instances come: their processes start when the doors are open.
+        warming = asyncio.create_task(node.renderer.warm())
+        stack.callback(warming.cancel)
         yield addresses
 
 

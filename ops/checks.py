@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from consent.vocabulary import EventKind, Outcome
 from node.access.certificates import EXPIRING
@@ -19,9 +19,12 @@ from node.access.devices import Device, DeviceState
 from node.audit.event import Event
 from node.audit.log import Log
 from node.clock import TrustedClock
-from node.jobs import JobStatus
+from node.config import Settings
 from ops.doctor import MIN_FREE_BYTES
 from ops.findings import FindingKind, Findings, Severity, Sighting
+
+if TYPE_CHECKING:
+    from node.jobs import JobStatus
 
 LOW_FREE_BYTES: Final = 5 * MIN_FREE_BYTES
 """From here on a disk is called nearly full; below MIN_FREE_BYTES it is an incident."""
@@ -40,23 +43,39 @@ WATCHED: Final = (
 
 @dataclass
 class Checks:
-    """The conditions of one node. `folders` are the places whose disks count, by name; `jobs` gives their states."""
+    """The conditions of one node. `folders` are the places whose disks count, by name; `jobs` gives their states, which
+    only the running node knows."""
 
     findings: Findings
     registry: DeviceRegistry
     log: Log
     clock: TrustedClock
     folders: Mapping[str, Path]
-    jobs: Callable[[], Iterable[JobStatus]] = tuple
+    jobs: Callable[[], Iterable[JobStatus]] | None = None
     free_bytes: Callable[[Path], int] = field(default=lambda path: shutil.disk_usage(path).free)
     _failing: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        findings: Findings,
+        registry: DeviceRegistry,
+        log: Log,
+        clock: TrustedClock,
+        jobs: Callable[[], Iterable[JobStatus]] | None = None,
+    ) -> Checks:
+        """The conditions of the node with these settings."""
+        folders = {"database": settings.folder, "packs": settings.path(settings.storage.packs)}
+        return cls(findings, registry, log, clock, folders, jobs)
 
     async def look(self) -> None:
         """A job: look at every condition."""
         now = self.clock.now()
         survey = await self.registry.survey()
         seen = [*self._disks(now), *certificates(survey.devices, now), *self._clock(now), *self._jobs(now)]
-        await self.findings.observe(WATCHED, seen)
+        watched = [kind for kind in WATCHED if self.jobs is not None or kind is not FindingKind.JOB_FAILING]
+        await self.findings.observe(watched, seen)
         await self.findings.prune()
 
     async def verify_log(self) -> None:
@@ -78,7 +97,8 @@ class Checks:
             yield Sighting(FindingKind.CLOCK_BEHIND, Severity.WARNING, "clock", "clock-behind", now, values)
 
     def _jobs(self, now: datetime) -> Iterable[Sighting]:
-        failing = {status.name: status for status in self.jobs() if status.error}
+        known = self.jobs() if self.jobs is not None else ()
+        failing = {status.name: status for status in known if status.error}
         self._failing = {name: self._failing.get(name, 0) + 1 for name in failing}
         for name, looks in self._failing.items():
             if looks >= FAILING_LOOKS:

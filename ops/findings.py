@@ -122,6 +122,14 @@ TRANSITIONS: Final[Mapping[FindingState, frozenset[FindingState]]] = {
 }
 """Everything else is a Conflict. What comes back after it was resolved opens a finding of its own."""
 LIVING: Final = (FindingState.OPEN, FindingState.ACKNOWLEDGED)
+CHOICES: Final[Mapping[str, tuple[FindingState, ...]]] = {
+    "living": LIVING,
+    "open": (FindingState.OPEN,),
+    "acknowledged": (FindingState.ACKNOWLEDGED,),
+    "resolved": (FindingState.RESOLVED,),
+    "all": tuple(FindingState),
+}
+"""What `state` may ask for, on the page, in the API and at the command line."""
 OVERFLOW: Final = "*"
 """The subject of the finding that counts what has no room of its own."""
 

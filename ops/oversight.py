@@ -35,6 +35,7 @@ from node.web.kit import (
 )
 from node.web.problems import Problem, problem_of
 from ops.findings import (
+    CHOICES,
     LIVING,
     MAX_PAGE,
     MAX_WORDS_CHARACTERS,
@@ -71,14 +72,6 @@ STATE_TONES: Final = {
     FindingState.ACKNOWLEDGED: "info",
     FindingState.RESOLVED: "good",
 }
-CHOICES: Final[Mapping[str, tuple[FindingState, ...]]] = {
-    "living": LIVING,
-    "open": (FindingState.OPEN,),
-    "acknowledged": (FindingState.ACKNOWLEDGED,),
-    "resolved": (FindingState.RESOLVED,),
-    "all": tuple(FindingState),
-}
-"""What `state` may ask for, on the page, in the API and at the command line."""
 
 
 class FindingMetrics:

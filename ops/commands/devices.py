@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +12,14 @@ import typer
 
 from consent.errors import Conflict, Invalid, NotFound
 from consent.vocabulary import EventKind
-from node.access.certificates import read_certificate
-from node.access.devices import SENDING, check_ae_title
+from node.access.certificates import MAX_OVERLAP, OVERLAP, read_certificate
+from node.access.devices import SENDING, Device, DeviceState, check_ae_title
+from node.access.live import LiveDevice, live_devices, refusal_words
 from node.audit.event import Event
 from ops.commands.arguments import Folder, Json, operator
 from ops.console import speaks, tell, tell_table
-from ops.foundation import opened
+from ops.foundation import Foundation, opened
+from ops.lock import in_use
 
 MAX_CERTIFICATE_BYTES = 64 * 1024
 
@@ -76,27 +79,139 @@ def add_device(
 @devices.command("list")
 @speaks
 def list_devices(folder: Folder, as_json: Json = False) -> None:
-    """List the registered devices.
+    """List the registered devices with what they do now; exits 1 when a row was altered outside the node.
 
     Example: accord device list /srv/accord
     """
+    found, altered = asyncio.run(_live(folder))
+    columns = (
+        "device",
+        "state",
+        "now",
+        "last seen",
+        "images today",
+        "refusals today",
+        "address",
+        "certificate",
+    )
+    value = {"devices": [one.to_json() for one in found], "altered": list(altered)}
+    tell_table(columns, [_row(one) for one in found], value, as_json=as_json)
+    if altered:
+        if not as_json:
+            tell(f"Changed outside this node, and refused: {', '.join(altered)}.", value, as_json=False)
+        raise typer.Exit(1)
 
-    async def run() -> list[dict[str, str]]:
+
+@devices.command("show")
+@speaks
+def show_device(
+    folder: Folder,
+    ae_title: Annotated[str, typer.Option(help="The device's AE title.")],
+    as_json: Json = False,
+) -> None:
+    """Show one device: what it is registered for, what it does now, and why it was refused last.
+
+    Example: accord device show /srv/accord --ae-title CT1
+    """
+    found, _altered = asyncio.run(_live(folder))
+    one = next((live for live in found if live.device.ae_title == ae_title.strip()), None)
+    if one is None:
+        raise NotFound("There is no such device.", mend="List them: accord device list DIR")
+    tell("\n".join(_lines(one)), one.to_json(), as_json=as_json)
+
+
+@devices.command("set-state")
+@speaks
+def set_state(
+    folder: Folder,
+    ae_title: Annotated[str, typer.Option(help="The device's AE title.")],
+    state: Annotated[
+        DeviceState, typer.Option(help="Retired is for good: it comes back by being added anew.")
+    ],
+    reason: Annotated[str, typer.Option(help="Why, for the log and for whoever looks.")] = "",
+    wipe_certificate: Annotated[
+        Path | None, typer.Option(help="What accord edge wipe wrote; needed where an edge agent stands.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put a device in use, in maintenance or out of use. What it has open then is ended within two seconds.
+
+    Example: accord device set-state /srv/accord --ae-title CT1 --state maintenance --reason "new tube"
+    """
+    wipe = None if wipe_certificate is None else _read_text(wipe_certificate, "wipe certificate")
+
+    async def run() -> None:
         async with opened(folder) as node:
-            return [
-                {
-                    "ae_title": device.ae_title,
-                    "address": device.address,
-                    "channel": "TLS" if device.fingerprint else f"plain: {device.plain_reason}",
-                    "services": " ".join(sorted(device.services)),
-                    "state": device.state,
-                }
-                for device in await node.registry.devices()
-            ]
+            await node.registry.set_device_state(ae_title, state, by=operator(), reason=reason, wipe=wipe)
 
-    found = asyncio.run(run())
-    columns = ("ae_title", "address", "channel", "services", "state")
-    tell_table(columns, [[device[column] for column in columns] for device in found], found, as_json=as_json)
+    asyncio.run(run())
+    tell(f"{ae_title} is {state.value} now.", {"ae_title": ae_title, "state": state.value}, as_json=as_json)
+
+
+@devices.command("move")
+@speaks
+def move_device(
+    folder: Folder,
+    ae_title: Annotated[str, typer.Option(help="The device's AE title.")],
+    address: Annotated[str, typer.Option(metavar="IP", help="Its new address, or a range.")],
+    as_json: Json = False,
+) -> None:
+    """Give a registered device another address; everything else stays.
+
+    Example: accord device move /srv/accord --ae-title CT1 --address 10.1.2.4
+    """
+
+    async def run() -> str:
+        async with opened(folder) as node:
+            return (await node.registry.move_device(ae_title, address, by=operator())).address
+
+    place = asyncio.run(run())
+    tell(f"{ae_title} is at {place} now.", {"ae_title": ae_title, "address": place}, as_json=as_json)
+
+
+@devices.command("renew-certificate")
+@speaks
+def renew_certificate(
+    folder: Folder,
+    ae_title: Annotated[str, typer.Option(help="The device's AE title.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Issue a new one and write it with its key here.")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="Or take this one, the device's own (PEM).")
+    ] = None,
+    overlap_days: Annotated[
+        int, typer.Option(min=0, max=MAX_OVERLAP.days, help="Days during which both are let in.")
+    ] = OVERLAP.days,
+    as_json: Json = False,
+) -> None:
+    """Give a registered device a new certificate; the present one is let in beside it while they overlap.
+
+    Example: accord device renew-certificate /srv/accord --ae-title CT1 --out ct1-renewed/
+    """
+    if (out is None) == (certificate is None):
+        raise Invalid(
+            "Say which certificate.", mend="Give either --out FOLDER or --certificate FILE.", code="renewal"
+        )
+    pem = None if certificate is None else _read_certificate(certificate)
+
+    async def run() -> Device:
+        async with opened(folder) as node:
+            await node.registry.device(ae_title)  # before anything is written
+            given = pem or await _issue(node, ae_title, out or Path())
+            overlap = timedelta(days=overlap_days)
+            return await node.registry.renew_certificate(ae_title, given, overlap=overlap, by=operator())
+
+    device = asyncio.run(run())
+    until = device.former.until if device.former else None
+    words = f"{ae_title} has a new certificate ({device.fingerprint})."
+    words += f" The former one is let in until {until:%Y-%m-%d %H:%M} UTC." if until else ""
+    value = {
+        "ae_title": ae_title,
+        "fingerprint": device.fingerprint,
+        "former_until": until.isoformat() if until else None,
+    }
+    tell(words, value, as_json=as_json)
 
 
 @devices.command("issue-certificate")
@@ -113,24 +228,98 @@ def issue_certificate(
     """
     check_ae_title(ae_title)
 
-    async def run() -> tuple[str, str, str]:
+    async def run() -> None:
         async with opened(folder) as node:
-            pair = node.identity.issue_device_certificate(ae_title, node.clock.now())
-            fingerprint = read_certificate(pair.certificate.decode())[1]
-            detail = {"ae_title": ae_title, "fingerprint": fingerprint}
-            await node.log.record(Event(EventKind.DEVICE_CERTIFICATE_ISSUED, operator(), detail=detail))
-            return pair.certificate.decode(), pair.key.decode(), node.identity.authority_pem
+            await _issue(node, ae_title, out)
 
-    certificate, key, authority = asyncio.run(run())
-    stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in ae_title)
-    out.mkdir(parents=True, exist_ok=True)
-    files = {f"{stem}.key": (key, 0o600), f"{stem}.crt": (certificate, 0o644), "ca.crt": (authority, 0o644)}
-    for name, (text, mode) in files.items():
-        _write_new(out / name, text, mode, again=name == "ca.crt")
+    asyncio.run(run())
+    stem = _stem(ae_title)
     words = (
         f"Wrote {stem}.crt, {stem}.key and ca.crt to {out}. Move the key to the device and delete it here."
     )
-    tell(words, {"folder": str(out), "files": sorted(files)}, as_json=as_json)
+    files = sorted((f"{stem}.key", f"{stem}.crt", "ca.crt"))
+    tell(words, {"folder": str(out), "files": files}, as_json=as_json)
+
+
+async def _issue(node: Foundation, ae_title: str, out: Path) -> str:
+    """Make a certificate from the node's own authority, on record; write it and its key; return it."""
+    pair = node.identity.issue_device_certificate(ae_title, node.clock.now())
+    certificate, stem = pair.certificate.decode(), _stem(ae_title)
+    out.mkdir(parents=True, exist_ok=True)
+    _write_new(out / f"{stem}.key", pair.key.decode(), 0o600, again=False)
+    _write_new(out / f"{stem}.crt", certificate, 0o644, again=False)
+    _write_new(out / "ca.crt", node.identity.authority_pem, 0o644, again=True)
+    detail = {"ae_title": ae_title, "fingerprint": read_certificate(certificate)[1]}
+    await node.log.record(Event(EventKind.DEVICE_CERTIFICATE_ISSUED, operator(), detail=detail))
+    return certificate
+
+
+async def _live(folder: Path) -> tuple[tuple[LiveDevice, ...], tuple[str, ...]]:
+    """The devices as the running node last wrote them down, and those whose rows were altered."""
+    async with opened(folder) as node:
+        survey, activities = await node.registry.survey(), await node.registry.activity()
+        running = in_use(node.settings.folder)
+        now = node.clock.now()
+        return live_devices(survey, activities, (), now, running=running), survey.altered
+
+
+def _row(one: LiveDevice) -> list[str]:
+    device, activity = one.device, one.activity
+    now = (
+        "connected"
+        if one.associated
+        else "refused"
+        if one.troubled
+        else "idle"
+        if one.last_seen
+        else "never seen"
+    )
+    ends = device.certificate_ends
+    return [
+        device.ae_title,
+        device.state.value,
+        now if device.state is DeviceState.ACTIVE else "",
+        _minute(one.last_seen),
+        str(activity.instances),
+        str(activity.refusals),
+        device.place,
+        f"until {ends:%Y-%m-%d}" if ends else f"plain: {device.plain_reason}",
+    ]
+
+
+def _lines(one: LiveDevice) -> list[str]:
+    """One device in words."""
+    device, activity = one.device, one.activity
+    since = f" since {_minute(device.since)}" if device.since else ""
+    lines = [
+        f"{device.ae_title} is {device.state.value}{since}"
+        + (f": {device.state_reason}" if device.state_reason else ""),
+        f"registered at {device.place} to {' '.join(sorted(device.services))}",
+    ]
+    if device.certificate_ends:
+        lines.append(f"certificate {device.fingerprint} until {device.certificate_ends:%Y-%m-%d}")
+    else:
+        lines.append(f"plain DICOM: {device.plain_reason}")
+    if device.former:
+        lines.append(
+            f"former certificate {device.former.fingerprint} let in until {_minute(device.former.until)}"
+        )
+    if device.agent:
+        lines.append(f"edge agent {device.agent}")
+    lines.append(f"associations now {one.associated}, last seen {_minute(one.last_seen)}")
+    lines.append(f"today {activity.instances} images, {activity.refusals} refusals")
+    if activity.refusal:
+        lines.append(f"last refused {_minute(activity.refusal.at)} from {activity.refusal.address}:")
+        lines += [f"  {fault} {mend}".rstrip() for fault, mend in refusal_words(activity.refusal, str)]
+    return lines
+
+
+def _minute(moment: datetime | None) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M}" if moment else "-"
+
+
+def _stem(ae_title: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in ae_title)
 
 
 def _write_new(file: Path, text: str, mode: int, *, again: bool) -> None:
@@ -145,13 +334,15 @@ def _write_new(file: Path, text: str, mode: int, *, again: bool) -> None:
 
 
 def _read_certificate(file: Path) -> str:
+    return _read_text(file, "certificate", mend="Convert it: openssl x509 -inform DER -in …")
+
+
+def _read_text(file: Path, what: str, *, mend: str = "") -> str:
     if not file.is_file():
-        raise NotFound(f"The certificate {file} is not there.")
+        raise NotFound(f"The {what} {file} is not there.")
     if file.stat().st_size > MAX_CERTIFICATE_BYTES:
-        raise Invalid(f"{file} is too large for a certificate.")
+        raise Invalid(f"{file} is too large for a {what}.")
     try:
         return file.read_text("ascii")
     except UnicodeDecodeError as error:
-        raise Invalid(
-            f"{file} is not a PEM certificate.", mend="Convert it: openssl x509 -inform DER -in …"
-        ) from error
+        raise Invalid(f"{file} is not a {what} in text form.", mend=mend) from error

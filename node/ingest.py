@@ -175,6 +175,12 @@ class Ingest:
         await self.flushed()
         return await recover(self._vault, self._index, self._log, self._database, self._locked, again=True)
 
+    def regraded(self, study: str, grade: Grade) -> None:
+        """Let what comes from now on join the study at its new grade, or a higher one."""
+        known = self._studies.get(study)
+        if known is not None:
+            known.grade = grade
+
     async def _name(self, attributes: Attributes, digest: bytes) -> _Named:
         """Give the instance its pseudonyms, hold it against its study, and grade it. Raises Conflict."""
         names = self._index.pseudonyms

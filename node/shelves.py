@@ -216,10 +216,12 @@ class Archive:
 
     async def present(self, visit: Visit, row: InstanceRow) -> InstanceRow:
         self._forget(visit.resource.id)
+        await self._keys.exchanged(visit.resource.id)
         return await self._index.instance(visit.resource.id, row.instance)
 
     async def key(self, study: str, stored: StoredObject) -> bytes:
         """The key of one object."""
+        await self._keys.exchanged(study)
         return object_key(await self._keys.study_key(None, study, stored.grade), stored.object_id)
 
 

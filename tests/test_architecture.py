@@ -18,6 +18,7 @@ IMPURE = {
 CLOCKS = {"now", "utcnow", "today"}
 LEARNING_ONLY = {"flwr", "torch"}
 READING_SIDE = "node.vault.reader"
+RESEALING = "node.vault.reseal"
 MAY_READ_THE_VAULT = {"node/gateway/reading.py"}
 OPENING = {"node.vault.seal.open_sealed", "node.vault.seal.open_range"}
 DERIVING = {
@@ -91,6 +92,17 @@ def test_only_the_gateway_reads_the_vault() -> None:
     }
 
     assert readers == MAY_READ_THE_VAULT
+
+
+def test_only_regrading_seals_studies_anew() -> None:
+    """The vault's own opening and sealing again, which shows nothing in clear, serves a change of grade and nothing else."""
+    users = {
+        name_of(path)
+        for path in modules(*FLOORS)
+        if any(name == RESEALING or name.startswith(RESEALING + ".") for name in imported(path))
+    }
+
+    assert users == {"node/regrading.py"}
 
 
 def test_sealed_objects_are_opened_in_the_vault_alone() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
 
-from consent.errors import NotFound
+from consent.errors import Corrupt, NotFound
 from consent.vocabulary import Grade
 from node.database import Database, Tx
 from node.imaging.attributes import Attributes
@@ -128,6 +128,35 @@ class Index:
         )
         which = update(SERIES).where(SERIES.c.study == study, SERIES.c.series == series)
         await tx.execute(which.values(metadata=text))
+
+    async def relocate(
+        self, tx: Tx, study: str, places: Mapping[str, tuple[Placement, Placement]], end: int, grade: Grade
+    ) -> None:
+        """Say where data set and description of each instance lie in a pack of `end` bytes that was written anew, and its grade.
+
+        Pre-made metadata is forgotten. Raises Corrupt when an instance of the study is not among them.
+        """
+        rows = (await tx.execute(_INSTANCES, {"study": study})).all()
+        changed = [{"of": row.instance, "anew": self._relocated(row, places)} for row in rows]
+        if changed:
+            which = update(INSTANCES).where(INSTANCES.c.instance == bindparam("of"))
+            await tx.execute(which.values(sealed=bindparam("anew")), changed)
+        await tx.execute(update(SERIES).where(SERIES.c.study == study).values(metadata=None))
+        which = update(STUDIES).where(STUDIES.c.study == study)
+        await tx.execute(which.values(grade=int(grade), indexed_to=end))
+
+    def _relocated(self, row: Any, places: Mapping[str, tuple[Placement, Placement]]) -> bytes:
+        sealed = self._sealer.open_json("index_instance", row.instance, row.sealed)
+        try:
+            data_set, description = places[row.instance]
+        except KeyError as error:
+            raise Corrupt(
+                f"The pack of study {row.study} lacks an instance that the index knows.",
+                mend="Restore the pack from a replica.",
+                code="study-pack",
+            ) from error
+        sealed |= {"instance": data_set.to_json(), "attributes": description.to_json()}
+        return self._sealer.seal_json("index_instance", row.instance, sealed)
 
     async def remove(self, tx: Tx, study: str) -> None:
         """Take a study out of the index (its keys are destroyed elsewhere)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Index, Integer, LargeBinary, String, Table
+from sqlalchemy import Boolean, Column, Index, Integer, LargeBinary, String, Table
 
 from node.database import UtcDateTime, metadata
 
@@ -42,8 +42,9 @@ vault_regrade = Table(
     metadata,
     Column("study", String(80), primary_key=True),
     Column("grade", Integer, nullable=False),
-    Column("made_key", Integer, nullable=False),
-    Column("committed", Integer, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("made_key", Boolean, nullable=False),
+    Column("actor", String(200), nullable=False),
     Column("created", UtcDateTime, nullable=False),
 )
 """Studies whose objects are being sealed anew under another grade: what a crash leaves is finished or taken back."""

@@ -56,6 +56,7 @@ MAX_CACHED_STUDIES = 8192
 MAX_SECRET_BYTES = 64 * 1024
 REWRAP_BATCH = 2000
 """Study keys that one transaction rewraps: others wait for the database about 20 ms."""
+EXCHANGE_SECONDS = 10.0
 _SECRET_NAME = re.compile(r"[a-z][a-z0-9./-]{0,63}")
 
 
@@ -123,6 +124,8 @@ class KeyRing:
         self._secrets: dict[str, bytes] = {}
         self._shreds: dict[str, int] = {}
         self._gone: set[tuple[str, Grade]] = set()
+        self._exchanging: set[str] = set()
+        self._exchanged = asyncio.Event()
         self._creating = asyncio.Lock()
 
     async def study_key(self, tx: Tx | None, study: str, grade: Grade, *, create: bool = False) -> bytes:
@@ -284,6 +287,29 @@ class KeyRing:
         """How often this ring has shredded `study`: a writer compares before and after."""
         return self._shreds.get(study, 0)
 
+    def begin_exchange(self, study: str) -> None:
+        """From now on whoever reads `study` waits: its key is exchanged for another. May be called from any thread."""
+        self._exchanging.add(study)
+
+    def end_exchange(self, study: str) -> None:
+        """Let readers go on. Call on the event loop."""
+        self._exchanging.discard(study)
+        self._exchanged.set()
+        self._exchanged = asyncio.Event()
+
+    async def exchanged(self, study: str) -> None:
+        """Wait, if the key of `study` is being exchanged this moment. Raises Unavailable when that takes too long."""
+        if study not in self._exchanging:
+            return
+        try:
+            async with asyncio.timeout(EXCHANGE_SECONDS):
+                while study in self._exchanging:
+                    await self._exchanged.wait()
+        except TimeoutError:
+            raise Unavailable(
+                "This study is being given another grade.", mend="Try again in a moment.", code="regrading"
+            ) from None
+
     async def purge_journal(self) -> None:
         """Truncate SQLite's write-ahead log, so that no older page keeps a shredded key.
 
@@ -353,6 +379,7 @@ class KeyRing:
     async def _make_if(self, create: bool, tx: Tx, study: str, grade: Grade) -> bytes:
         if not create:
             raise _no_key()
+        self._gone.discard((study, grade))
         key = secrets.token_bytes(KEY_BYTES)
         version = await self._keks.active(tx, grade, self._clock.now())
         await tx.execute(

@@ -11,7 +11,9 @@ it refused never counts. Several tasks and several processes may append to one s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from consent.errors import Conflict, Invalid
@@ -20,6 +22,7 @@ from node.clock import Clock
 from node.database import Tx
 from node.vault.blobs import BlobStore
 from node.vault.commit import GroupCommit
+from node.vault.gates import Gates
 from node.vault.keys import KeyRing
 from node.vault.pack import Draft, StoredObject, Survey, corrupt_pack, pack_name, survey
 from node.vault.seal import (
@@ -36,6 +39,7 @@ INSTANCE, ATTRIBUTES, METADATA = "instance", "attributes", "metadata"
 INLINE_BYTES = 1024 * 1024
 """Sealing this much takes some 0.2 ms: a thread that takes turns with the loop for it costs both more."""
 PACK_SUFFIX = ".pack"
+MAX_RAISED = 1024
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Vault:
         self._blobs = blobs
         self._keys = keys
         self._commit = GroupCommit(blobs, clock)
+        self._gates = Gates()
+        self._raised: OrderedDict[str, Grade] = OrderedDict()
 
     async def append(
         self, study: str, grade: Grade, objects: Sequence[NewObject]
@@ -66,12 +72,22 @@ class Vault:
         later), Corrupt (the study's pack was changed), Conflict (the study was destroyed meanwhile). Call outside a
         write transaction.
         """
-        headers = [ObjectHeader(study, new.object_id, new.kind, grade) for new in objects]
         if len({new.object_id for new in objects}) != len(objects):
             raise Invalid("Two objects have the same id.", code="object-id")
         if not objects:
             return ()
         await self._commit.room()
+        await self._gates.enter(study)
+        try:
+            return await self._append(study, grade, objects)
+        finally:
+            self._gates.leave(study)
+
+    async def _append(
+        self, study: str, grade: Grade, objects: Sequence[NewObject]
+    ) -> tuple[StoredObject, ...]:
+        grade = max(grade, self._raised.get(study, grade))
+        headers = [ObjectHeader(study, new.object_id, new.kind, grade) for new in objects]
         shreds = self._keys.shreds(study)
         study_key = await self._keys.study_key(None, study, grade, create=True)
         drafts = [
@@ -84,6 +100,20 @@ class Vault:
         if self._keys.shreds(study) != shreds:
             raise Conflict("This study was destroyed while the object arrived.", code="shredded")
         return stored
+
+    @asynccontextmanager
+    async def alone(self, study: str) -> AsyncIterator[BlobStore]:
+        """Keep appends to `study` waiting, and its pack closed, while it is written anew. Raises Conflict."""
+        async with self._gates.alone(study):
+            await self._commit.release(study)
+            yield self._blobs
+
+    def raise_grade(self, study: str, grade: Grade) -> None:
+        """Seal under `grade` at least what was graded before the study was regraded and comes only now."""
+        self._raised[study] = grade
+        self._raised.move_to_end(study)
+        while len(self._raised) > MAX_RAISED:
+            self._raised.popitem(last=False)
 
     async def studies(self) -> list[tuple[str, int]]:
         """Every study that has a pack, with the pack's length in bytes."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from node.ingest import Ingest
     from node.policies import Policies
     from node.records import Records
+    from node.regrading import Regrading
     from node.rotation import Rotation
     from node.vault.keys import KeyRing
     from node.web.metrics import HttpMetrics
@@ -54,6 +55,7 @@ MEMBERS: web.AppKey[Callable[[], Mapping[str, str]]] = web.AppKey("members")
 METRICS: web.AppKey[HttpMetrics] = web.AppKey("metrics")
 DEVICE_WATCH: web.AppKey[DeviceWatch] = web.AppKey("device-watch")
 KEYS: web.AppKey[KeyRing] = web.AppKey("keys")
+REGRADING: web.AppKey[Regrading] = web.AppKey("regrading")
 ROTATION: web.AppKey[Rotation] = web.AppKey("rotation")
 GRADE_LOCKS: web.AppKey[GradeLocks] = web.AppKey("grade-locks")
 OPENINGS: web.AppKey[Openings] = web.AppKey("openings")

@@ -9,7 +9,6 @@ from node.descriptions import Descriptions
 from node.facts import FactFinder
 from node.gateway.data_sets import DataSets
 from node.gateway.finding import Finding
-from node.gateway.frames import Frames
 from node.gateway.metadata import Metadata
 from node.gateway.pictures import Pictures
 from node.gateway.reading import Reading
@@ -70,17 +69,13 @@ class Gateway:
         self.metadata = Metadata(visits, reading, index, descriptions).metadata
 
         # Looking: pictures, with the watermark burned in.
-        frames = Frames(reading)
-        self.frame = Pictures(node_id, visits, reading, frames, renderer, clock).frame
+        self.frame = Pictures(node_id, visits, reading, renderer, clock).frame
 
-        # Taking: data sets, frames and values, as they are stored or transcoded.
-        data_sets = DataSets(visits, reading, frames, renderer)
+        # Taking: data sets, frames and values as they are stored.
+        data_sets = DataSets(visits, reading)
         self.instance = data_sets.instance
         self.stream = data_sets.stream
-        self.part = data_sets.part
-        self.transcoded = data_sets.transcoded
         self.stored_frames = data_sets.stored_frames
-        self.transcoded_frames = data_sets.transcoded_frames
         self.bulk = data_sets.bulk
 
         # For devices that sent: whether their instances are safe.

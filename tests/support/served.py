@@ -24,7 +24,7 @@ from consent.vocabulary import Role
 from node.config import DicomSection, HttpSection, MetricsSection, NodeSection, PeerSection, Settings
 from node.dicom.sender import Peer
 from node.tls import KeyPair, dicom_client_context
-from ops.demo.processes import free_ports
+from ops.demo.processes import compile_own_code, free_ports
 from ops.foundation import create_folder, opened
 
 READY_SECONDS = 60.0
@@ -148,6 +148,7 @@ class Served:
 
 async def make_node(folder: Path, *, metrics: bool = False) -> Served:
     """Make a node with a TLS device, a plain device (from 127.0.0.0/8), a chief physician and that person's token."""
+    await asyncio.to_thread(compile_own_code)  # as an installation has it; what starts must not compile each time
     plain, tls, http, watched = free_ports(4)
     settings = Settings(
         node=NodeSection(id="a-general", name="General Hospital", ae_title=AE),

@@ -75,9 +75,12 @@ async def serve_hub(folder: Path, *, as_json: bool = False) -> None:
 
 
 async def until_signalled(
-    service: AbstractAsyncContextManager[Mapping[str, str]], log: Log, *, as_json: bool
+    service: AbstractAsyncContextManager[Mapping[str, str]], log: Log | None, *, as_json: bool
 ) -> None:
-    """Run `service`, say `ready` with its addresses, and end it in good order at the first signal."""
+    """Run `service`, say `ready` with its addresses, and end it in good order at the first signal.
+
+    Start and end are put into `log`, where there is one.
+    """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -85,11 +88,14 @@ async def until_signalled(
     async with service as addresses:
         gc.freeze()  # what was built lives as long as the process: no collection needs to walk it
         gc.enable()
-        await log.record(Event(EventKind.NODE_STARTED, "system"))
+        if log is not None:
+            await log.record(Event(EventKind.NODE_STARTED, "system"))
         _say_ready(addresses, as_json=as_json)
         await stopped.wait()
-        await log.record(Event(EventKind.NODE_STOPPED, "system"))
-    await log.close()
+        if log is not None:
+            await log.record(Event(EventKind.NODE_STOPPED, "system"))
+    if log is not None:
+        await log.close()
 
 
 def _say_ready(addresses: Mapping[str, str], *, as_json: bool) -> None:

@@ -1,0 +1,190 @@
+"""From the spool to the node: send, ask for storage commitment, and only then let go.
+
+Holds the loop, its pauses and what became of the instances. Leaves the wire to `node.dicom`. Whatever goes wrong with the
+network, nothing leaves the spool without the node's word that it is durable; what the node refuses for good stays, and is
+told, until somebody removes the cause or the instance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import structlog
+
+from consent.errors import AccordError, Unavailable
+from node.clock import Clock
+from node.dicom.commitment_forms import INSTANCE, REQUEST, Asked, Report, read_report, write_asked
+from node.dicom.messages import Command, Verb
+from node.dicom.negotiation import LITTLE_ENDIAN, STORAGE_COMMITMENT
+from node.dicom.requestor import Call
+from node.dicom.sender import Outgoing, Peer, send
+from node.dicom.services import SUCCESS
+from node.edge.spool import Segment, Spool, Spooled
+from node.safety import Reference
+
+FIRST_PAUSE_SECONDS = 1.0
+MAX_REFUSED_SHOWN = 100
+
+Reach = Callable[[], Awaitable[Peer]]
+"""Where the node is now, and how to call it. Raises Unavailable when it is not to be found."""
+
+logger = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class _Waiting(Outgoing):
+    """An instance in the spool, read when its turn comes."""
+
+    spool: Spool | None = None
+    segment: Segment | None = None
+    spooled: Spooled | None = None
+
+    def read(self) -> bytes:
+        assert self.spool is not None and self.segment is not None and self.spooled is not None
+        return self.spool.read(self.segment, self.spooled)
+
+
+@dataclass
+class Progress:
+    """What the forwarder did, in numbers and words without an identifier."""
+
+    sent: int = 0
+    committed: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+    """Spool id → why the node does not take it."""
+    reached: datetime | None = None
+    trouble: str = ""
+    """What keeps it from sending now; "" when nothing does."""
+
+
+class Forwarder:
+    """Forwards in the background between `start` and `stop`."""
+
+    def __init__(
+        self, spool: Spool, reach: Reach, clock: Clock, *, retry_seconds: float, commit_seconds: float
+    ) -> None:
+        self._spool = spool
+        self._reach = reach
+        self._clock = clock
+        self._retry_seconds = retry_seconds
+        self._commit_seconds = commit_seconds
+        self._task: asyncio.Task[None] | None = None
+        self.progress = Progress()
+
+    def start(self) -> None:
+        """Run until `stop`."""
+        self._task = asyncio.create_task(self._run(), name="edge-forwarder")
+
+    async def stop(self) -> None:
+        """End; what waits is sent after the next start."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _run(self) -> None:
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            segments = await self._spool.waiting()
+            try:
+                moved = False
+                for segment in segments:
+                    moved |= await self.forward(segment)
+                self.progress.trouble = ""
+            except AccordError as error:
+                self._troubled(error.message)
+                moved = False
+            except (
+                Exception
+            ) as error:  # the duty ends with the agent only: else the spool would fill for ever
+                self._troubled(f"It failed ({type(error).__name__}).")
+                moved = False
+            pause = FIRST_PAUSE_SECONDS if moved else min(pause * 2, self._retry_seconds)
+            if not moved:
+                await asyncio.sleep(pause)
+
+    async def forward(self, segment: Segment) -> bool:
+        """Send what is left of a segment and ask for commitment; whether the node has any more of it for good.
+
+        Raises Unavailable or Denied when the node cannot be reached or does not admit us.
+        """
+        peer = await self._reach()
+        sent = [one async for one in self._send(peer, segment)]
+        if not sent:
+            return False
+        references = {Reference(one.sop_class_uid, one.sop_instance_uid): one for one in sent}
+        report = await ask_commitment(peer, tuple(references), wait_seconds=self._commit_seconds)
+        for reference, reason in report.failed.items():
+            if reference in references:
+                self._refused(
+                    references[reference].id, f"The node took it and does not keep it ({reason:04X})."
+                )
+        held = [references[one].id for one in report.safe if one in references]
+        self.progress.committed += len(held)
+        for name in held:
+            self.progress.refused.pop(name, None)
+        await self._spool.committed(segment, held)
+        return bool(held)
+
+    async def _send(self, peer: Peer, segment: Segment) -> AsyncIterator[Spooled]:
+        """Send what is left; yield what the node took."""
+        left = segment.left
+        waiting = {one.id: one for one in left}
+        outgoing = [
+            _Waiting(
+                one.id,
+                one.sop_class_uid,
+                one.sop_instance_uid,
+                one.transfer_syntax_uid,
+                spool=self._spool,
+                segment=segment,
+                spooled=one,
+            )
+            for one in left
+        ]
+        async for answer in send(peer, outgoing):
+            self.progress.reached = self._clock.now()
+            if answer.ok:
+                self.progress.sent += 1
+                yield waiting[answer.label]
+            else:
+                self._refused(answer.label, answer.reason)
+
+    def _refused(self, name: str, reason: str) -> None:
+        if name not in self.progress.refused:
+            logger.warning("edge_instance_refused", instance=name, reason=reason)
+        self.progress.refused[name] = reason
+        while len(self.progress.refused) > MAX_REFUSED_SHOWN:
+            self.progress.refused.pop(next(iter(self.progress.refused)))
+
+    def _troubled(self, words: str) -> None:
+        if words != self.progress.trouble:
+            logger.warning("edge_node_away", reason=words, waiting=self._spool.count)
+        self.progress.trouble = words
+
+
+async def ask_commitment(peer: Peer, references: Sequence[Reference], *, wait_seconds: float) -> Report:
+    """Ask the peer by storage commitment what of this it keeps for good (PS3.4 Annex J), and wait for its report.
+
+    Raises Unavailable when it does not say in time, Denied when it rejects the association.
+    """
+    transaction = f"2.25.{secrets.randbits(127)}"
+    async with Call(peer, [(STORAGE_COMMITMENT, LITTLE_ENDIAN)]) as call:
+        if not call.contexts:
+            raise Unavailable("The node does not offer storage commitment.", code="no-commitment")
+        context = call.contexts[0]
+        request = Command(Verb.N_ACTION_RQ, 0, STORAGE_COMMITMENT, INSTANCE, has_data=True, type_id=REQUEST)
+        asked = write_asked(Asked(transaction, tuple(references)), context.transfer_syntax)
+        answer = await call.request(request, context, asked)
+        if answer.status != SUCCESS:
+            raise Unavailable(f"The node refuses storage commitment ({answer.status:04X}): {answer.comment}")
+        while (message := await call.incoming(wait_seconds)) is not None:
+            report = read_report(message.data, message.context.transfer_syntax)
+            await call.respond(message, SUCCESS)
+            if report.transaction == transaction:
+                return report
+    raise Unavailable("The node has not said yet that what it took is durable.", code="no-report")

@@ -63,7 +63,7 @@ SEVERITY_WORDS: Final = {
 }
 SEVERITY_TONES: Final = {Severity.INCIDENT: "bad", Severity.WARNING: "warn", Severity.NOTICE: "info"}
 STATE_WORDS: Final = {
-    FindingState.OPEN: N_("Open"),
+    FindingState.OPEN: N_("New"),
     FindingState.ACKNOWLEDGED: N_("Acknowledged"),
     FindingState.RESOLVED: N_("Resolved"),
 }
@@ -281,7 +281,7 @@ NAV: Final = (
         "/findings",
         N_("Findings"),
         WATCHERS,
-        "alert",
+        "bell",
         N_("Oversight"),
         N_("What needs somebody: refused devices, integrity faults, full disks, expiring certificates."),
     ),

@@ -54,6 +54,17 @@ WORDS: Final[Mapping[str, Words]] = {
     "input": Words(
         "%(reason)s", "Have the device's vendor look at what it sends, and at the network between."
     ),
+    "input-cut-short": Words(
+        "The association ended in the middle of an instance; it was not kept.",
+        "The device sends it again. If it goes on, look at the network between, and at the device's time limits.",
+    ),
+    "input-unexpected-pdu": Words(
+        "It sent a PDU that the association's state does not allow.",
+        "Have the device's vendor look at what it sends.",
+    ),
+    "input-stalled": Words(
+        "It did not read what it asked for.", "Look at the device's load and at the network between."
+    ),
     "instance": Words(
         "Images were refused: %(reason)s",
         "Correct it at the device and send the images again; the device has them.",
@@ -215,7 +226,7 @@ class Overseer:
 def sightings(entry: Entry, places: Places) -> list[Sighting | Mended]:
     """What one entry shows: nothing, mostly."""
     rule = RULES.get(entry.event.kind)
-    return rule(entry, places) if rule is not None else []
+    return rule(entry, places) if rule is not None and refusals_in(entry.event) else []
 
 
 def at_place(device: str, address: str) -> str:
@@ -256,7 +267,9 @@ def _input(entry: Entry, places: Places) -> list[Sighting | Mended]:
     subject = at_place(device, address) if device else address
     key = f"{subject} {event.detail.get('code', '')}"
     kind, severity = FindingKind.DEVICE_FAULTY, Severity.NOTICE
-    return [_sighting(entry, kind, severity, subject, "input", _reason(event), key=key)]
+    code = f"input-{event.detail.get('code', '')}"
+    said = code if code in WORDS else "input"
+    return [_sighting(entry, kind, severity, subject, said, _reason(event), key=key)]
 
 
 def _instance(entry: Entry, places: Places) -> list[Sighting | Mended]:

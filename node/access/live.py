@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from node.access.activity import Activity, Refusal, today
 from node.access.admission import WORDS
@@ -21,6 +21,8 @@ from node.audit.event import Event
 if TYPE_CHECKING:
     from node.dicom.gate import AssociationView
 
+HARMLESS: Final = frozenset({"idle"})
+"""Codes of associations that this node ended without anything being wrong with the device."""
 Speak = Callable[[str], str]
 """Gives a sentence in somebody's language."""
 
@@ -129,7 +131,9 @@ def places_of(survey: Survey) -> dict[str, str]:
 
 
 def refusals_in(event: Event) -> int:
-    """How many refusals an entry stands for: itself and those before it, or repeats alone."""
+    """How many refusals an entry stands for: itself and those before it, or repeats alone; none when it is harmless."""
+    if event.detail.get("code") in HARMLESS:
+        return 0
     repeats = whole(event, "repeats")
     return repeats or 1 + whole(event, "unlogged")
 

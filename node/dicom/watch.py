@@ -160,6 +160,8 @@ def _counted(activity: Activity, entry: Entry) -> Activity:
     """The activity with one entry of the log. An entry of an earlier day is not among today's numbers."""
     event, of_today = entry.event, activity.day == today(entry.at)
     if event.kind in REFUSALS:
+        if not refusals_in(event):
+            return activity
         refusals = activity.refusals + (refusals_in(event) if of_today else 0)
         return replace(activity, refusals=refusals, refusal=_refusal_of(entry))
     seen = activity.seen(entry.at, event.address or "")

@@ -84,16 +84,7 @@ def list_devices(folder: Folder, as_json: Json = False) -> None:
     Example: accord device list /srv/accord
     """
     found, altered = asyncio.run(_live(folder))
-    columns = (
-        "device",
-        "state",
-        "now",
-        "last seen",
-        "images today",
-        "refusals today",
-        "address",
-        "certificate",
-    )
+    columns = ("device", "now", "last seen", "images", "refused", "address", "certificate")
     value = {"devices": [one.to_json() for one in found], "altered": list(altered)}
     tell_table(columns, [_row(one) for one in found], value, as_json=as_json)
     if altered:
@@ -118,6 +109,27 @@ def show_device(
     if one is None:
         raise NotFound("There is no such device.", mend="List them: accord device list DIR")
     tell("\n".join(_lines(one)), one.to_json(), as_json=as_json)
+
+
+@devices.command("set-agent")
+@speaks
+def set_agent(
+    folder: Folder,
+    ae_title: Annotated[str, typer.Option(help="The device's AE title.")],
+    agent: Annotated[str, typer.Option(metavar="KEY", help="What accord edge init printed: 64 hex digits.")],
+    as_json: Json = False,
+) -> None:
+    """Say that an edge agent stands beside a device: from then on its media must be wiped before it leaves service.
+
+    Example: accord device set-agent /srv/accord --ae-title CT1 --agent 3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29
+    """
+
+    async def run() -> None:
+        async with opened(folder) as node:
+            await node.registry.set_agent(ae_title, agent, by=operator())
+
+    asyncio.run(run())
+    tell(f"An edge agent stands beside {ae_title}.", {"ae_title": ae_title, "agent": agent}, as_json=as_json)
 
 
 @devices.command("set-state")
@@ -264,26 +276,18 @@ async def _live(folder: Path) -> tuple[tuple[LiveDevice, ...], tuple[str, ...]]:
 
 
 def _row(one: LiveDevice) -> list[str]:
+    """Today's numbers; a device that is not in use shows its state instead of what it does."""
     device, activity = one.device, one.activity
-    now = (
-        "connected"
-        if one.associated
-        else "refused"
-        if one.troubled
-        else "idle"
-        if one.last_seen
-        else "never seen"
-    )
+    now = "connected" if one.associated else "refused" if one.troubled else "idle"
     ends = device.certificate_ends
     return [
         device.ae_title,
-        device.state.value,
-        now if device.state is DeviceState.ACTIVE else "",
+        now if device.state is DeviceState.ACTIVE else device.state.value,
         _minute(one.last_seen),
         str(activity.instances),
         str(activity.refusals),
         device.place,
-        f"until {ends:%Y-%m-%d}" if ends else f"plain: {device.plain_reason}",
+        f"{ends:%Y-%m-%d}" if ends else "plain",
     ]
 
 

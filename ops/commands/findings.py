@@ -11,7 +11,7 @@ import typer
 from consent.errors import Invalid
 from ops.checks import Checks
 from ops.commands.arguments import Folder, Json, operator
-from ops.console import speaks, tell, tell_table
+from ops.console import speaks, tell
 from ops.findings import CHOICES, MAX_PAGE, Finding, Findings
 from ops.foundation import Foundation, opened
 from ops.sightings import Overseer, finding_json
@@ -35,18 +35,13 @@ def findings(
         raise Invalid("This state is not known.", mend=f"Use one of: {', '.join(CHOICES)}.")
     if acknowledge and resolve:
         raise Invalid("One answer at a time.", mend="Give either --acknowledge or --resolve.")
-    answered = acknowledge or resolve
     found = asyncio.run(_run(folder, state, acknowledge, resolve, words))
     value: Any = [finding_json(one) for one in found]
-    if answered:
+    if answered := acknowledge or resolve:
         tell(f"{answered} is {found[0].state.value} now.", value[0], as_json=as_json)
-    elif not found and not as_json:
-        tell("Nothing needs somebody." if state == "living" else "None.", value, as_json=False)
     else:
-        columns = ("id", "grade", "what", "about", "count", "last seen", "state")
-        tell_table(columns, [_row(one) for one in found], value, as_json=as_json)
-        if not as_json:
-            tell("\n".join(_mends(found)), value, as_json=False)
+        nothing = "Nothing needs somebody." if state == "living" else "There is none."
+        tell("\n\n".join(map(_lines, found)) or nothing, value, as_json=as_json)
 
 
 async def _run(
@@ -68,15 +63,12 @@ async def _look(node: Foundation, kept: Findings) -> None:
     await Checks.of(node.settings, kept, node.registry, node.log, node.clock).look()
 
 
-def _row(one: Finding) -> list[str]:
+def _lines(one: Finding) -> str:
+    """One finding: what it is and where it stands, then each fault with its way out."""
     told = say(one)
     at = f"{one.last_seen.astimezone():%Y-%m-%d %H:%M}"
-    return [one.id, one.severity.value, told.title, told.subject, str(one.count), at, one.state.value]
-
-
-def _mends(found: list[Finding]) -> list[str]:
-    """Each finding with its words and the way out, below the table."""
-    lines = []
-    for one in found:
-        lines += ["", one.id] + [f"  {fault}\n    {mend}".rstrip() for fault, mend in say(one).words]
-    return lines
+    often = f"{one.count} times, last " if one.count > 1 else ""
+    lines = [f"{one.severity.value}: {told.title}, {told.subject} ({often}{at}; {one.state.value}) {one.id}"]
+    for fault, mend in told.words:
+        lines += [f"  {fault}", f"  → {mend}"] if mend else [f"  {fault}"]
+    return "\n".join(lines)

@@ -20,7 +20,7 @@ IMAGES_PER_SITE = 160
 UNCONSENTED = 20
 """So many patients of each site did not consent to research; their images must not take part."""
 AT_ONCE = 8
-ROUNDS = 6
+ROUNDS = 8
 OFFERED_SECONDS = 60.0
 RUN_SECONDS = 240.0
 CHIEFS = {"a-general": "chief.zhao", "b-central": "chief.he", "c-clinic": "chief.luo"}
@@ -48,7 +48,16 @@ async def train(story: Story, plan: str) -> str:
     federated, alone = final["accuracy"], final["alone"]
     hold(len(alone) == 3, f"only {sorted(alone)} trained alone")
     best = max(alone.values())
-    hold(federated is not None and federated > best, f"federated {federated} does not beat {best}")
+    curve = ", ".join(
+        "-" if one["accuracy"] is None else f"{one['accuracy']:.2f}" for one in final["rounds_table"]
+    )
+    joined = next(
+        one["round"] for one in final["rounds_table"] if one["sites"]["c-clinic"]["state"] != "refused"
+    )
+    hold(
+        federated is not None and federated > best,
+        f"federated {federated} does not beat {best}; C from round {joined}; round by round: {curve}",
+    )
     model = await researcher.get(f"/api/v1/models/{final['model']}")
     parameters = await researcher.picture(f"/api/v1/models/{final['model']}/parameters")
     plot = await researcher.picture(f"/api/v1/runs/{final['id']}/plot.svg")
@@ -57,7 +66,7 @@ async def train(story: Story, plan: str) -> str:
     (story.scratch / "rounds.svg").write_bytes(plot.content)
     shown = ", ".join(f"{site} {value:.2f}" for site, value in sorted(alone.items()))
     return (
-        f"{final['rounds_done']} rounds; federated {federated:.3f}, alone {shown}; "
+        f"{final['rounds_done']} rounds ({curve}; C from round {joined}); federated {federated:.3f}, alone {shown}; "
         f"model {model['digest'][:12]}; C in round 1: {unapproved['words']}"
     )
 

@@ -252,6 +252,7 @@ async def build_node(foundation: Foundation) -> Node:
         people.INGEST: archive.ingest,
         people.INDEX: archive.index,
         people.REGRADING: archive.regrading,
+        people.KEY_DUTY: lambda: jobs.wake("keys"),
         people.PSEUDONYMS: archive.index.pseudonyms,
         people.DEVICE_WATCH: watch,
         oversight.FINDINGS: findings,
@@ -502,6 +503,13 @@ async def _open_dicom(node: Node, stack: AsyncExitStack, addresses: dict[str, st
         secure = DicomListener(node.gate, log, settings.host, settings.port, tls=tls)
         await stack.enter_async_context(secure)
         addresses["dicom-tls"] = f"{settings.host}:{secure.port}"
+        discovery = node.foundation.settings.discovery
+        if discovery.enabled:
+            from node.edge.announcement import Announcement
+
+            authority = node.foundation.identity.authority_pem
+            announcement = Announcement(interface=discovery.interface, authority=authority, port=secure.port)
+            await stack.enter_async_context(announcement)
     if settings.plain_port:
         plain = DicomListener(node.gate, log, settings.host, settings.plain_port)
         await stack.enter_async_context(plain)
@@ -541,9 +549,7 @@ def _duties(
     ]
 
 
-def _oversight(
-    base: Foundation, findings: Findings, jobs: Jobs, registry: CollectorRegistry
-) -> list[Job]:
+def _oversight(base: Foundation, findings: Findings, jobs: Jobs, registry: CollectorRegistry) -> list[Job]:
     """The duties that find what needs a person."""
     overseer = Overseer(base.database, base.log, base.registry, findings)
     checks = Checks.of(base.settings, findings, base.registry, base.log, base.clock, jobs.status)

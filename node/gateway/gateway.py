@@ -9,6 +9,7 @@ from node.descriptions import Descriptions
 from node.facts import FactFinder
 from node.gateway.data_sets import DataSets
 from node.gateway.finding import Finding
+from node.gateway.frames import Frames
 from node.gateway.metadata import Metadata
 from node.gateway.pictures import Pictures
 from node.gateway.reading import Reading
@@ -61,6 +62,7 @@ class Gateway:
         self.visit = visits.visit
         self.close_opening = visits.close_opening
         self.sweep = visits.sweep
+        self.end_study = visits.end_study
         self.close = visits.close
 
         # What is in it.
@@ -69,13 +71,19 @@ class Gateway:
         self.metadata = Metadata(visits, reading, index, descriptions).metadata
 
         # Looking: pictures, with the watermark burned in.
-        self.frame = Pictures(node_id, visits, reading, renderer, clock).frame
+        frames = Frames(reading)
+        pictures = Pictures(node_id, visits, reading, frames, renderer, clock)
+        self.frame = pictures.frame
+        self.thumbnail = pictures.thumbnail
 
-        # Taking: data sets, frames and values as they are stored.
-        data_sets = DataSets(visits, reading)
+        # Taking: data sets, frames and values, as they are stored or transcoded.
+        data_sets = DataSets(visits, reading, frames, renderer)
         self.instance = data_sets.instance
         self.stream = data_sets.stream
+        self.part = data_sets.part
+        self.transcoded = data_sets.transcoded
         self.stored_frames = data_sets.stored_frames
+        self.transcoded_frames = data_sets.transcoded_frames
         self.bulk = data_sets.bulk
 
         # For devices that sent: whether their instances are safe.

@@ -138,6 +138,12 @@ class Visits:
         for visit in [visit for visit in self._visits.values() if self._over(visit)]:
             await self.close_opening(visit.opening)
 
+    async def end_study(self, study: str) -> None:
+        """Close every opening of a study of this node: what it may show is decided anew."""
+        for visit in [one for one in self._visits.values() if one.opening.study == study]:
+            if not visit.opening.home:
+                await self.close_opening(visit.opening)
+
     async def close(self) -> None:
         """Close every opening."""
         for visit in list(self._visits.values()):

@@ -23,6 +23,7 @@ KIND_OF = {
     Action.INGEST: ResourceKind.STUDY,
     Action.RECORD_CARE: ResourceKind.PATIENT,
     Action.REVIEW_EMERGENCY: ResourceKind.STUDY,
+    Action.REGRADE: ResourceKind.STUDY,
 }
 """What is asked about; for studies and patients, any of this node's: a word before they are looked up."""
 

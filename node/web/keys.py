@@ -55,6 +55,8 @@ MEMBERS: web.AppKey[Callable[[], Mapping[str, str]]] = web.AppKey("members")
 METRICS: web.AppKey[HttpMetrics] = web.AppKey("metrics")
 DEVICE_WATCH: web.AppKey[DeviceWatch] = web.AppKey("device-watch")
 KEYS: web.AppKey[KeyRing] = web.AppKey("keys")
+KEY_DUTY: web.AppKey[Callable[[], None]] = web.AppKey("key-duty")
+"""Lets the duty of the keys run soon, in the background."""
 REGRADING: web.AppKey[Regrading] = web.AppKey("regrading")
 ROTATION: web.AppKey[Rotation] = web.AppKey("rotation")
 GRADE_LOCKS: web.AppKey[GradeLocks] = web.AppKey("grade-locks")

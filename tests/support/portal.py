@@ -6,6 +6,7 @@ client whose requests carry the session's cookie and CSRF token.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -23,6 +24,9 @@ from node.consents import Consents
 from node.dicom.gate import Gate
 from node.dicom.services import Services
 from node.dicom.watch import DeviceWatch
+from node.grade_locks import GradeLocks
+from node.regrading import Regrading
+from node.rotation import Rotation
 from node.tls import client_context, server_context
 from node.web import keys
 from node.web.api import NAV, ROUTES
@@ -103,6 +107,18 @@ async def portal(
         dicom=DicomSection(),
         folder=node.path,
     )
+    rotation = Rotation(node.keys, node.database, node.log, node.policies, node.clock)
+    duty = asyncio.Event()
+    regrading = Regrading(
+        vault=node.vault,
+        blobs=node.blobs,
+        keys=node.keys,
+        index=node.index,
+        ingest=node.ingest,
+        log=node.log,
+        database=node.database,
+        clock=node.clock,
+    )
     metrics = HttpMetrics()
     app = make_app(
         routes=[*ROUTES, *routes],
@@ -127,6 +143,11 @@ async def portal(
             keys.DATABASE: node.database,
             keys.SETTINGS: settings,
             keys.DEVICE_WATCH: watch,
+            keys.KEYS: node.keys,
+            keys.ROTATION: rotation,
+            keys.GRADE_LOCKS: GradeLocks({}, node.keys, node.log, node.clock),
+            keys.KEY_DUTY: duty.set,
+            keys.REGRADING: regrading,
             **(services or {}),
         },
     )

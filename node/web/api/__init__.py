@@ -10,7 +10,7 @@ from typing import Final
 
 from aiohttp import web
 
-from node.web.api import care, consents, devices, log, session, studies
+from node.web.api import care, consents, devices, keys, log, session, studies
 from node.web.portal.routes import NAV
 from node.web.portal.routes import ROUTES as PAGES
 
@@ -23,5 +23,6 @@ ROUTES: Final[list[web.RouteDef]] = [
     *consents.ROUTES,
     *log.ROUTES,
     *devices.ROUTES,
+    *keys.ROUTES,
     *PAGES,
 ]

@@ -17,6 +17,7 @@ from node.web.portal import (
     devices,
     emergency,
     home,
+    keys,
     log,
     sign_in,
     staff,
@@ -62,6 +63,14 @@ NAV: Final[tuple[NavItem, ...]] = (
         N_("Which modalities may send images here."),
     ),
     NavItem(
+        "/keys",
+        N_("Keys"),
+        (Role.ADMINISTRATOR,),
+        "lock",
+        N_("Administration"),
+        N_("Age and rotation of the keys; the grade that two people unlock."),
+    ),
+    NavItem(
         "/log",
         N_("Log"),
         (Role.SECURITY_OFFICER,),
@@ -89,6 +98,7 @@ ROUTES: Final[list[web.RouteDef]] = [
     *care.ROUTES,
     *staff.ROUTES,
     *devices.ROUTES,
+    *keys.ROUTES,
     *log.ROUTES,
     *account.ROUTES,
 ]

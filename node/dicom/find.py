@@ -141,7 +141,7 @@ def level_of(identifier: Identifier, root: Root) -> Level:
     """The level of an identifier. Raises Invalid when the information model has no such level."""
     level = LEVELS.get(identifier.level)
     if level is None or (level is Level.PATIENT and root is Root.STUDY):
-        raise _unfit("Query/Retrieve Level is missing or not one of this information model.")
+        raise _unfit("Query/Retrieve Level missing, or not of this information model.")
     return level
 
 

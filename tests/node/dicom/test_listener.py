@@ -152,10 +152,10 @@ async def test_node_that_cannot_decide_now_rejects_for_now(door: Door) -> None:
 
 
 async def test_contexts_are_answered_one_by_one(door: Door) -> None:
-    """What is not storage is refused, the rest is accepted."""
+    """What is not spoken is refused, the rest is accepted."""
     contexts = (
         *CONTEXTS,
-        Proposal(5, "1.2.840.10008.5.1.4.1.2.2.1", (EXPLICIT,)),
+        Proposal(5, "1.2.840.10008.5.1.4.31", (EXPLICIT,)),
         Proposal(7, CT, ("1.2.3",)),
     )
     async with Raw(door.port) as raw:

@@ -56,17 +56,19 @@ def certificate_end(pem: str) -> datetime:
     return x509.load_pem_x509_certificate(pem.encode("ascii")).not_valid_after_utc
 
 
-def overlap_end(former_pem: str, overlap: timedelta, now: datetime) -> datetime:
-    """Until when a former certificate is let in beside its successor: never past its own end.
-
-    Raises Invalid when `overlap` is negative or longer than MAX_OVERLAP.
-    """
+def check_overlap(overlap: timedelta) -> timedelta:
+    """Return it. Raises Invalid when it is negative or longer than MAX_OVERLAP."""
     if not timedelta(0) <= overlap <= MAX_OVERLAP:
         raise Invalid(
             f"Two certificates overlap for 0 to {MAX_OVERLAP.days} days.",
             mend="Choose a number of days in between.",
             code="certificate-overlap",
         )
+    return overlap
+
+
+def overlap_end(former_pem: str, overlap: timedelta, now: datetime) -> datetime:
+    """Until when a former certificate is let in beside its successor: never past its own end."""
     return min(now + overlap, certificate_end(former_pem))
 
 

@@ -21,6 +21,7 @@ from node.access.activity import Activity, activity_of, activity_table
 from node.access.admission import Knock, examine
 from node.access.certificates import (
     OVERLAP,
+    check_overlap,
     overlap_end,
     read_living_certificate,
     require_other,
@@ -195,7 +196,7 @@ class DeviceRegistry:
         Registration, state and agent stay. Raises NotFound, Invalid for a bad certificate or overlap, Conflict for
         the certificate that is there already and for a retired device.
         """
-        now = self._clock.now()
+        now, overlap = self._clock.now(), check_overlap(overlap)
         pem, fingerprint = read_living_certificate(certificate_pem, now)
         async with self._rows.writing() as tx:
             row = await self._device_row(tx, ae_title)

@@ -177,4 +177,7 @@ class EventKind(StrEnum):
     GRADE_LOCKED = "GradeLocked"
     ROOT_KEY_CHANGED = "RootKeyChanged"
     STUDY_REGRADED = "StudyRegraded"
+    SIGN_IN_RESET = "SignInReset"
+    SIGN_IN_RESET_CONFIRMED = "SignInResetConfirmed"
+    SIGN_IN_RESET_DISOWNED = "SignInResetDisowned"
     STORAGE_COMMITTED = "StorageCommitted"

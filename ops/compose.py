@@ -36,6 +36,7 @@ from federation.reporting import Reporter
 from federation.roster import HOSPITAL
 from federation.service import PEER_ROUTES, make_peer_app, peer_listener
 from federation.witnessing import Witnessing
+from node.access.resets import Resets
 from node.audit.witness import Witness
 from node.consents import Consents
 from node.dicom import dicomweb
@@ -311,6 +312,7 @@ def people_services(base: Foundation) -> dict[web.AppKey[Any], Any]:
         people.CARE: base.care,
         people.RECORDS: base.records,
         people.APPROVALS: base.approvals,
+        people.RESETS: Resets(base.database, base.registry, base.approvals, base.log),
         people.POLICIES: base.policies,
         people.CLOCK: base.clock,
         people.IDENTITY: base.identity,

@@ -1,7 +1,8 @@
 """People who have an account: the table, and what a login, a name and a role must look like.
 
 Leaves hashing to `passwords` and every change, with its log entry, to `registry`. `credentials` counts the changes
-of password; a session made under an older count is over.
+of password; a session made under an older count is over. `reset_…` say that somebody made a one-time sign-in for an
+account in use.
 """
 
 from __future__ import annotations
@@ -34,12 +35,29 @@ person_table = Table(
     Column("must_change", Boolean, nullable=False),
     Column("one_time", String(64)),
     Column("one_time_until", UtcDateTime),
+    Column("reset_at", UtcDateTime),
+    Column("reset_asked_by", String(MAX_NAME_CHARACTERS)),
+    Column("reset_by", String(MAX_NAME_CHARACTERS)),
+    Column("reset_told", Boolean),
     Column("disabled", UtcDateTime),
     Column("created", UtcDateTime, nullable=False),
     Column("signed_in", UtcDateTime),
     *seal_columns(),
     info={UNSEALED: ("signed_in",)},  # shown, and decides nothing
 )
+
+
+@dataclass(frozen=True)
+class Reset:
+    """When a one-time sign-in was last made for an account in use, who asked for it and who made it.
+
+    `told` says that the person has seen it and said whether they had asked.
+    """
+
+    at: datetime
+    asked_by: str
+    by: str
+    told: bool
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,8 @@ class Person:
     created: datetime
     signed_in: datetime | None
     credentials: int
+    has_password: bool
+    reset: Reset | None = None
 
     def principal(self, node: str, *, second_factor: bool = False) -> Principal:
         """The person as the rules see them."""
@@ -81,6 +101,10 @@ def person_of(row: Any) -> Person:
         row.created,
         row.signed_in,
         row.credentials,
+        row.password is not None,
+        None
+        if row.reset_at is None
+        else Reset(row.reset_at, row.reset_asked_by, row.reset_by, bool(row.reset_told)),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import bindparam, select
 
-from consent.errors import Conflict, Invalid, NotFound
+from consent.errors import Conflict, Denied, Invalid, NotFound
 from consent.policy import Parameters
 from consent.principals import Principal
 from consent.vocabulary import EventKind, Role
@@ -32,7 +32,7 @@ from node.access.tokens import (
     token_of,
     token_table,
 )
-from node.audit.log import Log
+from node.audit.log import Event, Log
 from node.clock import Clock
 from node.database import Database, Tx
 
@@ -49,6 +49,8 @@ _OWNER_OF_TOKEN = (
 
 ONE_TIME_LASTS = timedelta(hours=72)
 ONE_TIME_BYTES = 16
+ALONE = frozenset({Role.ADMINISTRATOR, Role.RESEARCHER, Role.HUB_OPERATOR})
+"""Roles for which one person may make a one-time sign-in also when the account is in use: they see no patient."""
 
 
 class Registry(DeviceRegistry):
@@ -124,39 +126,74 @@ class Registry(DeviceRegistry):
         """The person as the rules see them, without a second factor. Raises NotFound."""
         return (await self.person(login)).principal(self.node)
 
-    async def set_password(self, login: str, password: str, *, by: str | None = None) -> None:
-        """Set a password. Every session of the person ends; a one-time sign-in is spent.
+    async def set_password(self, login: str, password: str, *, by: str | None = None) -> int:
+        """Set a password. Every session and every token of the person ends; a one-time sign-in is spent.
 
-        Raises Invalid for a weak one, NotFound without an account.
+        Returns how many tokens ended. Raises Invalid for a weak one, NotFound without an account.
         """
-        stored = await self._hashed(login, password)
+        stored, by = await self._hashed(login, password), by or f"person:{login}@{self.node}"
         changes = {"password": stored, "must_change": False, "one_time": None, "one_time_until": None}
-        await self._change(login, changes, by or f"person:{login}@{self.node}", "password")
+        async with self._rows.writing() as tx:
+            await self._change_in(tx, login, changes, by, "password")
+            return await self._end_tokens(tx, login, by)
 
     async def proves(self, login: str, password: str) -> bool:
         """Whether `password` is the person's present one, for confirming a change."""
         row = await self._checked(login)
         return await self.passwords.matches(None if row is None else row.password, password)
 
-    async def create_one_time(self, login: str, *, by: str = "system") -> str:
-        """Return a secret with which the person signs in once and must then choose a password."""
-        secret = secrets.token_urlsafe(ONE_TIME_BYTES)
-        changes = {
-            "one_time": secret_hash(secret),
-            "one_time_until": self._clock.now() + ONE_TIME_LASTS,
-        }
-        await self._change(login, changes, by, "one-time sign-in")
-        return secret
+    async def create_one_time(
+        self,
+        login: str,
+        *,
+        by: str = "system",
+        asked_by: str = "",
+        approval: str = "",
+        tx: Tx | None = None,
+    ) -> str:
+        """Return a secret with which the person signs in once and must then choose a password.
+
+        For an account in use every session and token ends, it is an alarm, and the person is told. `approval` is the
+        proposal that a second person approved, `asked_by` who had asked (`resets`). Raises NotFound, and Denied for an
+        account in use that needs a second person.
+        """
+        secret, now = secrets.token_urlsafe(ONE_TIME_BYTES), self._clock.now()
+        changes: dict[str, Any] = {"one_time": secret_hash(secret), "one_time_until": now + ONE_TIME_LASTS}
+        async with self._rows.writing(tx) as own:
+            row = await self._known(own, login)
+            if row.password is None:
+                await self._change_in(own, login, changes, by, "one-time sign-in")
+                return secret
+            if Role(row.role) not in ALONE and not approval:
+                raise Denied(
+                    "For an account in use a second person decides about a one-time sign-in.",
+                    mend="Ask for it on the page People; a security officer or chief physician hands it over.",
+                    code="second-person",
+                )
+            told = {"reset_at": now, "reset_asked_by": asked_by or by, "reset_by": by, "reset_told": False}
+            await self._change_in(own, login, changes | told, by, "one-time sign-in")
+            ended = await self._end_tokens(own, login, by)
+            detail = {"login": login, "asked_by": asked_by or by, "approval": approval, "tokens_ended": ended}
+            await self._tell(own, EventKind.SIGN_IN_RESET, by, detail)
+            return secret
+
+    async def answer_reset(self, login: str, *, asked: bool, address: str | None = None) -> None:
+        """The person says whether they had asked for their last one-time sign-in. That they had not is an alarm."""
+        by = f"person:{login}@{self.node}"
+        async with self._rows.writing() as tx:
+            row = await self._known(tx, login)
+            if row.reset_at is None or row.reset_told:
+                return
+            await self._rows.update(tx, person_table, row, {"reset_told": True})
+            kind = EventKind.SIGN_IN_RESET_CONFIRMED if asked else EventKind.SIGN_IN_RESET_DISOWNED
+            detail = {"login": login, "asked_by": row.reset_asked_by, "by": row.reset_by}
+            await self._log.append(tx, Event(kind, by, address=address, detail=detail))
 
     async def disable(self, login: str, *, by: str = "system") -> None:
         """Close an account: its sessions are over and its tokens revoked, also should it be opened again."""
         async with self._rows.writing() as tx:
             await self._change_in(tx, login, {"disabled": self._clock.now()}, by, "disabled")
-            mine = select(token_table).where(token_table.c.login == login, token_table.c.revoked.is_(None))
-            for row in (await tx.execute(mine.with_for_update())).all():
-                # An altered token is refused wherever it is shown; it must not keep an account open.
-                if await self._rows.holds(tx, token_table, row):
-                    await self._revoke(tx, row, by)
+            await self._end_tokens(tx, login, by)
 
     async def enable(self, login: str, *, by: str = "system") -> None:
         """Open a closed account again; its old sessions and tokens stay over."""
@@ -234,10 +271,25 @@ class Registry(DeviceRegistry):
         async with self._rows.writing() as tx:
             await self._change_in(tx, login, changes, by, what)
 
-    async def _change_in(self, tx: Tx, login: str, changes: Mapping[str, Any], by: str, what: str) -> None:
+    async def _end_tokens(self, tx: Tx, login: str, by: str) -> int:
+        """Revoke every living token of a person; return how many."""
+        mine = select(token_table).where(token_table.c.login == login, token_table.c.revoked.is_(None))
+        ended = 0
+        for row in (await tx.execute(mine.with_for_update())).all():
+            # An altered token is refused wherever it is shown; it must not keep an account or a password.
+            if await self._rows.holds(tx, token_table, row):
+                await self._revoke(tx, row, by)
+                ended += 1
+        return ended
+
+    async def _known(self, tx: Tx, login: str) -> Any:
         row = await self._row(tx, login, lock=True)
         if row is None:
             raise NotFound("There is no such account.", mend="Check the login.")
+        return await self._rows.read(lambda on: on.check(person_table, row), tx=tx)
+
+    async def _change_in(self, tx: Tx, login: str, changes: Mapping[str, Any], by: str, what: str) -> None:
+        row = await self._known(tx, login)
         change = {"credentials": row.credentials + 1, **changes}
         await self._rows.update(tx, person_table, row, change)
         await self._tell(tx, EventKind.PERSON_CHANGED, by, {"login": login, "what": what})

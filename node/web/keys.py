@@ -13,6 +13,7 @@ from aiohttp import web
 if TYPE_CHECKING:
     from node.access.care import Care
     from node.access.registry import Registry
+    from node.access.resets import Resets
     from node.access.sessions import Sessions
     from node.approvals import Approvals
     from node.audit.log import Log
@@ -39,6 +40,7 @@ INGEST: web.AppKey[Ingest] = web.AppKey("ingest")
 INDEX: web.AppKey[Index] = web.AppKey("index")
 PSEUDONYMS: web.AppKey[Pseudonyms] = web.AppKey("pseudonyms")
 LOG: web.AppKey[Log] = web.AppKey("log")
+RESETS: web.AppKey[Resets] = web.AppKey("resets")
 REGISTRY: web.AppKey[Registry] = web.AppKey("registry")
 SESSIONS: web.AppKey[Sessions] = web.AppKey("sessions")
 CARE: web.AppKey[Care] = web.AppKey("care")

@@ -18,7 +18,9 @@ from aiohttp import web
 from yarl import URL
 
 from consent.vocabulary import Role
+from node.access.resets import Resets
 from node.access.sessions import Sessions
+from node.approvals import Approvals
 from node.config import DicomSection, NodeSection, Settings
 from node.consents import Consents
 from node.dicom.gate import Gate
@@ -133,6 +135,19 @@ async def portal(
             keys.PSEUDONYMS: node.index.pseudonyms,
             keys.LOG: node.log,
             keys.REGISTRY: node.registry,
+            keys.RESETS: Resets(
+                node.database,
+                node.registry,
+                Approvals(
+                    node.database,
+                    node.records,
+                    node.log,
+                    node.clock,
+                    node_id=node.node_id,
+                    key=node.identity.signing,
+                ),
+                node.log,
+            ),
             keys.SESSIONS: sessions,
             keys.CARE: node.care,
             keys.RECORDS: node.records,

@@ -49,7 +49,7 @@ async def revoke_token(request: web.Request) -> web.StreamResponse:
 
 
 async def change_password(request: web.Request) -> web.StreamResponse:
-    """POST /account/password {old, password, again}: every other session ends."""
+    """POST /account/password {old, password, again}: every other session and every token ends."""
     person = current_person(request)
     form = await request.post()
     old, chosen = text_of(form, "old", limit=512), str(form.get("password", ""))
@@ -57,16 +57,26 @@ async def change_password(request: web.Request) -> web.StreamResponse:
         if chosen != str(form.get("again", "")):
             raise Invalid(N_("The two new passwords are not the same."))
         await request.app[SESSIONS].sign_in(person.id, old, address_of(request))
-        await request.app[REGISTRY].set_password(person.id, chosen)
+        tokens = await request.app[REGISTRY].set_password(person.id, chosen)
     except Denied as error:
         words = Denied(N_("The present password is wrong."), mend=error.mend)
         return await _page(request, problem=problem_of(words))
     except AccordError as error:
         return await _page(request, problem=problem_of(error))
     session = await request.app[SESSIONS].sign_in(person.id, chosen, address_of(request))
-    response = web.HTTPSeeOther("/account?changed=1")
+    response = web.HTTPSeeOther("/account?changed=1" + ("&tokens=1" if tokens else ""))
     give_cookie(response, session.cookie)
     raise response
+
+
+async def answer_reset(request: web.Request) -> web.StreamResponse:
+    """POST /account/reset {asked: yes | no}: whether one had asked for the last one-time sign-in."""
+    person, form = current_person(request), await request.post()
+    asked = {"yes": True, "no": False}.get(str(form.get("asked", "")))
+    if asked is None:
+        raise Invalid(N_("Say whether you asked for it."))
+    await request.app[REGISTRY].answer_reset(person.id, asked=asked, address=address_of(request))
+    raise web.HTTPSeeOther("/account")
 
 
 async def _page(request: web.Request, *, token: str = "", problem: Problem | None = None) -> web.Response:
@@ -80,6 +90,7 @@ async def _page(request: web.Request, *, token: str = "", problem: Problem | Non
         "problem": problem,
         "now": request.app[CLOCK].now(),
         "changed": "changed" in request.query,
+        "tokens_ended": "tokens" in request.query,
     }
     return render(request, "account.html", context, status=problem.status if problem else 200)
 
@@ -89,4 +100,5 @@ ROUTES = [
     web.post("/account/tokens", create_token),
     web.post("/account/tokens/{token}/revoke", revoke_token),
     web.post("/account/password", change_password),
+    web.post("/account/reset", answer_reset),
 ]

@@ -10,11 +10,12 @@ from aiohttp import web
 from consent.principals import CLINICAL, Principal
 from consent.vocabulary import Action, EventKind, Purpose, Role
 from node.access.devices import DeviceState
+from node.access.resets import APPROVERS
 from node.audit.event import Entry
 from node.index import Level, Query
 from node.web.api.log import record_reading
 from node.web.decisions import verdict_of
-from node.web.keys import CLOCK, GATEWAY, INDEX, LOG, REGISTRY
+from node.web.keys import CLOCK, GATEWAY, INDEX, LOG, REGISTRY, RESETS
 from node.web.kit import address_of, current_person, render
 from node.web.pages import SITE, NavItem, parts
 
@@ -24,6 +25,9 @@ ALARMS = (
     EventKind.REPLICA_DEGRADED,
     EventKind.WITNESS_ALARMED,
     EventKind.EMERGENCY_OPENED,
+    EventKind.SIGN_IN_RESET,
+    EventKind.SIGN_IN_RESET_DISOWNED,
+    EventKind.ACCESS_ROWS_ACCEPTED,
     EventKind.PEER_REFUSED,
     EventKind.ROSTER_REFUSED,
 )
@@ -45,6 +49,8 @@ async def home(request: web.Request) -> web.Response:
     context: dict[str, Any] = {
         "tiles": [item for item in request.app[SITE].nav if _is_tile(item, person)],
         "parts": await parts(request, "home", person),
+        "reset": (await request.app[REGISTRY].person(person.id)).reset,
+        "resets": await _resets(request, person),
     }
     if person.role in CLINICAL:
         context |= await _for_clinicians(request, person)
@@ -53,6 +59,13 @@ async def home(request: web.Request) -> web.Response:
     if verdict_of(request, Action.READ_LOG).permitted:
         context |= await _for_readers_of_the_log(request)
     return render(request, "home.html", context)
+
+
+async def _resets(request: web.Request, person: Principal) -> int:
+    """How many requests for a one-time sign-in wait for somebody like this person."""
+    if RESETS not in request.app or person.role not in APPROVERS:
+        return 0
+    return len(await request.app[RESETS].waiting())
 
 
 def _is_tile(item: NavItem, person: Principal) -> bool:

@@ -9,6 +9,7 @@ from aiohttp import web
 from consent.emergency import REVIEWERS
 from consent.principals import CLINICAL
 from consent.vocabulary import Role
+from node.access.resets import APPROVERS
 from node.web.pages import NavItem
 from node.web.portal import (
     account,
@@ -20,6 +21,7 @@ from node.web.portal import (
     keys,
     log,
     sign_in,
+    sign_ins,
     staff,
     studies,
     viewer,
@@ -63,6 +65,12 @@ NAV: Final[tuple[NavItem, ...]] = (
         N_("Which modalities may send images here."),
     ),
     NavItem(
+        "/sign-ins",
+        N_("One-time sign-ins"),
+        tuple(sorted(APPROVERS)),
+        "key",
+        N_("Oversight"),
+        N_("Decide about people who cannot sign in any more."),
         "/keys",
         N_("Keys"),
         (Role.ADMINISTRATOR,),
@@ -97,6 +105,7 @@ ROUTES: Final[list[web.RouteDef]] = [
     *consents.ROUTES,
     *care.ROUTES,
     *staff.ROUTES,
+    *sign_ins.ROUTES,
     *devices.ROUTES,
     *keys.ROUTES,
     *log.ROUTES,

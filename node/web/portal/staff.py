@@ -9,10 +9,11 @@ from aiohttp import web
 from consent.errors import AccordError, Denied, Invalid
 from consent.principals import PEOPLE, Principal
 from consent.vocabulary import Action, Role
+from node.access.resets import MAX_REASON_CHARACTERS
 from node.web.decisions import permitted
 from node.web.inputs import choice_of
-from node.web.keys import REGISTRY, SESSIONS
-from node.web.kit import render
+from node.web.keys import REGISTRY, RESETS, SESSIONS
+from node.web.kit import address_of, render
 from node.web.problems import Problem, problem_of
 from node.web.text import N_
 
@@ -46,7 +47,7 @@ async def add_person(request: web.Request) -> web.StreamResponse:
 
 
 async def change_person(request: web.Request) -> web.StreamResponse:
-    """POST /people/{login} {do: disable | enable | one-time}"""
+    """POST /people/{login} {do: disable | enable | one-time | ask, reason}"""
     person = await permitted(request, Action.ADMINISTER)
     login, form = request.match_info["login"], await request.post()
     registry = request.app[REGISTRY]
@@ -58,9 +59,18 @@ async def change_person(request: web.Request) -> web.StreamResponse:
         case "enable":
             await registry.enable(login, by=person.actor)
         case "one-time":
+            if not await request.app[RESETS].alone(login):
+                return await _people(request, asking=login)
             return await _people(
                 request, made=(login, await registry.create_one_time(login, by=person.actor))
             )
+        case "ask":
+            try:
+                reason = str(form.get("reason", ""))
+                await request.app[RESETS].ask(person, login, reason, address=address_of(request))
+            except AccordError as error:
+                return await _people(request, asking=login, refused=problem_of(error))
+            return await _people(request, asked=login)
         case _:
             raise Invalid(N_("This change is not offered."))
     raise web.HTTPSeeOther("/people")
@@ -72,10 +82,23 @@ async def _people(
     problem: Problem | None = None,
     given: Any = None,
     made: tuple[str, str] | None = None,
+    asking: str = "",
+    asked: str = "",
+    refused: Problem | None = None,
 ) -> web.Response:
-    people = await request.app[REGISTRY].people()
-    context = {"people": people, "roles": ROLES, "problem": problem, "given": dict(given or {}), "made": made}
-    return render(request, "people.html", context, status=problem.status if problem else 200)
+    context = {
+        "people": await request.app[REGISTRY].people(),
+        "roles": ROLES,
+        "problem": problem,
+        "given": dict(given or {}),
+        "made": made,
+        "asking": asking,
+        "asked": asked,
+        "refused": refused,
+        "longest": MAX_REASON_CHARACTERS,
+    }
+    wrong = problem or refused
+    return render(request, "people.html", context, status=wrong.status if wrong else 200)
 
 
 def _not_oneself(person: Principal, login: str) -> None:

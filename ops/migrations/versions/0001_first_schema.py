@@ -354,12 +354,17 @@ def upgrade() -> None:
         sa.Column("must_change", sa.Boolean(), nullable=False),
         sa.Column("one_time", sa.String(length=64), nullable=True),
         sa.Column("one_time_until", sa.BigInteger(), nullable=True),
+        sa.Column("reset_at", sa.BigInteger(), nullable=True),
+        sa.Column("reset_asked_by", sa.String(length=120), nullable=True),
+        sa.Column("reset_by", sa.String(length=120), nullable=True),
+        sa.Column("reset_told", sa.Boolean(), nullable=True),
         sa.Column("disabled", sa.BigInteger(), nullable=True),
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.Column("signed_in", sa.BigInteger(), nullable=True),
         sa.Column("bucket", sa.Integer(), nullable=False),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("login", name=op.f("pk_person")),
+        info={"unsealed": ("signed_in",)},
     )
     with op.batch_alter_table("person", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_person_bucket"), ["bucket"], unique=False)
@@ -378,6 +383,7 @@ def upgrade() -> None:
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_record")),
         sa.UniqueConstraint("digest", name=op.f("uq_record_digest")),
+        info={"unsealed": ("token",)},
     )
     with op.batch_alter_table("record", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_record_bucket"), ["bucket"], unique=False)
@@ -469,6 +475,7 @@ def upgrade() -> None:
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["login"], ["person.login"], name=op.f("fk_care_login_person")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_care")),
+        info={"group": "login"},
     )
     with op.batch_alter_table("care", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_care_bucket"), ["bucket"], unique=False)
@@ -501,6 +508,7 @@ def upgrade() -> None:
             ["record_id"], ["record.id"], name=op.f("fk_record_subject_record_id_record")
         ),
         sa.PrimaryKeyConstraint("record_id", "subject", name=op.f("pk_record_subject")),
+        info={"group": "subject"},
     )
     with op.batch_alter_table("record_subject", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_record_subject_bucket"), ["bucket"], unique=False)

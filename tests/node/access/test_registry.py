@@ -30,7 +30,7 @@ async def test_no_password_or_secret_lies_in_the_database(desk: Desk) -> None:
     """Passwords are argon2id; one-time secrets, tokens and cookies are hashes."""
     await desk.registry.add_person("li", "Dr Li", Role.CLINICIAN, None, GOOD)
     session = await desk.sessions.sign_in("li", GOOD, "10.0.0.1")
-    once = await desk.registry.create_one_time("li")
+    once = await desk.registry.create_one_time("li", approval="p-1")
     token = await desk.registry.create_token("li", {"dicomweb"})
     async with desk.database.read() as tx:
         rows = [
@@ -138,7 +138,7 @@ async def test_every_change_of_an_account_is_on_record(desk: Desk) -> None:
     """Password, one-time sign-in, closing and opening each leave an entry, without any secret."""
     await desk.registry.add_person("li", "Dr Li", Role.CLINICIAN)
     await desk.registry.set_password("li", GOOD)
-    await desk.registry.create_one_time("li")
+    await desk.registry.create_one_time("li", approval="p-1")
     await desk.registry.disable("li")
     await desk.registry.enable("li")
 

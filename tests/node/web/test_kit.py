@@ -77,7 +77,7 @@ async def test_everything_is_closed_to_strangers_but_the_threshold(hospital: Hos
             for name in ("{study}", "{opening}", "{consent}", "{login}", "{ae_title}", "{token}"):
                 path = path.replace(name, "x")
             path = path.replace("{index}", "1").replace("{sop_uid}", "1.2").replace("{frame}", "1")
-            path = path.replace("{name}", "nothing.css")
+            path = path.replace("{name}", "nothing.css").replace("{proposal}", 32 * "0")
             async with client.request(route.method, path, allow_redirects=False) as answer:
                 if answer.status != 401:
                     open_paths.add((route.method, path))
@@ -187,7 +187,7 @@ async def test_bearer_tokens_work_only_where_their_scope_reaches(hospital: Hospi
 @pytest.mark.requirement("U7")
 async def test_one_time_sign_in_leads_to_the_first_password_and_nowhere_else(hospital: Hospital) -> None:
     """Until a password is chosen every page leads to the form and the API refuses; then everything opens."""
-    secret = await hospital.node.registry.create_one_time("li")
+    secret = await hospital.node.registry.create_one_time("li", approval="p-1")
     async with hospital.site.stranger(**PAGE) as client:
         async with client.post(
             "/sign-in", data={"login": "li", "password": secret}, allow_redirects=False

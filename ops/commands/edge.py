@@ -136,7 +136,7 @@ def wipe(
         f"{wiped.segments} segments, {wiped.size_bytes} bytes, were overwritten.\n"
         f"Not proved: {', '.join(body.unproven)}.\n"
         f"Wipe certificate: {file}\n"
-        f"At the node: accord device set-state DIR --ae-title {body.device} --state retired --wipe {file}",
+        f"At the node: accord device set-state DIR --ae-title {body.device} --state retired --wipe-certificate {file}",
         {
             "certificate": str(file),
             "done": list(body.done),

@@ -26,7 +26,11 @@ WORDS: Mapping[str, tuple[str, str, str]] = {
     "user": ("people", "users", "People who sign in."),
     "care": ("people", "care", "Treatment relationships."),
     "token": ("people", "tokens", "Tokens for programs."),
-    "findings": ("findings", "findings", "What needs somebody, and the answer to it."),
+    "findings": (
+        "findings",
+        "findings",
+        "List what needs somebody: refused devices, integrity faults, full disks, expiring certificates.",
+    ),
     "access": ("access", "access", "The sealed rows that decide who may do what."),
     "import": ("files", "import_files", "Take DICOM files into a node that is not running."),
     "send": ("files", "send", "Send DICOM files by C-STORE."),

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from consent.errors import Invalid
 from consent.vocabulary import Purpose
-from node.dicom import accept, stow, wado
+from node.dicom import accept, renderings, stow, wado
 from node.index import Level, Match, Query
 from node.web.keys import GATEWAY
 from node.web.kit import address_of, current_person, streaming
@@ -128,12 +128,11 @@ ROUTES: list[web.RouteDef] = [
     web.get(f"{SERIES}/metadata", wado.metadata),
     web.get(f"{INSTANCE}/metadata", wado.metadata),
     web.get(FRAMES, wado.frames),
-    web.get(f"{FRAMES}/rendered", wado.rendered),
-    web.get(f"{INSTANCE}/rendered", wado.rendered),
-    web.get(f"{STUDY}/thumbnail", wado.thumbnail),
-    web.get(f"{SERIES}/thumbnail", wado.thumbnail),
-    web.get(f"{INSTANCE}/thumbnail", wado.thumbnail),
-    web.get(INSTANCE + r"/bulkdata/{path:[0-9A-F]{8}}", wado.bulk_data),
+    *(web.get(f"{what}/rendered", renderings.rendered) for what in (STUDY, SERIES, INSTANCE, FRAMES)),
+    *(web.get(f"{what}/thumbnail", renderings.thumbnail) for what in (STUDY, SERIES, INSTANCE, FRAMES)),
+    *(web.get(f"{what}/bulkdata", wado.every_bulk_data) for what in (STUDY, SERIES, INSTANCE)),
+    *(web.get(f"{what}/pixeldata", wado.every_bulk_data) for what in (STUDY, SERIES, INSTANCE)),
+    web.get(INSTANCE + r"/bulkdata/{path:[0-9A-F]{8}(?:/[0-9]{1,6}/[0-9A-F]{8}){0,32}}", wado.bulk_data),
     web.get(STUDY, wado.retrieve),
     web.get(SERIES, wado.retrieve),
     web.get(INSTANCE, wado.retrieve),

@@ -125,9 +125,10 @@ class MultipartWriter:
         """The Content-Type of the whole."""
         return f'multipart/related; type="{self.part_type}"; boundary={self.boundary}'
 
-    def head(self, content_type: str, length: int, *, first: bool) -> bytes:
-        """What stands before a part of `length` bytes."""
-        lines = f"--{self.boundary}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n"
+    def head(self, content_type: str, length: int, *, first: bool, location: str = "") -> bytes:
+        """What stands before a part of `length` bytes, which has the address `location`."""
+        lines = f"--{self.boundary}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n"
+        lines += f"Content-Location: {location}\r\n\r\n" if location else "\r\n"
         return lines.encode() if first else b"\r\n" + lines.encode()
 
     def end(self) -> bytes:

@@ -1,13 +1,15 @@
-"""WADO-RS (PS3.18 §10.4): data sets, metadata, frames, pictures and bulk data of studies, by URL.
+"""WADO-RS (PS3.18 §10.4): data sets, metadata, frames and bulk data of studies, by URL; pictures are in `renderings`.
 
-Bytes of images are a download and asked for as such; metadata and pictures are a view. What is sent has a known
+Bytes of images are a download and asked for as such; metadata is a view. What is handed over as it is stored has a known
 length, and a stream that cannot be completed is cut, never closed as if it were whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
+from typing import Any
 
 from aiohttp import web
 
@@ -15,8 +17,9 @@ from consent.errors import Invalid, NotFound
 from consent.vocabulary import Action
 from node.descriptions import at_address
 from node.dicom import accept
-from node.dicom.body import Body
+from node.dicom.body import FRESH, Body, Piece, range_headers, send_one, send_parts, stream_parts
 from node.dicom.multipart import MultipartWriter
+from node.dicom.ranges import span_of
 from node.imaging.part10 import part10_head
 from node.index import InstanceRow
 from node.openings import Opening
@@ -24,96 +27,86 @@ from node.web.keys import GATEWAY, PSEUDONYMS
 from node.web.kit import address_of, current_person
 
 MAX_FRAMES_ASKED = 1000
-MAX_VIEWPORT = 4096
-THUMBNAIL_PIXELS = 128
-MAX_WINDOW = 1e7
+FRAMES_AT_ONCE = 8
+"""Frames that are in memory together."""
+READ_BYTES = 4 * 1024 * 1024
+PIXEL_DATA = "7FE00010"
 
 
 async def retrieve(request: web.Request) -> web.StreamResponse:
-    """GET a study, a series or an instance as DICOM files."""
+    """Retrieve a study, a series or an instance as DICOM files."""
     where = request.match_info
     opening = await visit(request, Action.DOWNLOAD)
-    gateway = request.app[GATEWAY]
-    rows = await gateway.rows(opening, where.get("series", ""), where.get("instance", ""))
-    single = "instance" in where
-    syntaxes = {row.transfer_syntax_uid for row in rows}
-    form = accept.data_sets(request.headers.get("Accept"), syntaxes, single=single)
-    heads = [part10_head(row.sop_class_uid, row.sop_instance_uid, row.transfer_syntax_uid) for row in rows]
-    sizes = [len(head) + row.size_bytes for head, row in zip(heads, rows, strict=True)]
-    writer = MultipartWriter(accept.DICOM) if form.multipart else None
-    before = [
-        writer.head(_part_type(row), size, first=number == 0) if writer else b""
-        for number, (row, size) in enumerate(zip(rows, sizes, strict=True))
-    ]
-    end = writer.end() if writer else b""
-    kind = writer.content_type if writer else _part_type(rows[0])
-    stream = gateway.stream(opening, rows)
-    # The first instance is read and proved before the status goes out: most failures are still a clear refusal.
-    first_row, first = await anext(stream)
-    assert first_row is rows[0]
-    length = sum(sizes) + sum(map(len, before)) + len(end)
-    async with aclosing(stream), Body(request, length, {"Content-Type": kind}) as body:
-        await body.write(before[0] + heads[0])
-        async for piece in first:
-            await body.write(piece)
-        number = 0
-        async for _, pieces in stream:
-            number += 1
-            await body.write(before[number] + heads[number])
-            async for piece in pieces:
-                await body.write(piece)
-        await body.write(end)
-        return await body.end()
+    rows = await request.app[GATEWAY].rows(opening, where.get("series", ""), where.get("instance", ""))
+    stored = {row.transfer_syntax_uid for row in rows}
+    form = accept.data_sets(accept_of(request), stored, single="instance" in where)
+    if form.transfer_syntax and stored != {form.transfer_syntax}:
+        files = _transcoded(request, opening, rows, form)
+        return await (stream_parts(request, accept.DICOM, files) if form.multipart else _only(request, files))
+    if not form.multipart:
+        return await _file(request, opening, rows[0])
+    return await _files(request, opening, rows)
 
 
 async def metadata(request: web.Request) -> web.Response:
-    """GET …/metadata: DICOM JSON of a study, a series or an instance."""
-    kind = accept.metadata(request.headers.get("Accept"))
+    """Describe a study, a series or an instance in DICOM JSON, without its bulk data."""
+    kind = accept.metadata(accept_of(request))
     where = request.match_info
     opening = await visit(request, Action.VIEW)
     payload = await request.app[GATEWAY].metadata(opening, where.get("series", ""), where.get("instance", ""))
-    body = at_address(payload, f"{request.url.origin()}/dicom-web/studies/")
-    return web.Response(body=body, content_type=kind, headers={"Cache-Control": "no-store"})
+    return web.Response(body=at_address(payload, studies_url(request)), content_type=kind, headers=FRESH)
 
 
 async def frames(request: web.Request) -> web.StreamResponse:
-    """GET …/frames/{list}: frames as they are stored."""
+    """Retrieve frames of an instance, numbered from 1."""
     numbers = frame_list(request.match_info["frames"])
     opening = await visit(request, Action.DOWNLOAD)
-    (row,) = await _one(request, opening)
-    form = accept.frames(request.headers.get("Accept"), row.transfer_syntax_uid, single=len(numbers) == 1)
-    found = await request.app[GATEWAY].stored_frames(opening, row.sop_instance_uid, numbers)
-    kind = f"{form.media_type}; transfer-syntax={row.transfer_syntax_uid}"
-    return await _send(request, found, kind, form)
+    row = await one_row(request, opening)
+    form = accept.frames(accept_of(request), row.transfer_syntax_uid, single=len(numbers) == 1)
+    pieces = _frames(request, opening, row, numbers, form)
+    if len(numbers) > FRAMES_AT_ONCE:
+        return await stream_parts(request, form.media_type, pieces)
+    found = [piece async for piece in pieces]
+    if form.multipart:
+        return await send_parts(request, form.media_type, found)
+    return await send_one(request, found[0])
 
 
 async def bulk_data(request: web.Request) -> web.StreamResponse:
-    """GET …/bulkdata/{tag}: the bytes of one element, the pixels of an encapsulated instance frame by frame."""
+    """Retrieve the value of one element, by the BulkDataURI that the metadata has for it."""
     opening = await visit(request, Action.DOWNLOAD)
-    (row,) = await _one(request, opening)
+    row = await one_row(request, opening)
     path = request.match_info["path"]
-    form = accept.frames(request.headers.get("Accept"), row.transfer_syntax_uid, single=True)
-    if path == "7FE00010" and row.pixel is not None and row.pixel["encapsulated"]:
-        every = range(1, row.frames + 1)
-        found = await request.app[GATEWAY].stored_frames(opening, row.sop_instance_uid, every)
-        form = accept.Form(True, form.media_type)
-    else:
-        found = [await request.app[GATEWAY].bulk(opening, row.sop_instance_uid, path)]
-    kind = f"{form.media_type}; transfer-syntax={row.transfer_syntax_uid}"
-    return await _send(request, found, kind, form)
+    if path == PIXEL_DATA and row.pixel is not None and row.pixel["encapsulated"]:
+        form = accept.frames(accept_of(request), row.transfer_syntax_uid, single=row.frames == 1)
+        pieces = _frames(request, opening, row, range(1, row.frames + 1), form)
+        if form.multipart:
+            return await stream_parts(request, form.media_type, pieces)
+        return await _only(request, pieces)
+    form = accept.bulk_data(accept_of(request))
+    value = await request.app[GATEWAY].bulk(opening, row.sop_instance_uid, path)
+    piece = Piece(_octets(path, row), value, instance_url(request, opening, row) + f"/bulkdata/{path}")
+    if form.multipart:
+        return await send_parts(request, accept.OCTETS, [piece])
+    return await send_one(request, piece)
 
 
-async def rendered(request: web.Request) -> web.Response:
-    """GET …/rendered: one frame as a picture, the watermark burned in."""
-    numbers = frame_list(request.match_info.get("frames", "1"))
-    if len(numbers) != 1:
-        raise Invalid("One frame is drawn at a time.", mend="Ask for a single frame.")
-    return await _picture(request, numbers[0], _viewport(request))
-
-
-async def thumbnail(request: web.Request) -> web.Response:
-    """GET …/thumbnail: the first frame, small."""
-    return await _picture(request, 1, _viewport(request) or THUMBNAIL_PIXELS)
+async def every_bulk_data(request: web.Request) -> web.StreamResponse:
+    """Retrieve the bulk data of a study, a series or an instance, or of that only its pixels, part by part."""
+    form = accept.bulk_data(accept_of(request))
+    if not form.multipart:
+        raise Invalid(
+            "Bulk data of several elements is sent in parts.",
+            mend=f'Accept multipart/related; type="{accept.OCTETS}".',
+            code="not-acceptable",
+        )
+    only_pixels = request.match_info.route.resource.canonical.endswith("/pixeldata")  # type: ignore[union-attr]
+    opening = await visit(request, Action.DOWNLOAD)
+    viewing = await visit(request, Action.VIEW)
+    where = request.match_info
+    rows = await request.app[GATEWAY].rows(opening, where.get("series", ""), where.get("instance", ""))
+    pieces = _bulk_pieces(request, opening, viewing, rows, only_pixels)
+    return await stream_parts(request, accept.OCTETS, pieces)
 
 
 async def visit(request: web.Request, action: Action) -> Opening:
@@ -124,6 +117,11 @@ async def visit(request: web.Request, action: Action) -> Opening:
     )
 
 
+def accept_of(request: web.Request) -> str | None:
+    """What the client accepts: by the query parameter (PS3.18 §8.3.3.1), or by the header."""
+    return request.query.get("accept") or request.headers.get("Accept")
+
+
 def frame_list(text: str) -> list[int]:
     """The numbers of a frame list such as `1,2,5`. Raises Invalid."""
     numbers = [int(part) for part in text.split(",") if part.isdecimal() and len(part) < 8]
@@ -132,73 +130,163 @@ def frame_list(text: str) -> list[int]:
     return numbers
 
 
-async def _picture(request: web.Request, frame: int, size: int | None) -> web.Response:
-    kind = accept.picture(request.query.get("accept") or request.headers.get("Accept"))
-    window = _window(request)
-    opening = await visit(request, Action.VIEW)
-    where = request.match_info
-    gateway = request.app[GATEWAY]
-    row = (await gateway.rows(opening, where.get("series", ""), where.get("instance", "")))[0]
-    picture = await gateway.frame(opening, row.sop_instance_uid, frame, window=window, size=size, fmt=kind)
-    return web.Response(
-        body=picture.content, content_type=picture.media_type, headers={"Cache-Control": "no-store"}
-    )
-
-
-def _window(request: web.Request) -> tuple[float, float] | None:
-    """`window=centre,width[,function]` (PS3.18 §8.3.5.1.4)."""
-    text = request.query.get("window")
-    if text is None:
-        return None
-    parts = text.split(",")
-    try:
-        centre, width = float(parts[0]), float(parts[1])
-    except (ValueError, IndexError) as error:
-        raise Invalid("window is `centre,width`, two numbers.") from error
-    if not (abs(centre) <= MAX_WINDOW and 0 < width <= MAX_WINDOW):
-        raise Invalid("window needs a centre and a width above 0.")
-    return centre, width
-
-
-def _viewport(request: web.Request) -> int | None:
-    """`viewport=width,height` (PS3.18 §8.3.5.1.3): the picture fits into it."""
-    text = request.query.get("viewport")
-    if text is None:
-        return None
-    parts = text.split(",")[:2]
-    if len(parts) != 2 or not all(part.isdecimal() and len(part) < 8 for part in parts):
-        raise Invalid("viewport is `width,height`, two whole numbers.")
-    sides = [int(part) for part in parts]
-    if not all(1 <= side <= MAX_VIEWPORT for side in sides):
-        raise Invalid(f"viewport has sides from 1 to {MAX_VIEWPORT}.")
-    return min(sides)
-
-
-async def _one(request: web.Request, opening: Opening) -> tuple[InstanceRow]:
+async def one_row(request: web.Request, opening: Opening) -> InstanceRow:
+    """The instance that the address names. Raises NotFound."""
     where = request.match_info
     rows = await request.app[GATEWAY].rows(opening, where["series"], where["instance"])
     if len(rows) != 1:
         raise NotFound("There is no such instance in this study.")
-    return (rows[0],)
+    return rows[0]
 
 
-async def _send(
-    request: web.Request, bodies: Sequence[bytes], kind: str, form: accept.Form
-) -> web.StreamResponse:
-    """Send bodies that are in memory, as parts or as the one there is."""
-    writer = MultipartWriter(form.media_type) if form.multipart else None
-    heads = [
-        writer.head(kind, len(body), first=number == 0) if writer else b""
-        for number, body in enumerate(bodies)
+def studies_url(request: web.Request) -> str:
+    """The address below which the studies are, with a slash at its end."""
+    return f"{request.url.origin()}/dicom-web/studies/"
+
+
+def instance_url(request: web.Request, opening: Opening, row: InstanceRow) -> str:
+    """The address of an instance, by the names that the request gives its study (and its series, when it does)."""
+    where = request.match_info
+    series = where.get("series")
+    middle = f"/series/{series}" if series else ""
+    return f"{studies_url(request)}{where['study']}{middle}/instances/{row.sop_instance_uid}"
+
+
+async def _files(request: web.Request, opening: Opening, rows: Sequence[InstanceRow]) -> web.StreamResponse:
+    """Data sets as they are stored, in parts whose lengths are known."""
+    heads = [part10_head(row.sop_class_uid, row.sop_instance_uid, row.transfer_syntax_uid) for row in rows]
+    writer = MultipartWriter(accept.DICOM)
+    before = [
+        writer.head(_part_type(row), len(head) + row.size_bytes, first=number == 0) + head
+        for number, (row, head) in enumerate(zip(rows, heads, strict=True))
     ]
-    end = writer.end() if writer else b""
-    length = sum(map(len, bodies)) + sum(map(len, heads)) + len(end)
-    async with Body(request, length, {"Content-Type": writer.content_type if writer else kind}) as answer:
-        for head, body in zip(heads, bodies, strict=True):
-            await answer.write(head)
-            await answer.write(body)
-        await answer.write(end)
-        return await answer.end()
+    length = sum(map(len, before)) + sum(row.size_bytes for row in rows) + len(writer.end())
+    stream = request.app[GATEWAY].stream(opening, rows)
+    async with aclosing(stream):
+        # The first instance is read and proved before the status goes out: most failures are still a clear refusal.
+        _, pieces = await anext(stream)
+        async with Body(request, length, {"Content-Type": writer.content_type}) as body:
+            await body.write(before[0])
+            async for piece in pieces:
+                await body.write(piece)
+            number = 0
+            async for _, pieces in stream:
+                number += 1
+                await body.write(before[number])
+                async for piece in pieces:
+                    await body.write(piece)
+            await body.write(writer.end())
+            return await body.end()
+
+
+async def _file(request: web.Request, opening: Opening, row: InstanceRow) -> web.StreamResponse:
+    """One data set as it is stored, or a range of it."""
+    gateway = request.app[GATEWAY]
+    head = part10_head(row.sop_class_uid, row.sop_instance_uid, row.transfer_syntax_uid)
+    total = len(head) + row.size_bytes
+    span = span_of(request.headers.get("Range"), total)
+    headers = {"Content-Type": _part_type(row), **range_headers(span)}
+    if span is None:
+        stream = gateway.stream(opening, [row])
+        async with aclosing(stream):
+            _, pieces = await anext(stream)
+            async with Body(request, total, headers) as body:
+                await body.write(head)
+                async for piece in pieces:
+                    await body.write(piece)
+                await anext(stream, None)
+                return await body.end()
+    offset, end = span.offset - len(head), span.offset + span.length - len(head)
+    first = await gateway.part(
+        opening, row.sop_instance_uid, max(0, offset), max(0, min(READ_BYTES, end - max(0, offset)))
+    )
+    async with Body(request, span.length, headers, status=206) as body:
+        if offset < 0:
+            await body.write(head[span.offset : span.offset + span.length])
+        await body.write(first)
+        for start in range(max(0, offset) + len(first), end, READ_BYTES):
+            await body.write(
+                await gateway.part(opening, row.sop_instance_uid, start, min(READ_BYTES, end - start))
+            )
+        return await body.end()
+
+
+async def _transcoded(
+    request: web.Request, opening: Opening, rows: Sequence[InstanceRow], form: accept.Form
+) -> AsyncGenerator[Piece, None]:
+    """Files in another transfer syntax. One that cannot be brought into it is sent as stored, unless it was insisted on."""
+    gateway = request.app[GATEWAY]
+    for row in rows:
+        try:
+            found = await gateway.transcoded(opening, row.sop_instance_uid, form.transfer_syntax)
+        except Invalid as error:
+            # Reports, curves and the like have nothing to compress; a default is not an insistence.
+            if form.insisted and error.code != "no-pixels":
+                raise
+            found = await gateway.instance(opening, row.sop_instance_uid)
+        head = part10_head(row.sop_class_uid, row.sop_instance_uid, found.transfer_syntax_uid)
+        yield Piece(f"{accept.DICOM}; transfer-syntax={found.transfer_syntax_uid}", head + found.data)
+
+
+async def _frames(
+    request: web.Request, opening: Opening, row: InstanceRow, numbers: Sequence[int], form: accept.Form
+) -> AsyncGenerator[Piece, None]:
+    """Frames in the form that was negotiated, some of them in memory at a time."""
+    gateway = request.app[GATEWAY]
+    syntax = form.transfer_syntax or row.transfer_syntax_uid
+    kind = f"{form.media_type}; transfer-syntax={syntax}"
+    address = f"{instance_url(request, opening, row)}/frames/"
+    for start in range(0, len(numbers), FRAMES_AT_ONCE):
+        some = numbers[start : start + FRAMES_AT_ONCE]
+        if form.transfer_syntax:
+            found = await gateway.transcoded_frames(opening, row.sop_instance_uid, some, syntax)
+        else:
+            found = await gateway.stored_frames(opening, row.sop_instance_uid, some)
+        for number, frame in zip(some, found, strict=True):
+            yield Piece(kind, frame, f"{address}{number}")
+
+
+async def _bulk_pieces(
+    request: web.Request,
+    opening: Opening,
+    viewing: Opening,
+    rows: Sequence[InstanceRow],
+    only_pixels: bool,
+) -> AsyncGenerator[Piece, None]:
+    gateway = request.app[GATEWAY]
+    for row in rows:
+        (model,) = json.loads(await gateway.metadata(viewing, sop_uid=row.sop_instance_uid))
+        for uri in bulk_uris(model):
+            path = uri.partition("/bulkdata/")[2]
+            if path == PIXEL_DATA and row.pixel is not None and row.pixel["encapsulated"]:
+                form = accept.Form(True, accept.OCTETS)
+                async for piece in _frames(request, opening, row, range(1, row.frames + 1), form):
+                    yield piece
+            elif path == PIXEL_DATA or not only_pixels:
+                value = await gateway.bulk(opening, row.sop_instance_uid, path)
+                yield Piece(_octets(path, row), value, studies_url(request) + uri)
+
+
+def bulk_uris(model: Any) -> Iterator[str]:
+    """Every BulkDataURI of a DICOM JSON model, in order."""
+    waiting = [model]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict) and isinstance(one.get("BulkDataURI"), str):
+            yield one["BulkDataURI"]
+        elif isinstance(one, dict | list):
+            waiting.extend(reversed(list(one.values() if isinstance(one, dict) else one)))
+
+
+async def _only(request: web.Request, pieces: AsyncGenerator[Piece, None]) -> web.StreamResponse:
+    async with aclosing(pieces):
+        return await send_one(request, await anext(pieces))
+
+
+def _octets(path: str, row: InstanceRow) -> str:
+    return (
+        f"{accept.OCTETS}; transfer-syntax={row.transfer_syntax_uid}" if path == PIXEL_DATA else accept.OCTETS
+    )
 
 
 def _part_type(row: InstanceRow) -> str:

@@ -1,4 +1,4 @@
-"""Taking: data sets, frames and values as they are stored. The opening must be a DOWNLOAD.
+"""Taking: data sets, frames and values, as they are stored or transcoded. The opening must be a DOWNLOAD.
 
 Bytes go out once they were proved to be those that arrived; how much went is counted for the end of the visit.
 """
@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from time import monotonic
 
 from consent.errors import Invalid
+from node.gateway.frames import Frames
 from node.gateway.reading import MAX_WHOLE_BYTES, Reading
 from node.gateway.visits import Visits
-from node.imaging.frames import element_value, encapsulated_frame, native_range
+from node.imaging.attributes import read_attributes
+from node.imaging.bulk import value_at
+from node.imaging.frames import encapsulated_frame, native_range
+from node.imaging.rendering import Renderer
 from node.index import InstanceRow
 from node.openings import InstanceBytes, Opening, Visit
 
@@ -32,16 +36,17 @@ ASK_SECONDS = 0.25
 class DataSets:
     """Hands over what an opening may take."""
 
-    def __init__(self, visits: Visits, reading: Reading) -> None:
+    def __init__(self, visits: Visits, reading: Reading, frames: Frames, renderer: Renderer) -> None:
         self._visits = visits
         self._reading = reading
+        self._frames = frames
+        self._renderer = renderer
 
     async def instance(self, opening: Opening, sop_uid: str) -> InstanceBytes:
         """A data set as it arrived. The opening must be a DOWNLOAD."""
         visit = await self._visits.taking(opening)
         row, _ = await self._reading.row(visit, sop_uid)
-        if row.size_bytes > MAX_AT_ONCE_BYTES:
-            raise Invalid("This instance is too large to be handed over at once.", mend="Stream it.")
+        _require_room(row)
         data = await self._reading.read(visit, row)
         _count(visit, row)
         return InstanceBytes(data, row.sop_class_uid, sop_uid, row.transfer_syntax_uid)
@@ -86,38 +91,74 @@ class DataSets:
             return _Batch(rows, None)
         return _Batch(rows, asyncio.create_task(self._reading.read_several(visit, rows)))
 
-    async def stored_frames(self, opening: Opening, sop_uid: str, numbers: Iterable[int]) -> list[bytes]:
-        """Frames as they are stored, not decoded. The opening must be a DOWNLOAD.
+    async def transcoded(self, opening: Opening, sop_uid: str, target: str) -> InstanceBytes:
+        """A data set in another transfer syntax. The opening must be a DOWNLOAD. Raises Invalid when it cannot be."""
+        visit = await self._visits.taking(opening)
+        row, _ = await self._reading.row(visit, sop_uid)
+        _require_room(row)
+        data = await self._reading.read(visit, row)
+        if row.transfer_syntax_uid != target:
+            data = await self._renderer.transcode(data, row.transfer_syntax_uid, target)
+        _count(visit, row)
+        return InstanceBytes(data, row.sop_class_uid, sop_uid, target)
 
-        At the first touch the whole instance is verified; after that the chunks that hold the frame are.
+    async def part(self, opening: Opening, sop_uid: str, offset: int, length: int) -> bytes:
+        """Bytes of a data set as it arrived. The opening must be a DOWNLOAD.
+
+        At its first touch in a visit the whole instance is verified; after that the chunks that hold the part are.
         """
         visit = await self._visits.taking(opening)
         row, _ = await self._reading.row(visit, sop_uid)
-        if row.pixel is None:
-            raise Invalid("This instance has no pixels that can be cut out.", mend="Retrieve the instance.")
-        first = (sop_uid, 0) not in visit.seen
-        if first or row.pixel["encapsulated"]:
-            data = await self._reading.read(visit, row)
-            visit.seen.add((sop_uid, 0))
-            frames = [_cut(data, row, number) for number in numbers]
+        data = await self._frames.verify(visit, row)
+        if data is None:
+            data = await self._reading.read_range(visit, row, offset, length)
         else:
-            places = [
-                native_range(row.pixel, row.rows, row.columns, row.frames, number) for number in numbers
-            ]
-            frames = [await self._reading.read_range(visit, row, *place) for place in places]
+            data = data[offset : offset + length]
+        visit.sent_bytes += len(data)
+        return data
+
+    async def stored_frames(self, opening: Opening, sop_uid: str, numbers: Iterable[int]) -> list[bytes]:
+        """Frames as they are stored, not decoded. The opening must be a DOWNLOAD. Raises NotFound, Invalid."""
+        visit = await self._visits.taking(opening)
+        row, _ = await self._reading.row(visit, sop_uid)
+        frames = await self._frames.stored(visit, row, numbers)
+        return self._taken(visit, frames)
+
+    async def transcoded_frames(
+        self, opening: Opening, sop_uid: str, numbers: Sequence[int], target: str
+    ) -> list[bytes]:
+        """Frames in another transfer syntax. The opening must be a DOWNLOAD. Raises NotFound, Invalid."""
+        visit = await self._visits.taking(opening)
+        row, _ = await self._reading.row(visit, sop_uid)
+        if row.pixel is None:  # deflated as a whole: nothing can be cut out before it is inflated
+            _require_room(row)
+            data = await self._reading.read(visit, row)
+            whole = await self._renderer.transcode(data, row.transfer_syntax_uid, target)
+            return self._taken(visit, await asyncio.to_thread(_cut, whole, target, row.frames, numbers))
+        frames = []
+        for number in numbers:
+            head, stored = await self._frames.cut(visit, row, number)
+            frames.append(await self._renderer.transcode_frame(head, stored, row.transfer_syntax_uid, target))
+        return self._taken(visit, frames)
+
+    async def bulk(self, opening: Opening, sop_uid: str, path: str) -> bytes:
+        """The value of one element, as stored. The opening must be a DOWNLOAD. Raises NotFound, Invalid.
+
+        `path` is that of a BulkDataURI behind `bulkdata/`: a tag, or tags and items of the sequences around it.
+        """
+        visit = await self._visits.taking(opening)
+        row, _ = await self._reading.row(visit, sop_uid)
+        _require_room(row)
+        data = await self._reading.read(visit, row)
+        value = await asyncio.to_thread(value_at, data, row.transfer_syntax_uid, path)
+        visit.sent_bytes += len(value)
+        return value
+
+    @staticmethod
+    def _taken(visit: Visit, frames: list[bytes]) -> list[bytes]:
         visit.pictures += len(frames)
         visit.sent_bytes += sum(map(len, frames))
         return frames
-
-    async def bulk(self, opening: Opening, sop_uid: str, tag: str) -> bytes:
-        """The value of one top-level element, as stored. The opening must be a DOWNLOAD. Raises NotFound, Invalid."""
-        visit = await self._visits.taking(opening)
-        row, _ = await self._reading.row(visit, sop_uid)
-        if row.size_bytes > MAX_AT_ONCE_BYTES:
-            raise Invalid("This instance is too large for this.", mend="Retrieve it.")
-        value = element_value(await self._reading.read(visit, row), row.transfer_syntax_uid, int(tag, 16))
-        visit.sent_bytes += len(value)
-        return value
 
 
 @dataclass(frozen=True)
@@ -155,12 +196,28 @@ def _count(visit: Visit, row: InstanceRow) -> None:
     visit.sent_bytes += row.size_bytes
 
 
-def _cut(data: bytes, row: InstanceRow, number: int) -> bytes:
-    assert row.pixel is not None
-    if row.pixel["encapsulated"]:
-        return encapsulated_frame(data, row.pixel["offset"], row.frames, number)
-    offset, length = native_range(row.pixel, row.rows, row.columns, row.frames, number)
-    return data[offset : offset + length]
+def _cut(data: bytes, transfer_syntax: str, frames: int, numbers: Sequence[int]) -> list[bytes]:
+    """Frames of a data set that is in memory."""
+    attributes = read_attributes(data, transfer_syntax)
+    if attributes.pixel_offset is None:
+        raise Invalid("This instance has no pixels that can be cut out.", mend="Retrieve the instance.")
+    if attributes.encapsulated:
+        return [encapsulated_frame(data, attributes.pixel_offset, frames, number) for number in numbers]
+    pixel = {
+        "offset": attributes.pixel_offset,
+        "length": attributes.pixel_length,
+        "samples": attributes.samples,
+        "bits_allocated": attributes.bits_allocated,
+    }
+    places = [native_range(pixel, attributes.rows, attributes.columns, frames, number) for number in numbers]
+    return [data[offset : offset + length] for offset, length in places]
+
+
+def _require_room(row: InstanceRow) -> None:
+    if row.size_bytes > MAX_AT_ONCE_BYTES:
+        raise Invalid(
+            "This instance is too large to be handed over at once.", mend="Retrieve it as it is stored."
+        )
 
 
 async def _single(data: bytes) -> AsyncIterator[bytes]:

@@ -7,10 +7,14 @@ from hashlib import sha256
 from consent.errors import Invalid, NotFound
 from consent.obligations import Watermark
 from node.clock import Clock
+from node.gateway.frames import Frames
 from node.gateway.reading import Reading
 from node.gateway.visits import Visits
 from node.imaging.rendering import Renderer
+from node.imaging.viewport import Viewport
 from node.imaging.watermark_text import WatermarkText
+from node.imaging.window import Window
+from node.index import InstanceRow
 from node.openings import Contents, Opening, Rendered, Visit
 
 MAX_RENDER_BYTES = 512 * 1024 * 1024
@@ -21,11 +25,18 @@ class Pictures:
     """Draws what an opening may show."""
 
     def __init__(
-        self, node_id: str, visits: Visits, reading: Reading, renderer: Renderer, clock: Clock
+        self,
+        node_id: str,
+        visits: Visits,
+        reading: Reading,
+        frames: Frames,
+        renderer: Renderer,
+        clock: Clock,
     ) -> None:
         self._node_id = node_id
         self._visits = visits
         self._reading = reading
+        self._frames = frames
         self._renderer = renderer
         self._clock = clock
 
@@ -35,34 +46,72 @@ class Pictures:
         sop_uid: str,
         frame: int = 1,
         *,
-        window: tuple[float, float] | None = None,
+        window: tuple[float, float] | Window | None = None,
+        preset: int | str = "",
         size: int | None = None,
+        viewport: Viewport | None = None,
+        quality: int | None = None,
         fmt: str = "webp",
     ) -> Rendered:
         """One frame (from 1) as a picture, decided anew, with the watermark burned in where it is owed.
 
-        Raises Denied when it may not be shown any more, Corrupt when it is not what arrived, NotFound, Invalid.
+        What window, preset, size, viewport and quality mean says `Renderer.render`. Raises Denied when it may not be shown any more, Corrupt when it is not what arrived, NotFound, Invalid.
         """
         visit = await self._visits.still(opening, fresh=True)
         media_type = MEDIA_TYPES.get(fmt, fmt)
         row, contents = await self._reading.row(visit, sop_uid)
-        if not 1 <= frame <= row.frames:
-            raise NotFound(f"There is no frame {frame}; the instance has {row.frames}.")
-        if row.size_bytes > MAX_RENDER_BYTES:
-            raise Invalid("This instance is too large to be drawn here.", mend="Download it.")
-        data = await self._reading.read(visit, row)
+        _require_frame(row, frame)
+        data, pixels = await self._drawn_from(visit, row, frame)
         picture = await self._renderer.render(
             data,
             row.transfer_syntax_uid,
             frame,
+            pixels=pixels,
             window=window,
+            preset=preset,
             size=size,
+            viewport=viewport,
             media_type=media_type,
+            quality=quality,
             watermark=self._watermark(visit, contents, sop_uid, frame),
         )
         visit.pictures += 1
         visit.seen.add((sop_uid, frame))
         return Rendered(picture, media_type)
+
+    async def thumbnail(
+        self, opening: Opening, sop_uid: str, frame: int = 1, *, size: int, fmt: str = "jpeg"
+    ) -> Rendered:
+        """One frame as a small picture, its longer side at most `size` pixels; decided and marked as `frame` is."""
+        if MEDIA_TYPES.get(fmt, fmt) != "image/jpeg":
+            return await self.frame(opening, sop_uid, frame, size=size, fmt=fmt)
+        visit = await self._visits.still(opening, fresh=True)
+        row, contents = await self._reading.row(visit, sop_uid)
+        _require_frame(row, frame)
+        data, pixels = await self._drawn_from(visit, row, frame)
+        picture = await self._renderer.thumbnail(
+            data,
+            row.transfer_syntax_uid,
+            frame,
+            pixels=pixels,
+            size=size,
+            watermark=self._watermark(visit, contents, sop_uid, frame),
+        )
+        visit.pictures += 1
+        visit.seen.add((sop_uid, frame))
+        return Rendered(picture, "image/jpeg")
+
+    async def _drawn_from(self, visit: Visit, row: InstanceRow, frame: int) -> tuple[bytes, bytes | None]:
+        """The data set whole; of many frames only its head and the one frame, where that can be cut out."""
+        if row.frames > 1 and row.pixel is not None:
+            try:
+                head, stored = await self._frames.cut(visit, row, frame)
+                return head, stored
+            except Invalid:  # not cut at bytes: the decoder finds it in the whole
+                pass
+        if row.size_bytes > MAX_RENDER_BYTES:
+            raise Invalid("This instance is too large to be drawn here.", mend="Download it.")
+        return await self._reading.read(visit, row), None
 
     def _watermark(self, visit: Visit, contents: Contents, sop_uid: str, frame: int) -> WatermarkText | None:
         if not visit.permit.owes(Watermark):
@@ -76,3 +125,8 @@ class Pictures:
         )
         seed = sha256(f"{opening.who.id}|{opening.id}|{sop_uid}|{frame}".encode()).digest()
         return WatermarkText(lines, int.from_bytes(seed[:4]))
+
+
+def _require_frame(row: InstanceRow, frame: int) -> None:
+    if not 1 <= frame <= row.frames:
+        raise NotFound(f"There is no frame {frame}; the instance has {row.frames}.")

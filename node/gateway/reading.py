@@ -120,15 +120,18 @@ class Reading:
 
     async def pieces(self, visit: Visit, row: InstanceRow) -> AsyncIterator[bytes]:
         """A large data set: read through once to verify its digest, then again to hand it over."""
-        starts = range(0, row.size_bytes, PIECE_BYTES)
+        await self.require_digest(visit, row)
+        for start in range(0, row.size_bytes, PIECE_BYTES):
+            yield await self.read_range(visit, row, start, min(PIECE_BYTES, row.size_bytes - start))
+
+    async def require_digest(self, visit: Visit, row: InstanceRow) -> None:
+        """Read a data set through, piece by piece. Raises Corrupt, on record, when it is not what arrived."""
         hasher = sha256()
-        for start in starts:
+        for start in range(0, row.size_bytes, PIECE_BYTES):
             piece = await self.read_range(visit, row, start, min(PIECE_BYTES, row.size_bytes - start))
             await asyncio.to_thread(hasher.update, piece)
         if hasher.digest() != row.sha256:
             raise await self._integrity_failed(visit, Corrupt("An instance is not what arrived."))
-        for start in starts:
-            yield await self.read_range(visit, row, start, min(PIECE_BYTES, row.size_bytes - start))
 
     async def kept_metadata(self, visit: Visit, place: MetadataPlace) -> bytes:
         """The DICOM JSON of a series that was made before."""

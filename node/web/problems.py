@@ -32,6 +32,7 @@ CODE_STATUS: Final = {
     "too-large": 413,
     "unsupported-media-type": 415,
     "not-acceptable": 406,
+    "no-such-range": 416,
     "too-many-requests": 429,
     "sign-in-paced": 429,
 }
@@ -47,6 +48,7 @@ TITLES: Final = {
     409: N_("That does not fit the present state"),
     413: N_("Too large"),
     415: N_("This kind of content is not taken here"),
+    416: N_("There is nothing at this range"),
     422: N_("The content does not match its proof"),
     429: N_("Too many attempts"),
     500: N_("Something went wrong here"),

@@ -151,7 +151,7 @@ async def test_what_the_modality_sent_outlives_node_outage_and_crash_and_reaches
         "--wipe-certificate", wiped["certificate"], "--json",
     )  # fmt: skip
     shown = (await command("device", "list", node.folder, "--json")).value
-    assert {device["ae_title"]: device["state"] for device in shown}[SCANNER] == "retired"
+    assert {device["ae_title"]: device["state"] for device in shown["devices"]}[SCANNER] == "retired"
 
 
 @pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is not installed")

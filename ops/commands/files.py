@@ -18,7 +18,7 @@ from ops.foundation import opened
 from ops.lock import sole_user
 
 if TYPE_CHECKING:
-    from node.dicom.sender import Peer
+    from node.dicom.sender import Peer, Sent
 
 
 @speaks
@@ -31,9 +31,12 @@ def send(
     tls_certificate: Annotated[Path | None, typer.Option(help="Our certificate (PEM): turns TLS on.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
     tls_authority: Annotated[Path | None, typer.Option(help="Who vouches for the receiver (PEM).")] = None,
+    commit: Annotated[
+        bool, typer.Option("--commit", help="Ask afterwards whether all is safe there (storage commitment).")
+    ] = False,
     as_json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
-    """Send DICOM files by C-STORE. Exits 1 when a file was not accepted.
+    """Send DICOM files by C-STORE. Exits 1 when a file was not accepted, or with --commit is not safe there.
 
     Example: accord send 10.1.2.3 2762 study/ --called GENERAL --calling CT1
     --tls-certificate ct1/CT1.crt --tls-key ct1/CT1.key --tls-authority ct1/ca.crt
@@ -44,10 +47,10 @@ def send(
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise NotFound(f"{missing[0]} is not there.")
-    results = asyncio.run(_send(peer, paths))
+    results = asyncio.run(_send(peer, paths, commit=commit))
     failed = [result for result in results if result[1]]
     words = [f"{label}: {reason}" for label, reason in failed]
-    words.append(f"{len(results) - len(failed)} accepted, {len(failed)} not.")
+    words.append(f"{len(results) - len(failed)} {'safe there' if commit else 'accepted'}, {len(failed)} not.")
     value = {
         "accepted": [label for label, reason in results if not reason],
         "failed": [{"path": label, "reason": reason} for label, reason in failed],
@@ -57,10 +60,34 @@ def send(
         raise typer.Exit(1)
 
 
-async def _send(peer: Peer, paths: list[Path]) -> list[tuple[str, str]]:
+async def _send(peer: Peer, paths: list[Path], *, commit: bool) -> list[tuple[str, str]]:
     from node.dicom.sender import send_files
 
-    return [(sent.label, "" if sent.ok else sent.reason) async for sent in send_files(peer, paths)]
+    sent = [one async for one in send_files(peer, paths)]
+    reasons = {one.label: "" if one.ok else one.reason for one in sent}
+    if commit:
+        reasons |= await _unsafe(peer, [one for one in sent if one.ok])
+    return list(reasons.items())
+
+
+async def _unsafe(peer: Peer, sent: list[Sent]) -> dict[str, str]:
+    """Why those among what was accepted that the receiver does not vouch for are not safe there."""
+    from node.dicom.commitment_forms import MAX_REFERENCES
+    from node.dicom.sender import commit
+
+    reasons: dict[str, str] = {}
+    for start in range(0, len(sent), MAX_REFERENCES):
+        part = sent[start : start + MAX_REFERENCES]
+        try:
+            report = await commit(peer, [one.reference for one in part])
+        except AccordError as error:
+            return reasons | {one.label: f"accepted; {error}" for one in sent[start:]}
+        safe = set(report.safe)
+        for one in part:
+            if one.reference not in safe:
+                reason = report.failed.get(one.reference, 0)
+                reasons[one.label] = f"accepted; not safe there (reason {reason:04X})"
+    return reasons
 
 
 def _tls(certificate: Path | None, key: Path | None, authority: Path | None) -> ssl.SSLContext | None:

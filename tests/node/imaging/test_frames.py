@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from struct import pack
 from typing import Any
 
+import numpy as np
 import pytest
+from pydicom.dataset import Dataset
 
 from consent.errors import Invalid, NotFound
-from node.imaging.frames import element_value, encapsulated_frame, native_range
-from tests.support.dicom import DEFLATED, EXPLICIT, ct_slice
+from node.imaging.attributes import read_attributes
+from node.imaging.frames import FramePlaces, element_value, encapsulated_frame, find_frames, native_range
+from node.index.index import pixel_place
+from tests.support.dicom import BIG_ENDIAN, DEFLATED, EXPLICIT, Instance, ct_slice
+from tests.support.images import image
 
 END = pack("<II", 0xE0DDFFFE, 0)
 
@@ -92,3 +98,106 @@ def test_elements_are_found_by_tag() -> None:
         element_value(one.data, EXPLICIT, 0x00100021)
     with pytest.raises(Invalid):
         element_value(ct_slice(transfer_syntax=DEFLATED).data, DEFLATED, 0x00100020)
+
+
+RLE = "1.2.840.10008.1.2.5"
+
+
+class Reads:
+    """A reader of ranges that counts what was asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.bytes = 0
+
+    async def __call__(self, offset: int, length: int) -> bytes:
+        self.bytes += length
+        return self.data[offset : offset + length]
+
+
+async def places_of(one: Instance, reads: Callable[[int, int], Awaitable[bytes]]) -> FramePlaces:
+    found = read_attributes(one.data, one.transfer_syntax_uid)
+    place = pixel_place(found)
+    assert place is not None
+    return await find_frames(reads, place, one.transfer_syntax_uid, found.frames, len(one.data))
+
+
+def cut(one: Instance, places: FramePlaces, number: int) -> bytes:
+    start, length = places.range(number)
+    return places.stored(one.data[start : start + length])
+
+
+@pytest.mark.parametrize("table", [True, False])
+async def test_frames_are_found_without_reading_the_pixels_between(table: bool) -> None:
+    """By the offset table, or by the fragments' own headers; a frame then costs its own bytes."""
+    stream = [bytes([number]) * (100_000 + 2 * number) for number in range(6)]
+    one = image(np.zeros((6, 4, 4), np.uint8), syntax=RLE, stream=stream, table=table)
+    reads = Reads(one.data)
+    places = await places_of(one, reads)
+
+    assert [cut(one, places, number) for number in range(1, 7)] == stream
+    assert reads.bytes < 30_000
+    with pytest.raises(NotFound):
+        places.range(7)
+
+
+async def test_frames_of_several_fragments_are_told_apart_by_their_streams() -> None:
+    """Without a table a new code stream begins a new frame (PS3.5 §A.4.1)."""
+    parts = [b"\xff\xd8a1", b"a2a2", b"\xff\xd8b1", b"\xff\xd8c1", b"c2"]
+    data = pixels(parts)
+    assert [encapsulated_frame(data, 4, 3, number) for number in (1, 2, 3)] == [
+        b"\xff\xd8a1a2a2", b"\xff\xd8b1", b"\xff\xd8c1c2",
+    ]  # fmt: skip
+
+
+async def test_the_extended_offset_table_finds_frames() -> None:
+    """PS3.3 C.7.6.3.1.8; one whose entries lie outside is passed over."""
+    fragments = [b"aaaa", b"bb", b"cccccc"]
+    extra = Dataset()
+    for offsets, right in (([0, 12, 22], True), ([0, 12, 1 << 60], False)):
+        extra.ExtendedOffsetTable = pack("<3Q", *offsets)
+        extra.ExtendedOffsetTableLengths = pack("<3Q", 4, 2, 6)
+        one = image(np.zeros((3, 4, 4), np.uint8), syntax=RLE, stream=fragments, table=False, extra=extra)
+        reads = Reads(one.data)
+        places = await places_of(one, reads)
+        assert [cut(one, places, number) for number in (1, 2, 3)] == fragments
+        assert (reads.bytes < 1_500) is right
+
+
+@pytest.mark.parametrize("offsets", [[0, 10, 10], [0, 4, 2], [2, 12, 24], [0, 12, 1 << 31]], ids=str)
+def test_offset_tables_that_lie_are_not_believed(offsets: list[int]) -> None:
+    """Entries that do not ascend within the pixels are passed over; the fragments tell."""
+    data = pixels([b"aaaa", b"bbbb", b"cccc"], offsets)
+    assert [encapsulated_frame(data, 4, 3, number) for number in (1, 2, 3)] == [b"aaaa", b"bbbb", b"cccc"]
+
+
+def test_an_offset_that_points_into_a_fragment_is_refused() -> None:
+    """Where the table says that a frame begins, an item must stand."""
+    data = pixels([b"aaaa", b"bbbb", b"cccc"], [0, 11, 24])
+    with pytest.raises(Invalid):
+        encapsulated_frame(data, 4, 3, 2)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, BIG_ENDIAN])
+async def test_native_frames_are_found_also_where_they_share_bytes(syntax: str) -> None:
+    """Frames of one bit a pixel begin inside bytes; YBR_FULL_422 has two bytes a pixel."""
+    one = image(np.ones((3, 3, 3), np.uint8), syntax=syntax, BitsAllocated=1, BitsStored=1, HighBit=0)
+    places = await places_of(one, Reads(one.data))
+    first = places.head_size
+    assert [places.range(number) for number in (1, 2, 3)] == [(first, 2), (first + 1, 2), (first + 2, 2)]
+
+    shared = image(
+        np.zeros((2, 4, 4, 3), np.uint8)[:, :, :3],
+        samples=3, syntax=syntax, PhotometricInterpretation="YBR_FULL_422", Columns=4, Rows=4,
+    )  # fmt: skip
+    places = await places_of(shared, Reads(shared.data))
+    assert places.range(2) == (places.head_size + 32, 32)
+
+
+@pytest.mark.requirement("F4")
+async def test_more_frames_than_there_are_pixels_are_refused() -> None:
+    """A number of frames that the pixels cannot hold finds none, at once."""
+    for frames in (5, 2**31 - 1):
+        one = image(np.zeros((4, 8, 8), np.uint16), frames=frames)
+        with pytest.raises(Invalid):
+            await places_of(one, Reads(one.data))

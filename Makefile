@@ -6,13 +6,14 @@ STAMP := $(VENV)/.installed
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test check bench messages images clean help
+.PHONY: demo test check bench messages images requirements clean help
 
 help:
 	@echo "make demo      start a hub and three hospitals on this machine and play one study's whole life"
 	@echo "make test      everything that must pass: ruff, mypy, architecture, all tests"
 	@echo "make bench     speed beside Orthanc and storescp, where they are installed"
 	@echo "make messages  check that every string has its Chinese and English wording"
+	@echo "make requirements  renew docs/requirements.md: which tests claim which requirement"
 	@echo "make images    play the portal in Chromium and renew the picture that the README shows"
 
 # torch goes first and by its exact version: an open range would pull gigabytes of GPU libraries.
@@ -43,6 +44,9 @@ messages: $(STAMP)
 images: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/journeys/test_portal_journey.py
 	$(BIN)/python -m tests.support.pictures test-output/viewer.png docs/images/portal.png
+
+requirements: $(STAMP)
+	$(BIN)/python -m tests.support.requirements_page
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -18,6 +18,7 @@ from ops.console import EXIT_CODES
 from ops.demo.processes import free_ports
 from tests.ops.test_cli import COMMANDS
 from tests.support.cli import accord
+from tests.support.requirements_page import PAGE, page
 
 ROOT = Path(__file__).parents[2]
 CLI, SETTINGS, EVENTS = (ROOT / "docs" / name for name in ("cli.md", "settings.md", "events.md"))
@@ -91,6 +92,11 @@ def test_every_event_is_documented_once() -> None:
     names = [name for name, _words in rows]
     assert sorted(names) == sorted(kind.value for kind in EventKind)
     assert all(len(words) > 10 for _name, words in rows)
+
+
+def test_the_page_of_requirements_is_what_the_tests_claim() -> None:
+    """Renewed by `make requirements`."""
+    assert PAGE.read_text("utf-8") == page()
 
 
 def readme_commands() -> list[list[str]]:

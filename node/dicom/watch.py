@@ -51,6 +51,7 @@ class DeviceWatch:
         self._registry = registry
         self._gate = gate
         self._written: dict[str, Activity] | None = None
+        self._settled = -1
 
     async def look(self) -> None:
         """A job: bring the table up to the log and the gate; end what must not go on."""
@@ -102,8 +103,10 @@ class DeviceWatch:
 
     async def _fold(self, survey: Survey) -> bool:
         """Count new entries of the log; return whether there are more."""
-        known = await self._known()
         read = await news(self._log, READER, KINDS)
+        if read.since != self._settled:  # another process has written since, or this is the first look
+            self._written, self._settled = None, read.since
+        known = await self._known()
         places = places_of(survey)
         fresh = dict(known)
         for entry in read.entries:
@@ -121,6 +124,7 @@ class DeviceWatch:
             self._written = None
             return False
         self._written = {title: changed.get(title) or known[title] for title in fresh}
+        self._settled = read.upto
         return read.more
 
     async def _write(self, read: News, changed: Iterable[Activity], gone: Iterable[str]) -> None:

@@ -8,21 +8,15 @@ told, until somebody removes the cause or the instance.
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import structlog
 
-from consent.errors import AccordError, Unavailable
+from consent.errors import AccordError
 from node.clock import Clock
-from node.dicom.commitment_forms import INSTANCE, REQUEST, Asked, Report, read_report, write_asked
-from node.dicom.messages import Command, Verb
-from node.dicom.negotiation import LITTLE_ENDIAN, STORAGE_COMMITMENT
-from node.dicom.requestor import Call
-from node.dicom.sender import Outgoing, Peer, send
-from node.dicom.services import SUCCESS
+from node.dicom.sender import Outgoing, Peer, commit, send
 from node.edge.spool import Segment, Spool, Spooled
 from node.safety import Reference
 
@@ -117,7 +111,7 @@ class Forwarder:
         if not sent:
             return False
         references = {Reference(one.sop_class_uid, one.sop_instance_uid): one for one in sent}
-        report = await ask_commitment(peer, tuple(references), wait_seconds=self._commit_seconds)
+        report = await commit(peer, tuple(references), seconds=self._commit_seconds)
         for reference, reason in report.failed.items():
             if reference in references:
                 self._refused(
@@ -165,26 +159,3 @@ class Forwarder:
         if words != self.progress.trouble:
             logger.warning("edge_node_away", reason=words, waiting=self._spool.count)
         self.progress.trouble = words
-
-
-async def ask_commitment(peer: Peer, references: Sequence[Reference], *, wait_seconds: float) -> Report:
-    """Ask the peer by storage commitment what of this it keeps for good (PS3.4 Annex J), and wait for its report.
-
-    Raises Unavailable when it does not say in time, Denied when it rejects the association.
-    """
-    transaction = f"2.25.{secrets.randbits(127)}"
-    async with Call(peer, [(STORAGE_COMMITMENT, LITTLE_ENDIAN)]) as call:
-        if not call.contexts:
-            raise Unavailable("The node does not offer storage commitment.", code="no-commitment")
-        context = call.contexts[0]
-        request = Command(Verb.N_ACTION_RQ, 0, STORAGE_COMMITMENT, INSTANCE, has_data=True, type_id=REQUEST)
-        asked = write_asked(Asked(transaction, tuple(references)), context.transfer_syntax)
-        answer = await call.request(request, context, asked)
-        if answer.status != SUCCESS:
-            raise Unavailable(f"The node refuses storage commitment ({answer.status:04X}): {answer.comment}")
-        while (message := await call.incoming(wait_seconds)) is not None:
-            report = read_report(message.data, message.context.transfer_syntax)
-            await call.respond(message, SUCCESS)
-            if report.transaction == transaction:
-                return report
-    raise Unavailable("The node has not said yet that what it took is durable.", code="no-report")

@@ -56,7 +56,9 @@ class Door:
         async with asyncio.timeout(PATIENCE_SECONDS):
             while self.counted == before:
                 await asyncio.sleep(0.005)
-        await asyncio.sleep(0.02)  # the entry of the log follows the answer
+        for _turn in range(3):  # the entry of the log follows the answer
+            await asyncio.sleep(0)
+        await self.node.log.close()
 
     @property
     def counted(self) -> float:

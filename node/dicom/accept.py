@@ -97,7 +97,11 @@ def data_sets(accept: str | None, stored: Collection[str], *, single: bool) -> F
             return None
         named = "*" if wild and not one.transfer_syntax else one.transfer_syntax
         syntax = _syntax(named, stored, EXPLICIT_LITTLE_ENDIAN)
-        return None if syntax is None else Form(wild or multipart, DICOM, syntax, bool(one.transfer_syntax))
+        return (
+            None
+            if syntax is None
+            else Form(wild or multipart, DICOM, syntax, one.transfer_syntax not in ("", "*"))
+        )
 
     return _choose(accept, offer, f'multipart/related; type="{DICOM}"; transfer-syntax=*', DICOM)
 

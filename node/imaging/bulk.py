@@ -16,11 +16,11 @@ from node.imaging.elements import (
     UNDEFINED,
     Buffer,
     Element,
-    Form,
     elements,
     encoding_of,
     form_within,
     items,
+    vr_of,
 )
 
 MAX_ITEM = 1_000_000
@@ -39,14 +39,14 @@ def value_at(data: Buffer, transfer_syntax: str, path: str) -> bytes:
     level = elements(data, form)
     for tag, item in zip(steps[::2], steps[1::2], strict=False):
         sequence = _found(level, int(tag, 16))
-        if not _is_sequence(sequence, form):
+        if not _holds_items(sequence):
             raise _not_there()
         inner = next(islice(items(data, sequence, form, limit=MAX_ITEM), int(item), None), None)
         if inner is None:
             raise _not_there()
         level, form = iter(inner), form_within(sequence, form)
     element = _found(level, int(steps[-1], 16))
-    if element.length == UNDEFINED or element.length > len(data) - element.start:
+    if _holds_items(element) or element.length > len(data) - element.start:
         raise _not_there()
     return bytes(data[element.start : element.start + element.length])
 
@@ -60,8 +60,8 @@ def _found(level: Iterable[Element], tag: int) -> Element:
     raise _not_there()
 
 
-def _is_sequence(element: Element, form: Form) -> bool:
-    return element.vr == "SQ" or element.length == UNDEFINED or not form.explicit
+def _holds_items(element: Element) -> bool:
+    return element.length == UNDEFINED or (element.vr or vr_of(element.tag)) == "SQ"
 
 
 def _not_there() -> NotFound:

@@ -26,7 +26,7 @@ from ops.demo.studies import SAMPLES, SLICES, ZHANG, sample_files, uid, write_ct
 
 STUDY_UID = uid(ZHANG.id, 1, "study")
 MIDDLE_UID = uid(ZHANG.id, 1, SLICES // 2)
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 40.0
 SHORT_GRANT_SECONDS = 8
 
 

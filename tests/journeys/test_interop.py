@@ -12,6 +12,7 @@ import shutil
 import socket
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,18 +27,26 @@ import pytest_asyncio
 import requests
 from dicomweb_client.api import DICOMwebClient
 from PIL import Image
-from pynetdicom.sop_class import CTImageStorage, Verification
+from pynetdicom.sop_class import (
+    CTImageStorage,
+    StudyRootQueryRetrieveInformationModelGet,
+    Verification,
+)
 
 from consent.vocabulary import EventKind
 from node.audit.log import Entry
 from node.tls import KeyPair
 from ops.demo.processes import accord, free_ports
+from ops.foundation import opened
 from tests.faults.examination import all_entries
 from tests.support.dicom import EXPLICIT, Instance, from_file, pydicom_sample_paths, study
 from tests.support.served import AE, CHIEF, DIGITISER, SCANNER, Served
 
 ORTHANC = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
 ORTHANC_TITLE = "ORTHANC"
+SECURE_STATION, OLD_STATION, SECURE_STORE = "WS1", "WS2", "STORE1"
+"""Workstations over TLS and in plain, and a store over TLS that C-MOVE sends to."""
+QUERYING = ("--service", "query", "--service", "retrieve")
 START_SECONDS = 40.0
 needs_dcmtk = pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is not installed")
 needs_orthanc = pytest.mark.skipif(ORTHANC is None, reason="Orthanc is not installed")
@@ -59,10 +68,19 @@ class Hospital:
     certificate: Path
     key: Path
     ca: Path
+    station_port: int
+    store_port: int
 
     def tls(self, *, certificate: Path | None = None, key: Path | None = None) -> list[str]:
         """DCMTK's words for mutual TLS as the registered scanner."""
         return ["+tls", str(key or self.key), str(certificate or self.certificate), "+cf", str(self.ca)]
+
+    def station(self, *, secured: bool) -> list[str]:
+        """DCMTK's words for a workstation: AE titles, TLS, address and port of the node."""
+        title, port = (SECURE_STATION, self.node.tls_port) if secured else (OLD_STATION, self.node.plain_port)
+        own = (self.keys / f"{title}.crt", self.keys / f"{title}.key")
+        tls = self.tls(certificate=own[0], key=own[1]) if secured else []
+        return ["-aet", title, "-aec", AE, *tls, "127.0.0.1", str(port)]
 
     def web(self, token: str | None = None) -> DICOMwebClient:
         """dicomweb-client over HTTPS, trusting the node's authority alone."""
@@ -71,6 +89,13 @@ class Hospital:
         session.verify = str(self.ca)
         session.headers["Authorization"] = f"Bearer {self.node.token if token is None else token}"
         return DICOMwebClient(f"{self.node.web}/dicom-web", session=session)
+
+    async def send(self, folder: Path, *made: Instance) -> None:
+        """Store instances as the scanner does."""
+        call = ["-aet", SCANNER, "-aec", AE, *self.tls(), "127.0.0.1", str(self.node.tls_port)]
+        status, printed = await run("storescu", *call, *written(folder, *made))
+        assert status == 0, printed
+        await arrived(self, str(made[0].dataset().StudyInstanceUID), {one.sop_instance_uid for one in made})
 
     async def entries(self, kind: EventKind) -> list[Entry]:
         """What the log says."""
@@ -97,13 +122,34 @@ async def hospital(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ho
         (ORTHANC_TITLE, "An old archive"),
     ):
         await accord("device", "add", folder, "--ae-title", title, *at_home, "--plain", reason)
+    station_port, store_port = free_ports(2)
+    await accord(
+        "device", "add", folder, "--ae-title", OLD_STATION, *at_home, "--port", str(station_port), *QUERYING,
+        "--plain", "A workstation that cannot do TLS",
+    )  # fmt: skip
+    async with opened(folder) as made:
+        for title, port in ((SECURE_STATION, None), (SECURE_STORE, store_port)):
+            own = made.identity.issue_device_certificate(title, made.clock.now())
+            (keys / f"{title}.crt").write_bytes(own.certificate)
+            (keys / f"{title}.key").write_bytes(own.key)
+            await made.registry.add_device(
+                title, "127.0.0.1", own.certificate.decode(), services=["query", "retrieve"], port=port
+            )
     await accord("user", "add", folder, "--name", CHIEF, "--role", "chief-physician")
     token = (await accord("token", "create", folder, "--user", CHIEF, "--scope", "dicomweb"))["token"]
     pair = KeyPair((keys / f"{SCANNER}.crt").read_bytes(), (keys / f"{SCANNER}.key").read_bytes())
     node = Served(folder, plain, tls, http, 0, pair, (keys / "ca.crt").read_text(), token)
     await node.start()
     try:
-        yield Hospital(node, keys, keys / f"{SCANNER}.crt", keys / f"{SCANNER}.key", keys / "ca.crt")
+        yield Hospital(
+            node,
+            keys,
+            keys / f"{SCANNER}.crt",
+            keys / f"{SCANNER}.key",
+            keys / "ca.crt",
+            station_port,
+            store_port,
+        )
         assert "Traceback" not in node.output.read_text("utf-8"), node.said()
         assert await node.stop() == 0
     finally:
@@ -239,7 +285,159 @@ async def test_a_stranger_with_a_certificate_of_his_own(hospital: Hospital, tmp_
     assert any("TLS handshake failed" in entry.event.reason for entry in refused)
 
 
+def files_in(folder: Path) -> dict[str, pydicom.Dataset]:
+    """What a DCMTK program wrote, by SOP Instance UID."""
+    found = [pydicom.dcmread(path) for path in folder.iterdir() if path.is_file()]
+    return {str(ds.SOPInstanceUID): ds for ds in found}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stored(hospital: Hospital, tmp_path_factory: pytest.TempPathFactory) -> tuple[Instance, ...]:
+    """A study of two series that the scanner sent and `accord send --commit` saw committed."""
+    made = study(
+        name="interop/query", slices=2, series=2, patient_id="QR-1", patient_name="Query^Wang=王^查询"
+    )
+    paths = written(tmp_path_factory.mktemp("query"), *made)
+    done = await accord(
+        "send", "127.0.0.1", str(hospital.node.tls_port), *paths, "--called", AE, "--calling", SCANNER, "--commit",
+        "--tls-certificate", hospital.certificate, "--tls-key", hospital.key, "--tls-authority", hospital.ca,
+    )  # fmt: skip
+    assert len(done["accepted"]) == 4 and not done["failed"]
+    return made
+
+
+@needs_dcmtk
+@pytest.mark.requirement("T1", "C1")
+@pytest.mark.parametrize("secured", [True, False], ids=["tls", "plain"])
+async def test_dcmtk_finds(
+    hospital: Hospital, stored: tuple[Instance, ...], secured: bool, tmp_path: Path
+) -> None:
+    """findscu of studies with a wildcard in another script, and of series."""
+    study_uid = str(stored[0].dataset().StudyInstanceUID)
+    station = hospital.station(secured=secured)
+    levels = {
+        "STUDY": ["-k", "PatientName=王*", "-k", "SpecificCharacterSet=ISO_IR 192", "-k", "StudyInstanceUID"],
+        "SERIES": ["-k", f"StudyInstanceUID={study_uid}", "-k", "SeriesInstanceUID"],
+    }
+    for level, keys in levels.items():
+        out = tmp_path / f"answers-{level}"
+        out.mkdir()
+        status, printed = await run(
+            "findscu", "-S", "-X", "-od", out, "-k", f"QueryRetrieveLevel={level}", *keys, *station
+        )
+        assert status == 0, printed
+        answers = [pydicom.dcmread(path, force=True) for path in out.iterdir()]
+        assert len(answers) == {"STUDY": 1, "SERIES": 2}[level]
+        assert {str(one.StudyInstanceUID) for one in answers} == {study_uid}
+
+
+@needs_dcmtk
+async def test_dcmtk_gets(hospital: Hospital, stored: tuple[Instance, ...], tmp_path: Path) -> None:
+    """getscu (which has no TLS) of a study: the pixels that were sent."""
+    status, printed = await run(
+        "getscu", "-S", "-od", tmp_path, "-k", "QueryRetrieveLevel=STUDY",
+        "-k", f"StudyInstanceUID={stored[0].dataset().StudyInstanceUID}", *hospital.station(secured=False),
+    )  # fmt: skip
+    assert status == 0, printed
+    back = files_in(tmp_path)
+    assert {uid: ds.PixelData for uid, ds in back.items()} == {
+        one.sop_instance_uid: one.dataset().PixelData for one in stored
+    }
+
+
+@needs_dcmtk
+@pytest.mark.requirement("T1", "C1", "V4")
+async def test_dcmtk_moves(hospital: Hospital, stored: tuple[Instance, ...], tmp_path: Path) -> None:
+    """movescu to itself in plain, then to a store that is called over mutual TLS; a stranger is never called."""
+    study_uid = str(stored[0].dataset().StudyInstanceUID)
+    wanted = {one.sop_instance_uid for one in stored}
+    keys = ["-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={study_uid}"]
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    status, printed = await run(
+        "movescu", "-S", "-aem", OLD_STATION, "--port", str(hospital.station_port), "-od", here, *keys,
+        *hospital.station(secured=False),
+    )  # fmt: skip
+    assert status == 0, printed
+    assert files_in(here).keys() == wanted
+    own = hospital.tls(
+        certificate=hospital.keys / f"{SECURE_STORE}.crt", key=hospital.keys / f"{SECURE_STORE}.key"
+    )
+    store = await asyncio.create_subprocess_exec(
+        "storescp", *own, "-aet", SECURE_STORE, "-od", str(there), str(hospital.store_port)
+    )
+    try:
+        await asyncio.sleep(0.5)
+        moving = ["movescu", "-S", *keys, "-aem"]
+        station = hospital.station(secured=False)  # movescu has no TLS; the store that it names has
+        status, printed = await run(*moving, SECURE_STORE, *station)
+        assert status == 0, printed
+        assert files_in(there).keys() == wanted
+        status, printed = await run(*moving, "STRANGER", *station)
+        assert status != 0
+    finally:
+        store.terminate()
+        await store.wait()
+    moved = await hospital.entries(EventKind.STUDY_DOWNLOADED)
+    assert f"device:{SECURE_STORE}" in {entry.event.detail.get("to") for entry in moved}
+    refused = await hospital.entries(EventKind.ACCESS_REFUSED)
+    assert any(entry.event.detail.get("destination") == "STRANGER" for entry in refused)
+
+
 # pynetdicom
+
+
+@pytest.mark.requirement("T1")
+async def test_pynetdicom_asks(hospital: Hospital, stored: tuple[Instance, ...], tmp_path: Path) -> None:
+    """Its command line programs find and get."""
+    study_uid = str(stored[0].dataset().StudyInstanceUID)
+    where = ("127.0.0.1", str(hospital.node.plain_port), "-aet", OLD_STATION, "-aec", AE)
+    keys = ("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={study_uid}")
+    program = (sys.executable, "-m", "pynetdicom")
+    status, printed = await run(*program, "findscu", *where, "-S", *keys, "-v")
+    assert status == 0 and study_uid in printed, printed
+    status, printed = await run(*program, "getscu", *where, "-S", *keys, "-od", tmp_path)
+    assert status == 0, printed
+    assert files_in(tmp_path).keys() == {one.sop_instance_uid for one in stored}
+
+
+@pytest.mark.requirement("T1", "C1")
+async def test_pynetdicom_gets_over_mutual_tls(hospital: Hospital, stored: tuple[Instance, ...]) -> None:
+    """The library as the workstation with a certificate: everything comes back on the one association."""
+    got: list[str] = []
+
+    def take(event: pynetdicom.events.Event) -> int:
+        got.append(str(event.dataset.SOPInstanceUID))
+        return 0
+
+    def talk() -> int:
+        context = ssl.create_default_context(cafile=str(hospital.ca))
+        context.load_cert_chain(
+            hospital.keys / f"{SECURE_STATION}.crt", hospital.keys / f"{SECURE_STATION}.key"
+        )
+        entity = pynetdicom.AE(SECURE_STATION)
+        entity.add_requested_context(StudyRootQueryRetrieveInformationModelGet)
+        entity.add_requested_context(CTImageStorage, EXPLICIT)
+        association = entity.associate(
+            "127.0.0.1", hospital.node.tls_port, ae_title=AE, tls_args=(context, "localhost"),
+            ext_neg=[pynetdicom.build_role(CTImageStorage, scp_role=True)],
+            evt_handlers=[(pynetdicom.evt.EVT_C_STORE, take)],
+        )  # fmt: skip
+        assert association.is_established
+        question = pydicom.Dataset()
+        question.QueryRetrieveLevel = "STUDY"
+        question.StudyInstanceUID = stored[0].dataset().StudyInstanceUID
+        try:
+            return [
+                answer.Status
+                for answer, _ in association.send_c_get(question, StudyRootQueryRetrieveInformationModelGet)
+            ][-1]
+        finally:
+            association.release()
+
+    assert await asyncio.to_thread(talk) == 0
+    assert set(got) == {one.sop_instance_uid for one in stored}
 
 
 @pytest.mark.requirement("T1")
@@ -365,6 +563,10 @@ async def orthanc(folder: Path, hospital: Hospital) -> AsyncIterator[Callable[..
     """A running Orthanc that knows the node as a modality and as a DICOMweb server; yields its REST interface."""
     dicom, http = free_ports(2)
     folder.mkdir()
+    await accord(
+        "device", "add", hospital.node.folder, "--ae-title", ORTHANC_TITLE, "--address", "127.0.0.1",
+        "--plain", "An old archive", "--port", str(dicom), "--service", "store", "--service", "commit", *QUERYING,
+    )  # fmt: skip
     plugins = sorted(Path("/usr/share/orthanc/plugins").glob("*OrthancDicomWeb.so"))
     settings = {
         "StorageDirectory": str(folder),
@@ -446,3 +648,42 @@ async def test_orthanc_sends_and_asks(hospital: Hospital, tmp_path: Path) -> Non
         uids = {one.sop_instance_uid for one in made}
         back = await arrived(hospital, str(made[0].dataset().StudyInstanceUID), uids)
         assert all(back[one.sop_instance_uid].PixelData == one.dataset().PixelData for one in made)
+
+
+@needs_orthanc
+@pytest.mark.requirement("T1", "C1", "C3")
+async def test_orthanc_queries_retrieves_and_asks_for_commitment(hospital: Hospital, tmp_path: Path) -> None:
+    """Orthanc finds a study at the node, has it sent to itself by C-MOVE, and hears by a later association that what it
+    stored is safe."""
+    there, own = study(name="interop/qr", slices=3, patient_id="QR-2"), study(name="interop/commit", slices=2)
+    await hospital.send(tmp_path / "there", *there)
+    async with orthanc(tmp_path / "orthanc", hospital) as call:
+
+        def talk() -> None:
+            query = {"Level": "Study", "Query": {"PatientID": "QR-2", "StudyInstanceUID": ""}}
+            found = call("POST", "/modalities/node/query", json=query).json()["ID"]
+            assert len(call("GET", f"/queries/{found}/answers").json()) == 1
+            call(
+                "POST", f"/queries/{found}/answers/0/retrieve", json={"TargetAet": ORTHANC_TITLE}
+            ).raise_for_status()
+            instances = [
+                call("GET", f"/instances/{one}/tags?simplify").json()
+                for one in call("GET", "/instances").json()
+            ]
+            assert {one["SOPInstanceUID"] for one in instances} == {one.sop_instance_uid for one in there}
+            held = [call("POST", "/instances", data=one.file()).json()["ID"] for one in own]
+            call("POST", "/modalities/node/store", json={"Resources": held}).raise_for_status()
+            asked = call("POST", "/modalities/node/storage-commitment", json={"Resources": held})
+            asked.raise_for_status()
+            path = f"/storage-commitment/{asked.json()['ID']}"
+            for _ in range(150):
+                report = call("GET", path).json()
+                if report["Status"] != "Pending":
+                    break
+                time.sleep(0.1)
+            assert report["Status"] == "Success", report
+            assert {one["SOPInstanceUID"] for one in report["Success"]} == {
+                one.sop_instance_uid for one in own
+            }
+
+        await asyncio.to_thread(talk)

@@ -7,6 +7,7 @@ A broken file is Invalid and the message names the key and what is allowed.
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -219,6 +220,29 @@ def new_settings(folder: Path, **sections: Mapping[str, Any]) -> Settings:
 def write_settings(settings: Settings) -> Path:
     """Write a new `node.toml` with every key and what it is for; raises Conflict when one is there."""
     return _FILE.write(settings.folder, settings)
+
+
+def changed_settings(folder: Path, changes: Mapping[str, object]) -> str:
+    """The text of `node.toml` with other values for some keys (`section.key`). Raises Invalid for one not allowed."""
+    load_settings(folder)
+    text = _FILE.changed(folder, changes)
+    read_settings(text, folder)
+    return text
+
+
+def replace_settings(folder: Path, text: str) -> None:
+    """Put `text` in the place of `node.toml`, whole and durably."""
+    _FILE.replace(folder, text)
+
+
+def read_settings(text: str, folder: Path) -> Settings:
+    """Settings from the text of a `node.toml`. Raises Invalid."""
+    try:
+        return Settings(**tomllib.loads(text), folder=folder.resolve())
+    except ValidationError as error:
+        raise _FILE.refused(folder, error) from error
+    except tomllib.TOMLDecodeError as error:
+        raise Invalid(f"This is not valid TOML: {error}.", code="bad-toml") from error
 
 
 SECTION_WORDS = {

@@ -96,6 +96,7 @@ class Regrading:
         `recover` when only the database failed.
         """
         async with self._turn:
+            await self._ingest.flushed()  # what was acknowledged a moment ago is a study of this node too
             before = (await self._index.study(study)).grade
             async with self._vault.alone(study) as blobs:
                 await self._ingest.flushed()

@@ -5,6 +5,8 @@ Holds reading, writing and the words of errors; leaves what may be set to the mo
 
 from __future__ import annotations
 
+import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from consent.errors import Conflict, Invalid, NotFound
 
 MAX_FILE_BYTES = 256 * 1024
+NEW_SUFFIX = ".new"
+"""A file that is about to take the place of another lies beside it under this name."""
 
 
 class Section(BaseModel):
@@ -62,6 +66,29 @@ class SettingsFile:
         file.write_text(self._render(settings), "utf-8")
         return file
 
+    def changed(self, folder: Path, changes: Mapping[str, object]) -> str:
+        """The text of the file with other values for some keys (`section.key`); the rest, comments too, as it is."""
+        lines = (folder / self.name).read_text("utf-8").splitlines()
+        for key, value in changes.items():
+            section, _, name = key.partition(".")
+            _put(lines, section, name, f"{name} = {_toml(value)}")
+        return "\n".join(lines) + "\n"
+
+    def replace(self, folder: Path, text: str) -> None:
+        """Put `text` in the file's place, whole and durably."""
+        file, temporary = folder / self.name, folder / (self.name + NEW_SUFFIX)
+        with temporary.open("w", encoding="utf-8") as writing:
+            writing.write(text)
+            writing.flush()
+            os.fsync(writing.fileno())
+        temporary.chmod(file.stat().st_mode & 0o777)
+        temporary.replace(file)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def _render(self, settings: BaseModel) -> str:
         lines = [f"# {self._title} Every key is here; a line left out keeps its default.", ""]
         for section, model in settings:
@@ -72,6 +99,22 @@ class SettingsFile:
                 lines += [f"# {self._keys[f'{section}.{key}']}", f"{key} = {_toml(value)}"]
             lines.append("")
         return "\n".join(lines)
+
+
+def _put(lines: list[str], section: str, name: str, line: str) -> None:
+    """Set one key among the lines of a TOML file whose tables stand one below the other."""
+    header = re.compile(r"\s*\[\s*" + re.escape(section) + r"\s*\]\s*(#.*)?")
+    start = next((at for at, text in enumerate(lines) if header.fullmatch(text)), None)
+    if start is None:
+        lines += ["", f"[{section}]", line]
+        return
+    end = next((at for at in range(start + 1, len(lines)) if lines[at].lstrip().startswith("[")), len(lines))
+    own = re.compile(rf"\s*{re.escape(name)}\s*=")
+    at = next((at for at in range(start + 1, end) if own.match(lines[at])), None)
+    if at is None:
+        lines.insert(start + 1, line)
+    else:
+        lines[at] = line
 
 
 def words_of(error: ValidationError) -> str:

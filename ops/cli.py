@@ -25,6 +25,8 @@ WORDS: Mapping[str, tuple[str, str, str]] = {
     "edge": ("edge", "edge", "The agent beside a modality."),
     "user": ("people", "users", "People who sign in."),
     "care": ("people", "care", "Treatment relationships."),
+    "keys": ("keys", "keys", "The keys: age, rotation, custody, unlocking."),
+    "grade": ("grades", "grades", "How sensitive a study is."),
     "token": ("people", "tokens", "Tokens for programs."),
     "findings": (
         "findings",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from consent.errors import Conflict, Denied, Invalid, NotFound
+from consent.errors import Conflict, Corrupt, Denied, Invalid, NotFound
 from consent.policy import GradeRule, Policy, shipped_policy, tighten
 from federation.members import Members
 from node.access.care import Care
@@ -25,7 +25,7 @@ from node.access.sweep import RowSweep, sealed_tables
 from node.approvals import Approvals
 from node.audit.log import Log
 from node.clock import TrustedClock
-from node.config import Settings, load_settings, write_settings
+from node.config import FILE_NAME, Settings, load_settings, write_settings
 from node.database import Database
 from node.grade_locks import GradeLocks
 from node.identity import Identity
@@ -33,6 +33,7 @@ from node.index import Pseudonyms
 from node.policies import Policies, shipped_cedar
 from node.records import Records
 from node.rotation import Rotation
+from node.settings_file import NEW_SUFFIX
 from node.vault.custody import Custody, credentials
 from node.vault.custody.keystore import Keystore
 from node.vault.custody.two_person import TwoPersonKeystore
@@ -43,8 +44,6 @@ from ops.migrate import migrate, schema_of
 MIN_CREDENTIAL_BYTES = 16
 MAX_CREDENTIAL_BYTES = 4096
 CREDENTIAL_BYTES = 32
-NEW_SUFFIX = ".new"
-"""A new credential lies beside the old one under this name until the keystore has been changed to it."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,24 @@ def create_folder(settings: Settings) -> None:
     settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     settings.folder.chmod(0o700)  # it may have been there, open to all
     write_settings(settings)
+    create_keystore(settings)
+
+
+def create_keystore(settings: Settings) -> None:
+    """Make a random credential and a keystore that it opens, where the settings say. Raises Conflict, Unavailable."""
     credential = settings.path(settings.keys.credential_file)
     credential.parent.mkdir(mode=0o700, exist_ok=True)
-    descriptor = os.open(credential, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(secrets.token_urlsafe(CREDENTIAL_BYTES) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_credential(credential, secrets.token_urlsafe(CREDENTIAL_BYTES).encode())
     Keystore.create(settings.path(settings.keys.keystore), read_credential(credential))
+
+
+def write_credential(file: Path, credential: bytes) -> None:
+    """Write a credential to a new file that only its owner reads, durably."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as writing:
+        writing.write(credential + b"\n")
+        writing.flush()
+        os.fsync(writing.fileno())
 
 
 def read_credential(file: Path) -> bytes:
@@ -145,6 +154,21 @@ def open_custody(settings: Settings, *, create: bool = False) -> Custody:
             return _open_keystore(settings)
 
 
+@contextmanager
+def _moving_in_words(settings: Settings) -> Iterator[None]:
+    """Say so when the keys do not open because a move of the root key was cut short."""
+    try:
+        yield
+    except Corrupt as error:
+        if not (settings.folder / (FILE_NAME + NEW_SUFFIX)).exists():
+            raise
+        raise Corrupt(
+            "The root key was being moved to another custody when the node was cut off.",
+            mend="Give the same accord keys move again: it finishes what was begun.",
+            code="root-key-moving",
+        ) from error
+
+
 def _two_person(settings: Settings) -> TwoPersonKeystore | None:
     """The keystore of the grade that two people unlock, locked; None where the settings name none."""
     named = settings.custody.two_person_keystore
@@ -183,7 +207,9 @@ async def opened(folder: Path, *, upgrade: bool = True) -> AsyncIterator[Foundat
     passwords = Passwords()
     try:
         await _require_schema(settings, database, upgrade)
-        yield await _found(settings, custody, two_person, database, passwords)
+        with _moving_in_words(settings):
+            found = await _found(settings, custody, two_person, database, passwords)
+        yield found
     finally:
         passwords.close()
         await database.close()

@@ -252,8 +252,8 @@ class KeyRing:
             moved = await self._keks.move(tx, to)
             rows = (await tx.execute(select(vault_secret.c.name, vault_secret.c.wrapped))).all()
             for name, wrapped in rows:
-                value = await asyncio.to_thread(self._custody.unwrap, wrapped, _secret_context(name))
-                again = await asyncio.to_thread(to.wrap, value, _secret_context(name))
+                value = await asyncio.to_thread(self._custody.unwrap, wrapped, secret_context(name))
+                again = await asyncio.to_thread(to.wrap, value, secret_context(name))
                 await tx.execute(
                     update(vault_secret).where(vault_secret.c.name == name).values(wrapped=again)
                 )
@@ -425,13 +425,13 @@ class KeyRing:
         row = (await tx.execute(select(vault_secret.c.wrapped).where(vault_secret.c.name == name))).first()
         if row is None:
             return None
-        return await asyncio.to_thread(self._custody.unwrap, row.wrapped, _secret_context(name))
+        return await asyncio.to_thread(self._custody.unwrap, row.wrapped, secret_context(name))
 
     async def _make_secret(self, tx: Tx, name: str, make: Callable[[], bytes] | None, size: int) -> bytes:
         value = make() if make else secrets.token_bytes(size)
         if not 0 < len(value) <= MAX_SECRET_BYTES:
             raise Invalid(f"A secret has 1 to {MAX_SECRET_BYTES} bytes.")
-        wrapped = await asyncio.to_thread(self._custody.wrap, value, _secret_context(name))
+        wrapped = await asyncio.to_thread(self._custody.wrap, value, secret_context(name))
         await tx.execute(insert(vault_secret).values(name=name, wrapped=wrapped, created=self._clock.now()))
         return value
 
@@ -445,7 +445,8 @@ class KeyRing:
         return open_key(kek, wrapped, study_context(study, grade, version))
 
 
-def _secret_context(name: str) -> bytes:
+def secret_context(name: str) -> bytes:
+    """What a wrapped secret is bound to."""
     return canonical_json({"name": name, "use": "secret"})
 
 

@@ -1,0 +1,215 @@
+"""Each file-system call of taking an instance in fails once, in turn: refused or stored, never half, and it goes on.
+
+The calls of our own code fail by a shim in this process; those of SQLite by `strace -e inject`, where it is installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consent.errors import AccordError, NotFound, Unavailable
+from consent.vocabulary import Action, Role
+from tests.faults.slices import slice_of, study_uid
+from tests.support.node import NodeFixture, arrival, small_node
+
+pytestmark = [pytest.mark.requirement("F4"), pytest.mark.slow]
+CALLS = ("open", "pwritev", "pwrite", "fdatasync", "fsync", "ftruncate", "link", "rename", "unlink", "mkdir")
+ERRORS = (errno.ENOSPC, errno.EIO)
+MAX_CALLS = 200
+STRACE_TRIALS = int(os.environ.get("ACCORD_STRACE_TRIALS", "3"))
+SQLITE_CALLS = ("pwrite64", "fdatasync", "ftruncate")
+
+
+@dataclass
+class Shim:
+    """Lets the n-th call fail, counting from when it was armed."""
+
+    at: int
+    error: int
+    calls: list[str] = field(default_factory=list)
+
+    @property
+    def fired(self) -> bool:
+        return len(self.calls) > self.at
+
+    def wrap(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        """`real`, counted."""
+
+        def counted(*arguments: Any, **named: Any) -> Any:
+            self.calls.append(name)
+            if len(self.calls) == self.at + 1:
+                raise OSError(self.error, os.strerror(self.error))
+            return real(*arguments, **named)
+
+        return counted
+
+
+@contextmanager
+def failing(at: int, error: int) -> Iterator[Shim]:
+    """The `at`-th file-system call from here on fails with `error`."""
+    shim = Shim(at, error)
+    patch = pytest.MonkeyPatch()
+    for name in CALLS:
+        patch.setattr(os, name, shim.wrap(name, getattr(os, name)))
+    try:
+        yield shim
+    finally:
+        patch.undo()
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("grown", [False, True], ids=["new pack", "pack that grows"])
+async def test_each_call_of_ingest_fails_in_turn(
+    tmp_path: Path, error: int, grown: bool, record_property: Callable[[str, object], None]
+) -> None:
+    """Refused in words or stored whole; sent again it is taken; what was acknowledged is there after a restart."""
+    acknowledged: dict[str, tuple[int, bytes]] = {}
+    reached: set[str] = set()
+    async with small_node(tmp_path) as node:
+        for at in range(MAX_CALLS):
+            study = 1 if grown else at + 1
+            instance = slice_of(study, at + 1)
+            with failing(at, error) as shim:
+                try:
+                    await node.ingest.receive(arrival(instance), node.source)
+                except Unavailable as refused:
+                    assert refused.mend
+                    await_again = True
+                else:
+                    await_again = False
+            if await_again:
+                await node.ingest.receive(arrival(instance), node.source)
+            acknowledged[instance.sop_instance_uid] = (study, bytes(instance.sha256))
+            await node.ingest.flushed()
+            reached |= set(shim.calls[: at + 1])
+            if not shim.fired:
+                break
+        else:
+            pytest.fail("the calls of one instance have no end")
+        await _all_there(node, acknowledged)
+    record_property("calls", at)
+    assert {"pwritev", "fdatasync"} <= reached
+    async with small_node(tmp_path) as again:
+        await _all_there(again, acknowledged)
+        assert (await again.log.verify()).faults == ()
+
+
+async def _all_there(node: NodeFixture, acknowledged: dict[str, tuple[int, bytes]]) -> None:
+    chief = await node.person(Role.CHIEF_PHYSICIAN)
+    found: dict[str, bytes] = {}
+    for study in {study for study, _ in acknowledged.values()}:
+        name = node.index.pseudonyms.study(study_uid(study))
+        opening = await node.gateway.open(chief, name, action=Action.DOWNLOAD)
+        for row in await node.gateway.rows(opening):
+            data = (await node.gateway.instance(opening, row.sop_instance_uid)).data
+            found[row.sop_instance_uid] = sha256(data).digest()
+        await node.gateway.close_opening(opening)
+    assert found == {uid: digest for uid, (_, digest) in acknowledged.items()}
+
+
+_SCRIPT = """
+import asyncio, sys
+from pathlib import Path
+from consent.errors import AccordError
+from tests.faults.slices import slice_of
+from tests.support.node import arrival, small_node
+
+async def main():
+    async with small_node(Path(sys.argv[1])) as node:
+        print("ready", flush=True)
+        for number in range(1, 6):
+            try:
+                await node.ingest.receive(arrival(slice_of(int(sys.argv[2]), number)), node.source)
+                print("stored", number, flush=True)
+                await node.ingest.flushed()
+            except AccordError as error:
+                print("refused", number, type(error).__name__, flush=True)
+
+try:
+    asyncio.run(main())
+except AccordError as error:
+    print("ended", type(error).__name__, flush=True)
+"""
+
+
+@pytest.mark.timeout(60 + 30 * STRACE_TRIALS)
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_calls_of_the_database_fail_too(tmp_path: Path) -> None:
+    """A failing write or sync below SQLite: what was acknowledged is found at the next start, the log is whole."""
+    stored: dict[int, set[int]] = {}
+    _run(tmp_path, 1)
+    for trial in range(STRACE_TRIALS):
+        study = trial + 2
+        call = SQLITE_CALLS[trial % len(SQLITE_CALLS)]
+        error = ("ENOSPC", "EIO")[trial % 2]
+        said = _run(tmp_path, study, f"inject={call}:error={error}:when={5 + 7 * trial}")
+        stored[study] = {int(line.split()[1]) for line in said.splitlines() if line.startswith("stored")}
+        assert "Traceback" not in said, said
+    asyncio.run(_look(tmp_path, stored))
+
+
+def _run(folder: Path, study: int, *inject: str) -> str:
+    """Store five instances in a process of its own; what it said."""
+    command = [sys.executable, "-c", _SCRIPT, str(folder), str(study)]
+    if inject:
+        call = inject[0].split("=")[1].split(":")[0]
+        # Stop at the one call only: a start makes tens of thousands of others.
+        command = [
+            "strace",
+            "-f",
+            "--seccomp-bpf",
+            "-o",
+            "/dev/null",
+            "-e",
+            f"trace={call}",
+            "-e",
+            *inject,
+            *command,
+        ]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return process.stdout + process.stderr
+
+
+async def _look(folder: Path, stored: dict[int, set[int]]) -> None:
+    async with small_node(folder) as node:
+        chief = await node.person(Role.CHIEF_PHYSICIAN)
+        for study, numbers in stored.items():
+            name = node.index.pseudonyms.study(study_uid(study))
+            try:
+                opening = await node.gateway.open(chief, name, action=Action.DOWNLOAD)
+            except NotFound:
+                assert not numbers, f"study {study} is lost"
+                continue
+            rows = await node.gateway.rows(opening)
+            for row in rows:
+                await node.gateway.instance(opening, row.sop_instance_uid)
+            assert len(rows) >= len(numbers)
+            await node.gateway.close_opening(opening)
+        verified = await node.log.verify()
+        assert verified.faults == ()
+
+
+def test_the_shim_lets_the_chosen_call_fail(tmp_path: Path) -> None:
+    """A check of the check: without it every trial would pass."""
+    with failing(1, errno.EIO) as shim:
+        descriptor = os.open(tmp_path / "x", os.O_CREAT | os.O_WRONLY)
+        with pytest.raises(OSError, match="Input/output"):
+            os.fdatasync(descriptor)
+        os.fdatasync(descriptor)
+    os.close(descriptor)
+    assert shim.fired
+    assert shim.calls == ["open", "fdatasync", "fdatasync"]
+    assert not issubclass(OSError, AccordError)

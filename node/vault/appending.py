@@ -39,11 +39,12 @@ class ReplicaAppendable:
         """See `Appendable.lock`."""
         self._replicas.turns.take(self._name)
         try:
-            for lane in self._working():
-                lane.file.lock()
-            self._locked = True
             self._replicas.quorum.require_open()
             self._refresh()
+            self._locked = True
+            for lane in self._lanes:
+                if lane.works:
+                    lane.file.lock()
         except BaseException:
             self.unlock()
             raise
@@ -54,15 +55,16 @@ class ReplicaAppendable:
             if self._locked:
                 self._locked = False
                 self._push()
-                for lane in self._working():
+                for lane in self._lanes:
                     lane.file.unlock()
         finally:
             self._replicas.turns.give_back(self._name)
 
     @property
     def gone(self) -> bool:
-        """See `Appendable.gone`: also when one root has lost its copy; opening it anew brings that level."""
-        return any(lane.file.gone for lane in self._best())
+        """See `Appendable.gone`: also when a root has lost its copy, or too few are left; opening it anew brings them level."""
+        working = [lane for lane in self._lanes if lane.works]
+        return len(working) < self._replicas.quorum.need or any(lane.file.gone for lane in working)
 
     def size(self) -> int:
         """See `Appendable.size`."""
@@ -141,9 +143,7 @@ class ReplicaAppendable:
         for lane in [lane for lane in self._lanes if not lane.works or lane.root not in in_sync]:
             self._lanes.remove(lane)
             lane.then(lane.file.close)
-        for lane in self._replicas.open_more(self._name, self._lanes):
-            lane.file.lock()
-            self._lanes.append(lane)
+        self._lanes += self._replicas.open_more(self._name, self._lanes)
         self._version = version
 
     def _push(self) -> None:
@@ -155,7 +155,7 @@ class ReplicaAppendable:
     def _send(self, writes: list[tuple[Sequence[Buffer], int]], *, sync: bool) -> Vote:
         lanes = self._working()
         self._replicas.changed(self._name, {})
-        vote = self._replicas.ballot(len(lanes))
+        vote = self._replicas.ballot([lane.root for lane in lanes])
         for lane in sorted(lanes, key=lambda lane: lane.root.owed_bytes):  # a slow one keeps no other waiting
             lane.write(writes, vote, sync=sync)
         return vote

@@ -10,7 +10,7 @@ Invariants: what is given to a lane is done in order, or, after the first failur
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Condition, Lock
@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from consent.errors import AccordError, NotFound, Unavailable
 from node.vault.blobs import FileAppendable, FileBlobs, disk_errors
+from node.vault.roots import IDENTITY_NAME
 from node.vault.seal import Buffer
 
 ROOT_THREADS = 4
@@ -42,7 +43,8 @@ class Root:
         self.lagging: set[str] = set()
         """Names of packs that lack something here which was answered for, as far as is known."""
         self.trouble = ""
-        """What went wrong here last, in words; empty once something has gone well."""
+        """What went wrong here last, in words."""
+        self.abandoned = False
         self._owed = 0
         self._owing = Condition()
         self._moved = monotonic()
@@ -58,8 +60,11 @@ class Root:
                 )
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Do something in one of this root's threads."""
-        return self._threads.submit(work)
+        """Do something in one of this root's threads. Raises Unavailable when it was let go of."""
+        try:
+            return self._threads.submit(work)
+        except RuntimeError as error:
+            raise Unavailable(f"Storage root {self.number} is gone.", code="storage") from error
 
     def take_on(self, size: int) -> bool:
         """Note that `size` more bytes are on their way; False when too much is, and stays so."""
@@ -96,9 +101,12 @@ class Root:
 
     def abandon(self) -> None:
         """Let its threads end by themselves: the disk may never answer again."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.abandoned = True
+        self._threads.shutdown(wait=False)
 
     def _mark(self) -> tuple[int, int]:
+        # A folder that was emptied, or removed and made again (it may get the same inode), has no identity file.
+        (self.path / IDENTITY_NAME).stat()
         status = self.path.stat()
         return status.st_dev, status.st_ino
 
@@ -106,21 +114,23 @@ class Root:
 class Vote:
     """Waits until enough roots have done something, or too many have failed."""
 
-    def __init__(self, voters: int) -> None:
-        self._voters = voters
+    def __init__(self, voters: Iterable[Root]) -> None:
+        self._waited_for = set(voters)
         self._changed = Condition()
         self.done = 0
         self.failures: list[AccordError] = []
 
-    def yes(self) -> None:
-        """One more has done it."""
+    def yes(self, root: Root) -> None:
+        """One has done it."""
         with self._changed:
+            self._waited_for.discard(root)
             self.done += 1
             self._changed.notify_all()
 
-    def no(self, error: AccordError) -> None:
-        """One more has failed."""
+    def no(self, root: Root, error: AccordError) -> None:
+        """One has failed."""
         with self._changed:
+            self._waited_for.discard(root)
             self.failures.append(error)
             self._changed.notify_all()
 
@@ -128,15 +138,18 @@ class Vote:
         """Whether `needed` roots have done it. Returns as soon as that is certain."""
         until = monotonic() + seconds
         with self._changed:
-            while self.done < needed and self._voters - len(self.failures) >= needed:
+            while self.done < needed <= self.done + len(self._waited_for):
                 if not self._changed.wait(until - monotonic()):
                     break
             return self.done >= needed
 
-    def wait_all(self, seconds: float = ANSWER_SECONDS) -> bool:
-        """Whether every root has voted in time."""
+    def wait_all(self, roots: Collection[Root] | None = None, seconds: float = ANSWER_SECONDS) -> bool:
+        """Whether all of these roots, or all there are, have voted in time; those that were let go of need not."""
         with self._changed:
-            return self._changed.wait_for(lambda: self.done + len(self.failures) >= self._voters, seconds)
+            return self._changed.wait_for(lambda: not self._pending(roots), seconds)
+
+    def _pending(self, roots: Collection[Root] | None) -> bool:
+        return any(not root.abandoned and (roots is None or root in roots) for root in self._waited_for)
 
 
 class Lane:
@@ -166,7 +179,7 @@ class Lane:
                 )
             )
         if not self.works:
-            vote.no(self.error or AssertionError())  # type: ignore[arg-type]
+            vote.no(self.root, self.error or _unforeseen(AssertionError()))
             return
 
         def work() -> None:
@@ -221,7 +234,7 @@ class Lane:
         def task() -> None:
             if self.error is not None and not always:
                 if vote is not None:
-                    vote.no(self.error)
+                    vote.no(self.root, self.error)
                 return
             try:
                 work()
@@ -229,10 +242,10 @@ class Lane:
                 error = failure if isinstance(failure, AccordError) else _unforeseen(failure)
                 self._fail(error)
                 if vote is not None:
-                    vote.no(error)
+                    vote.no(self.root, error)
             else:
                 if vote is not None:
-                    vote.yes()
+                    vote.yes(self.root)
 
         with self._turn:
             self._tasks.append(task)
@@ -241,8 +254,8 @@ class Lane:
             self._running = True
         try:
             self.root.submit(self._work_off)
-        except RuntimeError:  # its threads were ended: what is left fails here, in its order
-            self._fail(Unavailable(f"Storage root {self.root.number} is gone.", code="storage"))
+        except Unavailable as error:  # what is left fails here, in its order
+            self._fail(error)
             self._work_off()
 
     def _work_off(self) -> None:

@@ -239,6 +239,15 @@ class PackWriter:
         finally:
             self._blob.unlock()
 
+    def settle(self) -> None:
+        """Mend what a crash left of an unfinished group, before anybody reads it as if it were whole."""
+        self._blob.lock()
+        try:
+            if not self._blob.gone:
+                self._recover()
+        finally:
+            self._blob.unlock()
+
     def close(self) -> None:
         """Release the file."""
         self._blob.close()
@@ -257,9 +266,7 @@ class PackWriter:
         for one in written:
             stored.append(one.into(group[at : at + one.size], self.study, base + at, base))
             at += one.size
-        if len(group) > size:
-            length = len(group) - size - FRAME_BYTES
-            group[size:] = encode_frame(self.study, base + size, b"", length, base + size) + bytes(length)
+        group[size:] = padding(self.study, base + size)
         return group, tuple(stored)
 
     def _recover(self) -> int:
@@ -277,6 +284,7 @@ class PackWriter:
             raise corrupt_pack(self.study, f"it was cut off at byte {size}")
         found = survey(self._blob.read, size, self.study, self._end or 0)
         found.require_sound(self.study)
+        found.damages += unfinished(self._blob.read, found)
         if found.end < size:
             self._blob.truncate(found.end)
         for damage in found.damages:
@@ -348,10 +356,33 @@ def padded(end: int) -> int:
     return end + _padding(end)
 
 
+def padding(study: str, end: int) -> bytes:
+    """The padding record behind what ends at `end`; nothing when that is the end of a block."""
+    size = _padding(end)
+    return encode_frame(study, end, b"", size - FRAME_BYTES, end) + bytes(size - FRAME_BYTES) if size else b""
+
+
 def _padding(end: int) -> int:
     """Bytes of the padding record behind a group that ends at `end`; 0 when that is the end of a block already."""
     rest = -end % BLOCK_BYTES
     return rest if rest == 0 or rest >= FRAME_BYTES else rest + BLOCK_BYTES
+
+
+def last_base(found: Survey) -> int:
+    """Where the last group begins: whatever comes before was durable when that was begun."""
+    return next((span.base for span in reversed(found.spans) if span.stored is not None), 0)
+
+
+def unfinished(read: Read, found: Survey) -> list[Damage]:
+    """Records of the last group whose frame reached the disk and whose body did not: a power cut leaves such."""
+    base = last_base(found)
+    last = [span for span in found.spans if span.stored is not None and span.start >= base]
+    broken = set(check_bodies(read, [span.stored for span in last if span.stored is not None]))
+    return [
+        Damage(span.start, span.end, torn=False, settled=False)
+        for span in last
+        if span.stored is not None and span.stored.object_id in broken
+    ]
 
 
 def check_bodies(read: Read, objects: Sequence[StoredObject]) -> list[str]:

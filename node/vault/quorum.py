@@ -9,7 +9,7 @@ set nothing is written.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import ismount
 from pathlib import Path
@@ -154,7 +154,14 @@ class Quorum:
         members = len(self.membership.in_sync)
         return len(self.in_sync) + len(self.back) >= max(1, members - self.need + 1)
 
-    def put_out(self, root_id: str, why: str, *, settled: Callable[[], None] = lambda: None) -> None:
+    def require_sources(self) -> None:
+        """Raise Unavailable unless the roots in sync that are there have among them everything that was answered for."""
+        if len(self.in_sync) < max(1, len(self.membership.in_sync) - self.need + 1):
+            raise below_quorum(self.closed_words())
+
+    def put_out(
+        self, root_id: str, why: str, *, settled: Callable[[Collection[Root]], None] = lambda rest: None
+    ) -> None:
         """Put a root out of sync, durably: what is answered for from now on, it lacks.
 
         `settled` returns when everything answered for is on all the others. Raises Unavailable when that would leave fewer
@@ -169,7 +176,7 @@ class Quorum:
                 raise below_quorum(self._lack(len(rest)))
             if any(root.lagging for root in rest):
                 raise below_quorum("Another storage root is being brought level first.")
-            settled()
+            settled(rest)
             replaced = any(
                 slot.root and slot.root.id != root_id for slot in self.slots if slot.number == row.number
             )

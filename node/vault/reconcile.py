@@ -11,13 +11,13 @@ Format: docs/formats/replicas.md, "Merging copies".
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
-from consent.errors import Corrupt, Invalid, Unavailable
+from consent.errors import Corrupt, Unavailable
 from node.vault.blobs import Appendable
-from node.vault.pack import FRAME_BYTES, Head, Read, Span, Survey, corrupt_pack, head_of, survey
+from node.vault.pack import FRAME_BYTES, Head, Read, Span, Survey, corrupt_pack, head_of, last_base, survey
 
 WINDOW_BYTES = 1024 * 1024
 LAST_GROUP = -1
@@ -42,13 +42,17 @@ class Copy:
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of the pack. `holders` have it soundly; without any, `raw` says whose bytes are left standing."""
+    """A stretch of the pack. `holders` have it soundly; without any, `raw` says whose bytes are left standing.
+
+    `unfinished`: it lies in a group that may never have been answered for, and all copies get the same bytes.
+    """
 
     start: int
     end: int
     holders: frozenset[str]
     span: Span | None = None
     raw: str = ""
+    unfinished: bool = False
 
     @property
     def object_id(self) -> str:
@@ -75,11 +79,7 @@ class Merged:
 
     def lacking(self, root: str, size: int) -> list[Piece]:
         """What a copy of `size` bytes must be given. Where no copy is sound, only one that ends before gets anything."""
-        return [
-            piece
-            for piece in self.pieces
-            if root not in piece.holders and (piece.holders or (piece.raw and size < piece.end))
-        ]
+        return [piece for piece in self.pieces if root not in piece.holders and _given(piece, root, size)]
 
 
 @dataclass
@@ -109,6 +109,12 @@ class _Walked:
         return self.checked[span.start]
 
 
+def _given(piece: Piece, root: str, size: int) -> bool:
+    if piece.holders:
+        return True
+    return piece.raw not in ("", root) and (piece.unfinished or size < piece.end)
+
+
 def merge(
     study: str,
     copies: Sequence[Copy],
@@ -136,13 +142,19 @@ def merge(
     ]
     walked = _akin(walked, head)
     same = [one.copy for one in walked]
-    if bodies_from == LAST_GROUP:
+    level = bodies_from == LAST_GROUP
+    if level:
         bodies_from = min((last_base(one.found) for one in walked if one.found.spans), default=0)
     holders = frozenset(copy.root for copy in same if copy.read(0, len(head.data)) == head.data)
     merged = Merged(
         [Piece(0, len(head.data), holders)], len(head.data), head.generation, frozenset(c.root for c in same)
     )
     _put_together(merged, walked, bodies_from, expected or {}, pace)
+    if level:
+        merged.pieces = [
+            replace(piece, unfinished=True) if not piece.holders and piece.start >= bodies_from else piece
+            for piece in merged.pieces
+        ]
     return merged
 
 
@@ -154,31 +166,27 @@ def carry(
     into: Appendable,
     *,
     cut: bool,
+    faithful: bool = True,
     pace: Pace = unhurried,
 ) -> int:
     """Give `target` what it lacks, durably; return how many bytes that were.
 
-    With `cut` also what stands behind the end is taken away. Raises Corrupt when what a source gives is not what it
-    was, Unavailable when a disk fails: what was written until then is right.
+    With `cut` also what stands behind the end is taken away. Where no source has a body as its header names it,
+    `faithful` carries the bytes all the same, so that all copies are alike; else it raises Corrupt. Raises Unavailable when
+    a disk fails: what was written until then is right.
     """
     by_root = {copy.root: copy for copy in sources}
     written = 0
     for piece in merged.lacking(target.root, target.size):
         names = [root for root in by_root if root in piece.holders] or [piece.raw]
-        written += _carry_piece(
-            study, piece, [by_root[name] for name in names if name in by_root], into, pace
-        )
+        given = [by_root[name] for name in names if name in by_root]
+        written += _carry_piece(study, piece, given, into, faithful, pace)
     if cut and into.size() > merged.end:
         into.truncate(merged.end)
         written += 1
     if written:
         into.sync()
     return written
-
-
-def last_base(found: Survey) -> int:
-    """Where the last group begins: whatever comes before was durable when that was begun."""
-    return next((span.base for span in reversed(found.spans) if span.stored is not None), 0)
 
 
 def alike(copies: Sequence[Copy], start: int = 0) -> bool:
@@ -309,22 +317,38 @@ def _standing(piece: Piece, walked: Sequence[_Walked]) -> str:
     return next((one.copy.root for one in standing), "")
 
 
-def _carry_piece(study: str, piece: Piece, sources: Sequence[Copy], into: Appendable, pace: Pace) -> int:
+def _carry_piece(
+    study: str, piece: Piece, sources: Sequence[Copy], into: Appendable, faithful: bool, pace: Pace
+) -> int:
     reason: Exception | None = None
+    spoilt: Copy | None = None
     for source in sources:
         try:
-            if piece.holders and piece.span is not None and piece.span.stored is not None:
-                pace(piece.end - piece.start)
-                if _digest(source.read, piece.span) != piece.span.stored.blake3:
-                    raise corrupt_pack(study, f"the bytes at {piece.start} changed while they were read")
-            for at in range(piece.start, piece.end, WINDOW_BYTES):
-                data = source.read(at, min(WINDOW_BYTES, piece.end - at))
-                pace(len(data))
-                into.write([data], at)
-            return piece.end - piece.start
-        except (Corrupt, Invalid, Unavailable) as error:
+            if not _proves(source, piece, pace):
+                spoilt = spoilt or source
+                continue
+            return _carry_bytes(source, piece, into, pace)
+        except Unavailable as error:
             reason = error
+    if spoilt is not None and faithful:
+        return _carry_bytes(spoilt, piece, into, pace)
     raise reason or corrupt_pack(study, f"no copy has the bytes at {piece.start}")
+
+
+def _proves(source: Copy, piece: Piece, pace: Pace) -> bool:
+    """Whether the body is what the header names; what has no body that counts is what it is."""
+    if not piece.holders or piece.span is None or piece.span.stored is None:
+        return True
+    pace(piece.end - piece.start)
+    return _digest(source.read, piece.span) == piece.span.stored.blake3
+
+
+def _carry_bytes(source: Copy, piece: Piece, into: Appendable, pace: Pace) -> int:
+    for at in range(piece.start, piece.end, WINDOW_BYTES):
+        data = source.read(at, min(WINDOW_BYTES, piece.end - at))
+        pace(len(data))
+        into.write([data], at)
+    return piece.end - piece.start
 
 
 def _digest(read: Read, span: Span) -> bytes:

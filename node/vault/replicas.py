@@ -10,7 +10,8 @@ in while nobody holds any.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from threading import Lock
@@ -186,17 +187,17 @@ class Replicas:
         return max(sizes)
 
     def delete(self, name: str) -> None:
-        """See `BlobStore.delete`. A root in sync that cannot delete is put out of sync, or nothing counts as deleted."""
+        """See `BlobStore.delete`. A root in sync that cannot is put out of sync; else it raises Unavailable: do it again."""
         check_name(name)
         with self.turns.of(name):
+            for root_id in self.quorum.missing:
+                self.quorum.put_out(root_id, "it was away", settled=self._voted)
             self.changed(name, {})
             _, failed = self.everywhere(self.quorum.in_sync, lambda root: root.blobs.delete(name))
             for root in [*self.quorum.back, *self.quorum.others]:  # compared later, but the sooner the better
                 with suppress(AccordError):
                     root.blobs.delete(name)
             self._put_out_all(failed)
-            for root_id in self.quorum.missing:
-                self.quorum.put_out(root_id, "it was away", settled=self._voted)
 
     def names(self) -> Iterator[tuple[str, int]]:
         """See `BlobStore.names`: what any root in sync has, with the length of its longest copy."""
@@ -229,6 +230,7 @@ class Replicas:
 
         Ingest goes on meanwhile. Raises Unavailable when it cannot be done now.
         """
+        self.quorum.require_sources()
         with self._guard:
             self.dirty = set()
         with self.turns.everybody():
@@ -242,6 +244,7 @@ class Replicas:
                 if len(names) <= FEW:
                     break
             with self.turns.everybody():
+                self.quorum.require_sources()
                 for name in self._take_dirty():
                     carried += bring_back(name, self.quorum.in_sync, root)
                 self.quorum.take_in(root)
@@ -256,9 +259,14 @@ class Replicas:
         self, roots: Sequence[Root], do: Callable[[Root], T]
     ) -> tuple[dict[Root, T], dict[Root, AccordError]]:
         """Do something on several roots at once; return what came of it, and what failed."""
-        asked = {root: root.submit(partial(_present, root, do)) for root in roots}
+        asked: dict[Root, Future[T]] = {}
         done: dict[Root, T] = {}
         failed: dict[Root, AccordError] = {}
+        for root in roots:
+            try:
+                asked[root] = root.submit(partial(_present, root, do))
+            except Unavailable as error:
+                failed[root] = error
         until = monotonic() + ANSWER_SECONDS
         for root, future in asked.items():
             try:
@@ -294,11 +302,11 @@ class Replicas:
         root.trouble = error.message
         root.lagging.add(name)
 
-    def ballot(self, voters: int) -> Vote:
+    def ballot(self, voters: Iterable[Root]) -> Vote:
         """A vote that whoever puts a root out of sync waits for."""
         vote = Vote(voters)
         with self._guard:
-            self._votes = {one for one in self._votes if not one.wait_all(0)}
+            self._votes = {one for one in self._votes if not one.wait_all(seconds=0)}
             self._votes.add(vote)
         return vote
 
@@ -315,6 +323,7 @@ class Replicas:
             if root in works or name in root.lagging:
                 continue
             try:
+                root.require_present()
                 file = root.blobs.append(name)
             except AccordError as error:
                 self.fell_behind(root, name, error)
@@ -393,13 +402,13 @@ class Replicas:
         with suppress(Unavailable):
             self.quorum.put_out(root.id, why, settled=self._voted)
 
-    def _voted(self) -> None:
-        """Return when everything answered for is on every root in sync that works."""
+    def _voted(self, roots: Collection[Root]) -> None:
+        """Return when everything that was answered for is on all of these roots."""
         with self._guard:
             votes = list(self._votes)
         until = monotonic() + ANSWER_SECONDS
         for vote in votes:
-            if not vote.wait_all(max(0.0, until - monotonic())):
+            if not vote.wait_all(roots, max(0.0, until - monotonic())):
                 raise below_quorum("A storage root does not answer.")
 
     def _catch_up(self, root: Root, name: str) -> bool:

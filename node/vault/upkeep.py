@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from consent.errors import AccordError, Corrupt, Invalid, NotFound, Unavailable
 from node.vault.blobs import FileAppendable, FileBlobs
 from node.vault.lanes import Root
-from node.vault.pack import Read, head_of, survey
+from node.vault.pack import Read, head_of, last_base, survey
 from node.vault.reconcile import (
     LAST_GROUP,
     WINDOW_BYTES,
@@ -26,7 +26,6 @@ from node.vault.reconcile import (
     Piece,
     alike,
     carry,
-    last_base,
     merge,
     unhurried,
 )
@@ -91,7 +90,7 @@ def heal(
             words = f"The copy on storage root {root.number} is another file than the others."
             continue
         try:
-            if count := carry(study, merged, read_copies, copy, file, cut=False, pace=pace):
+            if count := carry(study, merged, read_copies, copy, file, cut=False, faithful=False, pace=pace):
                 written[root.number] = count
         except (Corrupt, Unavailable) as error:
             words = error.message

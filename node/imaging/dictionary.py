@@ -42,6 +42,16 @@ def dictionary_vr(tag: int) -> str:
     raise KeyError(tag)
 
 
+def tag_of(keyword: str) -> int | None:
+    """The tag of a standard element by its keyword."""
+    return _keywords().get(keyword)
+
+
+@cache
+def _keywords() -> Mapping[str, int]:
+    return {entry[4]: tag for tag, entry in _elements().items() if entry[4]}
+
+
 @cache
 def _elements() -> Mapping[int, Element]:
     return dict(_table("_dicom_dict", "DicomDictionary"))

@@ -20,6 +20,7 @@ MAX_GROUPS = 3
 SLICE_NAMES = 5_000
 """Names compared before other work on the event loop has its turn: about a millisecond."""
 _LAST = "\U0010ffff"
+_WORD_ENDS = re.compile(r"[\s^=*?.,'`’()-]+")
 
 
 class NameTable:
@@ -70,6 +71,23 @@ class NameTable:
             found = frozenset(hits) if found is None else found & hits
         return frozenset() if found is None else found
 
+    async def match_fuzzily(self, value: str) -> frozenset[str] | None:
+        """Studies whose name has, for every word of `value`, a word that begins with it; None as for `match`.
+
+        See `fuzzy`. Every name is looked at, slice by slice.
+        """
+        if not self.complete:
+            return None
+        matches = fuzzy(value)
+        found: set[str] = set()
+        at = 0
+        while at < len(self._entries):
+            piece = self._entries[at : at + SLICE_NAMES // 5]
+            found.update(study for name, study in piece if matches(name))
+            await asyncio.sleep(0)
+            at = bisect_right(self._entries, piece[-1])
+        return frozenset(found)
+
     async def _search(self, pattern: str) -> set[str]:
         prefix = re.split(r"[*?]", pattern, maxsplit=1)[0]
         matches = _test(pattern, prefix)
@@ -99,6 +117,27 @@ def folded_groups(name: str) -> tuple[str, ...]:
     """The non-empty component groups of a PN value, folded for comparison."""
     folded = (fold(group) for group in name.split("=", MAX_GROUPS)[:MAX_GROUPS])
     return tuple(dict.fromkeys(group for group in folded if group))
+
+
+def fuzzy(value: str) -> Callable[[str], bool]:
+    """Fuzzy matching of names (PS3.4 §C.2.2.2.1.1 leaves the rule to us): every word that is asked for begins a word of
+    one and the same component group, in any order, whatever the case, accents and punctuation.
+
+    So `jose garcia`, `Garcia^Jo` and `GARCÍA*` all find `García Márquez^José`.
+    """
+    wanted = name_words(value)
+
+    def matches(name: str) -> bool:
+        words = name_words(name)
+        return bool(wanted) and all(any(word.startswith(one) for word in words) for one in wanted)
+
+    return matches
+
+
+def name_words(text: str) -> tuple[str, ...]:
+    """The words of a name without case, accents, delimiters, wildcards and punctuation."""
+    bare = "".join(one for one in unicodedata.normalize("NFKD", text) if not unicodedata.combining(one))
+    return tuple(word for word in _WORD_ENDS.split(bare.casefold()) if word)
 
 
 def fold(text: str) -> str:

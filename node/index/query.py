@@ -14,6 +14,7 @@ from typing import Any
 
 from consent.errors import Invalid
 from node.index.names import folded_groups, wildcard
+from node.index.names import fuzzy as fuzzy_name
 
 MAX_KEYS = 64
 EMPTY = '""'
@@ -141,7 +142,7 @@ class Query:
     A key inside a sequence is named `SEQUENCE.ATTRIBUTE`; keys of one sequence must match in one item together.
     `ignored` names keys that were asked for and are not searched by. `combined`: Study Date and Study Time are one
     moment in ranges of both. `empty`: the value `""` asks for what has none. `totals`: the counts of a patient's studies,
-    series and instances are wanted at the patient level.
+    series and instances are wanted at the patient level. `fuzzy`: names are matched by `names.fuzzy`.
     """
 
     level: Level
@@ -152,6 +153,7 @@ class Query:
     combined: bool = False
     empty: bool = False
     totals: bool = False
+    fuzzy: bool = False
 
     @classmethod
     def of(
@@ -164,6 +166,7 @@ class Query:
         combined: bool = False,
         empty: bool = False,
         totals: bool = False,
+        fuzzy: bool = False,
     ) -> Query:
         """Check and make a query; a key is a keyword or a tag. Raises Invalid with the key's name, not its value."""
         pairs = list(keys.items() if isinstance(keys, Mapping) else keys)
@@ -181,7 +184,9 @@ class Query:
                 if not (empty and value == EMPTY):
                     check_value(path[-1], value)
                 known[".".join(step.keyword for step in path)] = value
-        return cls(level, known, min(limit, MAX_LIMIT), offset, tuple(ignored), combined, empty, totals)
+        return cls(
+            level, known, min(limit, MAX_LIMIT), offset, tuple(ignored), combined, empty, totals, fuzzy
+        )
 
 
 _COUNTS = PATIENT_TOTALS | {
@@ -229,8 +234,11 @@ def uids(value: str) -> list[str]:
     return found
 
 
-def matcher(attribute: Attribute, value: str, *, empty: bool = False) -> Matcher:
-    """Whether one stored value answers; the kind of matching follows from the VR. `empty`: `""` asks for none."""
+def matcher(attribute: Attribute, value: str, *, empty: bool = False, fuzzy: bool = False) -> Matcher:
+    """Whether one stored value answers; the kind of matching follows from the VR. `empty`: `""` asks for none.
+
+    `fuzzy`: names are matched by `names.fuzzy`.
+    """
     if empty and value == EMPTY:
         return lambda stored: not stored.strip()
     match attribute.vr:
@@ -240,7 +248,7 @@ def matcher(attribute: Attribute, value: str, *, empty: bool = False) -> Matcher
         case "DA" | "TM":
             return _range(value, digits=8 if attribute.vr == "DA" else 6)
         case "PN":
-            return _name(value)
+            return _fuzzy_name(value) if fuzzy else _name(value)
         case "IS" | "US":
             return _number(value)
         case _:
@@ -267,6 +275,11 @@ def _name(value: str) -> Matcher:
         return bool(patterns) and all(any(p.fullmatch(group) for group in groups) for p in patterns)
 
     return matches
+
+
+def _fuzzy_name(value: str) -> Matcher:
+    matches = fuzzy_name(value)
+    return lambda stored: any(map(matches, folded_groups(stored)))
 
 
 def combined_range(dates: str, times: str) -> Callable[[str, str], bool]:

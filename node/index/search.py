@@ -160,7 +160,8 @@ class Search:
                 conditions.append(condition)
                 continue
             if keyword == "PatientName" and not wants_empty:
-                hits = await self._names.match(value)
+                match_names = self._names.match_fuzzily if query.fuzzy else self._names.match
+                hits = await match_names(value)
                 if hits is not None:
                     if len(hits) <= MAX_CANDIDATES:
                         conditions.append(STUDIES.c.study.in_(sorted(hits)))
@@ -168,7 +169,7 @@ class Search:
                         named = hits
                     continue
             *sequence, attribute = path_of(keyword)
-            matches = matcher(attribute, value, empty=query.empty)
+            matches = matcher(attribute, value, empty=query.empty, fuzzy=query.fuzzy)
             if sequence:
                 items.setdefault(sequence[0].keyword, {})[attribute.keyword] = matches
             else:

@@ -19,6 +19,8 @@ from node.imaging.watermark_text import WatermarkText
 
 STRENGTH = 46
 """Grey levels by which the tiled text differs from what lies under it."""
+KEPT_PIXELS = 2 * 1024 * 1024
+"""The tiling of larger pictures is made anew each time: it would take much memory to keep."""
 SHIFTS = 7
 """So many ways the tiling lies over a picture."""
 ANGLE = math.radians(24)
@@ -42,7 +44,8 @@ def burn(picture: NDArray[np.uint8], text: WatermarkText) -> NDArray[np.uint8]:
     marked = np.empty((height + len(footer), *picture.shape[1:]), np.uint8)
     marked[:height] = picture
     marked[height:] = footer if picture.ndim == 2 else footer[..., None]
-    places, strengths = _tiling(width, height, " · ".join(text.lines), text.seed % SHIFTS)
+    tiling = _tiling if width * height <= KEPT_PIXELS else _tiling.__wrapped__
+    places, strengths = tiling(width, height, " · ".join(text.lines), text.seed % SHIFTS)
     flat = marked.reshape(-1, *picture.shape[2:])
     under = flat[places]
     by = strengths if picture.ndim == 2 else strengths[:, None]
@@ -51,7 +54,7 @@ def burn(picture: NDArray[np.uint8], text: WatermarkText) -> NDArray[np.uint8]:
     return marked
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def _tiling(width: int, height: int, text: str, shift: int) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
     """Which pixels of the picture the tiled text touches, row after row, and by how many grey levels."""
     size = max(MIN_LETTERS, width // 42)

@@ -196,6 +196,17 @@ class Holdings:
         active = self._members.is_active(home) and self._members.is_active(self._identity.node_id)
         return Facts(grants=tuple(living), directives=tuple(directives), member_active=active)
 
+    async def ended(self, home: str, study: str, who: Principal) -> str:
+        """With which words the last grant for this person ended; "" when there was none, or one lives: for the gateway."""
+        query = select(held_grant.c.state, held_grant.c.words).where(
+            held_grant.c.home == home, held_grant.c.study == study, held_grant.c.person == who.id
+        )
+        async with self._database.read() as tx:
+            rows = (await tx.execute(query.order_by(held_grant.c.expires.desc()).limit(MAX_LISTED))).all()
+        if not rows or any(HeldState(row.state) in LIVING for row in rows):
+            return ""
+        return str(rows[0].words) or "The grant has ended."
+
     async def usable(self, home: str, study: str, login: str, purpose: Purpose) -> Signed[Grant]:
         """The held grant under which this person may ask for a lease now, the longest. Raises Denied."""
         now = self._clock.now()

@@ -83,6 +83,10 @@ class HeldCopies(Protocol):
         """Grants, consents and membership as they are known now."""
         ...
 
+    async def ended(self, home: str, study: str, who: Principal) -> str:
+        """With which words the last grant for this person ended; "" when there was none."""
+        ...
+
 
 class Shelf(Protocol):
     """One of the two; see `Archive` and `Copies`."""

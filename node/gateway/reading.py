@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import TypeVar
 
 from consent.errors import Corrupt, NotFound
+from consent.principals import Principal
 from consent.vocabulary import Grade
 from node import deeds
 from node.audit.log import Log
@@ -56,6 +57,10 @@ class Reading:
             raise NotFound("No copies of other hospitals' studies are held here.")
         copies, keys = self._held
         return Copies(home, Reader(copies.blobs(home)), copies, keys)
+
+    async def ended(self, home: str, study: str, who: Principal) -> str:
+        """With which words the last grant of a copy ended for this person; "" when there was none."""
+        return "" if self._held is None else await self._held[0].ended(home, study, who)
 
     def let_go(self, opening_id: str) -> None:
         """Forget the keys that other hospitals released for an opening."""

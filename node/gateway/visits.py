@@ -1,6 +1,7 @@
 """Openings: a study opened for somebody, decided anew while it lasts, and put on record at both ends.
 
-An `Opening` is a receipt; here is what it stands for. Bounded: openings idle out, the oldest make room. Leaves what
+An `Opening` is a receipt; here is what it stands for. Who may not see a study
+is not told whether it is here: what is missing is refused in the words for a stranger's study. Bounded: openings idle out, the oldest make room. Leaves what
 is shown under an opening to the other rooms, which ask here first.
 """
 
@@ -8,17 +9,18 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
+from dataclasses import replace
 from datetime import timedelta
 from time import monotonic
 
 from consent.decision import Request, Resource, Verdict, decide
 from consent.emergency import EmergencyClaim
-from consent.errors import Denied, NotFound
+from consent.errors import AccordError, Denied, NotFound
 from consent.obligations import Deidentify
 from consent.principals import Principal
 from consent.refusals import IMAGES, NOTHING_PERMITS
 from consent.verdict import Deny, Permit
-from consent.vocabulary import Action, Purpose
+from consent.vocabulary import Action, Purpose, ResourceKind
 from node import deeds
 from node.audit.log import Log
 from node.clock import Clock
@@ -33,6 +35,8 @@ IDLE = timedelta(minutes=30)
 FACTS_LAST_SECONDS = 1.0
 """How long facts serve one opening while it streams; a rendered frame always asks anew."""
 MAX_VISITS = 20_000
+MAX_ENDED = 2_000
+"""Openings that were closed, remembered to say why."""
 
 _Use = tuple[Principal, str, Action, Purpose, str | None, str, str | None]
 
@@ -49,6 +53,9 @@ class Visits:
         self._visits: OrderedDict[str, Visit] = OrderedDict()
         self._asked: dict[str, float] = {}
         self._uses: dict[_Use, str] = {}
+        self._ended: OrderedDict[str, Visit] = OrderedDict()
+        self._told_end: set[str] = set()
+        """Ended openings whose refusal is on record: a viewer asks for many pictures at once."""
 
     async def open(
         self,
@@ -68,18 +75,23 @@ class Visits:
         `recipient` is who gets what is taken, when that is somebody else than who asks: both must be permitted.
 
         `action` is to view, to download or to print: permission to do something else with a study, to bring it in or
-        to ask for it, opens nothing. Raises NotFound, or Denied with the reasons once the refusal is on record.
+        to ask for it, opens nothing. Raises Denied with the reasons once the refusal is on record; NotFound for a
+        study that is not here, to those who may know it.
         """
         home = "" if home == self._node_id else home
         shelf = self._reading.shelf(home)
-        resource = await shelf.resource(study)
+        try:
+            resource = await shelf.resource(study)
+        except NotFound as error:
+            raise await self._missing(error, who, study, home, action, purpose, address, emergency) from None
         verdict = await self._ask_for_both(shelf, who, recipient, action, resource, purpose, emergency)
         if action not in IMAGES:
             verdict = Deny((NOTHING_PERMITS,))
         if isinstance(verdict, Permit) and verdict.owes(Deidentify):
             verdict = Deny(("This may only be seen de-identified, which a viewer does not offer.",))
         if isinstance(verdict, Deny):
-            raise await self._refused(who, action, purpose, address, verdict, resource, emergency)
+            told = await self._told(shelf, who, action, resource, purpose, emergency, verdict)
+            raise await self._refused(who, action, purpose, address, verdict, resource, emergency, told)
         opening = Opening(
             id=secrets.token_hex(16),
             study=study,
@@ -131,6 +143,9 @@ class Visits:
         if visit is None:
             return
         self._reading.let_go(opening.id)
+        self._ended[opening.id] = visit
+        if len(self._ended) > MAX_ENDED:
+            self._told_end.discard(self._ended.popitem(last=False)[0])
         await self._log.record(deeds.closed(visit, self._clock.now()))
 
     async def sweep(self) -> None:
@@ -178,14 +193,16 @@ class Visits:
     async def still(self, opening: Opening, *, fresh: bool = False) -> Visit:
         """The visit, if it still may go on; facts are asked anew when they are old, or at once when `fresh`.
 
-        Raises NotFound for an opening that is not open, Denied (on record) when the rules say no by now.
+        Raises Denied (on record) when the rules say no by now, also for one that has been closed since; else NotFound for
+        an opening that is not open.
         """
         visit = self._visits.get(opening.id)
         if visit is None or (visit.opening is not opening and visit.opening != opening):
-            raise NotFound(
-                "This viewing session is not open.", mend="Open the study again.", code="opening-gone"
-            )
-        if self._over(visit):
+            raise await self._gone(opening)
+        now = self._clock.now()
+        if visit.expires is not None and now >= visit.expires:
+            await self._ask_again(visit)  # the rules say why it ended
+        elif self._over(visit):
             await self.close_opening(opening)
             raise Denied(
                 "This opening has ended.",
@@ -242,8 +259,23 @@ class Visits:
 
     async def _ask_again(self, visit: Visit) -> None:
         opening = visit.opening
+        verdict = await self._verdict_now(visit)
+        if isinstance(verdict, Deny):
+            await self.close_opening(opening)
+            self._told_end.add(opening.id)
+            raise await self._refused(
+                opening.who, opening.action, opening.purpose, visit.address, verdict, visit.resource
+            )
+        visit.permit, visit.decided = verdict, self._clock.now()
+        self._asked[opening.id] = monotonic()
+
+    async def _verdict_now(self, visit: Visit) -> Verdict:
+        """What the rules say of an opening now, about the study as it is now: its grade may have risen."""
+        opening = visit.opening
         try:
             shelf = self._reading.shelf(opening.home)
+            if not opening.home:  # a copy lies as it came
+                visit.resource = await shelf.resource(opening.study)
             verdict = await self._ask_for_both(
                 shelf,
                 opening.who,
@@ -255,13 +287,73 @@ class Visits:
             )
         except NotFound as error:
             verdict = Deny((error.message,))
-        if isinstance(verdict, Deny):
-            await self.close_opening(opening)
-            raise await self._refused(
-                opening.who, opening.action, opening.purpose, visit.address, verdict, visit.resource
-            )
-        visit.permit, visit.decided = verdict, self._clock.now()
-        self._asked[opening.id] = monotonic()
+        if isinstance(verdict, Deny) and opening.home:
+            words = await self._reading.ended(opening.home, opening.study, opening.who)
+            return Deny((words,)) if words else verdict
+        return verdict
+
+    async def _gone(self, opening: Opening) -> AccordError:
+        """The error for an opening that is not open: why not, where the rules know."""
+        ended = self._ended.get(opening.id)
+        if ended is not None and ended.opening == opening:
+            verdict = await self._verdict_now(ended)
+            if isinstance(verdict, Deny) and opening.id in self._told_end:
+                return Denied(" ".join(verdict.reasons), reasons=verdict.reasons)
+            if isinstance(verdict, Deny):
+                self._told_end.add(opening.id)
+                return await self._refused(
+                    opening.who, opening.action, opening.purpose, ended.address, verdict, ended.resource
+                )
+        return NotFound(
+            "This viewing session is not open.", mend="Open the study again.", code="opening-gone"
+        )
+
+    async def _missing(
+        self,
+        error: NotFound,
+        who: Principal,
+        study: str,
+        home: str,
+        action: Action,
+        purpose: Purpose,
+        address: str | None,
+        claim: EmergencyClaim | None,
+    ) -> AccordError:
+        """The error for a study that is not here: the same as for a stranger's study, to those who may not see that."""
+        if home:
+            words = await self._reading.ended(home, study, who)
+            verdict: Verdict = Deny((words,)) if words else Permit((), ())
+            thing = Resource(ResourceKind.STUDY, study, None, home)
+        else:
+            thing = self._stranger(study)
+            verdict = await self._ask(self._reading.shelf(home), who, action, thing, purpose, claim)
+        if isinstance(verdict, Permit):
+            return error
+        known = replace(thing, patient=None)
+        return await self._refused(who, action, purpose, address, verdict, known, claim)
+
+    async def _told(
+        self,
+        shelf: Shelf,
+        who: Principal,
+        action: Action,
+        resource: Resource,
+        purpose: Purpose,
+        claim: EmergencyClaim | None,
+        verdict: Deny,
+    ) -> Deny:
+        """What somebody is told of a refusal: of a patient they do not treat, no more than of any stranger."""
+        if resource.home != self._node_id:
+            return verdict
+        facts = await shelf.facts(who, resource, self._clock.now(), self._policies.parameters, claim)
+        if facts.relationship:
+            return verdict
+        stranger = await self._ask(shelf, who, action, self._stranger(resource.id), purpose, claim)
+        return stranger if isinstance(stranger, Deny) else verdict
+
+    def _stranger(self, study: str) -> Resource:
+        """An ordinary study of a patient whom nobody treats. The patient is looked up as any other: no time tells."""
+        return Resource(ResourceKind.STUDY, study, study, self._node_id)
 
     async def _refused(
         self,
@@ -272,10 +364,12 @@ class Visits:
         verdict: Deny,
         resource: Resource,
         claim: EmergencyClaim | None = None,
+        told: Deny | None = None,
     ) -> Denied:
-        """Put a refusal on record; return the error to raise."""
+        """Put a refusal on record; return the error to raise, which says `told` when that is less."""
         await self._log.record(deeds.refused(who, action, purpose, address, verdict, resource, claim))
-        return Denied(" ".join(verdict.reasons), reasons=verdict.reasons)
+        reasons = (told or verdict).reasons
+        return Denied(" ".join(reasons), reasons=reasons)
 
     def _over(self, visit: Visit) -> bool:
         now = self._clock.now()

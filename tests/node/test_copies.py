@@ -36,12 +36,16 @@ class Shared:
     facts_now: Facts
     releasing: bool = True
     released: list[str] = field(default_factory=list)
+    words: str = ""
 
     def blobs(self, home: str) -> FileBlobs:
         return FileBlobs(self.root / home)
 
     async def facts(self, home: str, study: str) -> Facts:
         return self.facts_now
+
+    async def ended(self, home: str, study: str, who: Principal) -> str:
+        return self.words
 
     async def keys(
         self,
@@ -207,3 +211,34 @@ async def test_metadata_of_a_copy_is_made_from_the_copy(pair: Pair) -> None:
 
     assert len(found) == 6
     assert found[0]["00100020"]["Value"] == [ct_slice().dataset().PatientID]
+
+
+@pytest.mark.requirement("U2", "E4")
+async def test_who_had_a_grant_is_told_how_it_ended(pair: Pair) -> None:
+    """Before and after the sweep has closed the opening and the copy is gone, and when opening it anew."""
+    gateway = pair.there.gateway
+    opening = await gateway.open(pair.who, pair.shared.study, home=HOME)
+    assert pair.grant.expires is not None
+    pair.there.clock.moment = pair.grant.expires - timedelta(minutes=1)
+    later = await gateway.open(pair.who, pair.shared.study, home=HOME)
+    pair.there.clock.moment = pair.grant.expires
+    with pytest.raises(Denied, match="The grant has expired"):
+        await gateway.frame(later, SOP)
+    await gateway.sweep()
+    pair.shared.facts_now = Facts()
+    with pytest.raises(Denied):
+        await gateway.frame(later, SOP)
+    pair.shared.words = "The grant has run out."
+    for question in (
+        gateway.frame(opening, SOP),
+        gateway.frame(later, SOP),
+        gateway.open(pair.who, pair.shared.study, home=HOME),
+        gateway.visit(pair.who, pair.shared.study, action=Action.VIEW, home=HOME),
+    ):
+        with pytest.raises(Denied, match="The grant has run out"):
+            await question
+    (last,) = (await pair.there.events(EventKind.ACCESS_REFUSED))[-1:]
+    assert last.event.reason == "The grant has run out."
+    pair.shared.words = ""
+    with pytest.raises(NotFound):
+        await gateway.open(pair.who, pair.shared.study, home=HOME)

@@ -210,8 +210,9 @@ async def test_an_ended_relationship_ends_the_view_at_the_next_frame(node: NodeF
 
     assert len(await node.events(EventKind.ACCESS_REFUSED)) == 1
     assert (await node.events(EventKind.STUDY_VIEWED))[0].event.detail["frames"] == 1
-    with pytest.raises(NotFound, match="not open"):
+    with pytest.raises(Denied, match="no treatment relationship"):
         await node.gateway.frame(opening, SOP)
+    assert len(await node.events(EventKind.ACCESS_REFUSED)) == 1
 
 
 @pytest.mark.requirement("U3")
@@ -228,7 +229,7 @@ async def test_an_emergency_opens_at_once_is_marked_and_ends(node: NodeFixture) 
     assert entry.event.detail["notify"] == ["security-officer"]
     assert entry.event.detail["review_within_hours"] == 72
     node.clock.tick(minutes=61)
-    with pytest.raises(Denied, match="ended"):
+    with pytest.raises(Denied, match="has run out"):
         await node.gateway.frame(opening, SOP)
 
 
@@ -511,3 +512,68 @@ async def test_the_same_use_shares_one_visit(node: NodeFixture) -> None:
 
     assert first is again
     assert len({first.id, other.id, later.id}) == 3
+
+
+@pytest.mark.requirement("U1", "V3")
+@pytest.mark.parametrize("grade", [Grade.ORDINARY, Grade.RESTRICTED])
+@pytest.mark.parametrize("role", [Role.CLINICIAN, Role.ADMINISTRATOR, Role.SECURITY_OFFICER, Role.RESEARCHER])
+async def test_who_may_not_see_a_study_is_not_told_whether_it_is_here(
+    node: NodeFixture, role: Role, grade: Grade
+) -> None:
+    """The same words, on record both times, for a study that is here and one that is not, however sensitive."""
+    _, receipt = await treated(node)
+    async with node.database.write() as tx:
+        await tx.execute(update(STUDIES).values(grade=int(grade)))
+    who = await node.person(role)
+    said = []
+    for asked in (receipt.study, "st_" + 26 * "a"):
+        with pytest.raises(Denied) as error:
+            await node.gateway.open(who, asked)
+        said.append((error.value.message, error.value.reasons, error.value.mend, error.value.code))
+    assert said[0] == said[1]
+    refusals = [entry.event for entry in await node.events(EventKind.ACCESS_REFUSED)]
+    assert [event.study for event in refusals] == [receipt.study, "st_" + 26 * "a"]
+    if role is Role.CLINICIAN:
+        assert said[0][1] == ("You have no treatment relationship with this patient.",)
+
+
+@pytest.mark.requirement("U1")
+async def test_who_may_see_strangers_is_told_that_a_study_is_not_here(node: NodeFixture) -> None:
+    """A chief physician, and a clinician in an emergency; the clinician who treats hears the true reason."""
+    chief, li = await node.person(Role.CHIEF_PHYSICIAN), await node.person()
+    with pytest.raises(NotFound):
+        await node.gateway.open(chief, "st_nothing")
+    claim = EmergencyClaim("unconscious, head injury", node.clock.now())
+    with pytest.raises(NotFound):
+        await node.gateway.open(li, "st_nothing", emergency=claim)
+    who, receipt = await treated(node)
+    async with node.database.write() as tx:
+        await tx.execute(update(STUDIES).values(grade=int(Grade.RESTRICTED)))
+    with pytest.raises(Denied, match="second factor"):
+        await node.gateway.open(who, receipt.study)
+
+
+@pytest.mark.requirement("V1", "U1")
+async def test_a_grade_that_rises_ends_an_opening_at_the_next_picture(node: NodeFixture) -> None:
+    """What may be seen is decided about the study as it is now, not as it was when it was opened."""
+    who, receipt = await treated(node)
+    opening = await node.gateway.open(who, receipt.study)
+    await node.gateway.frame(opening, SOP)
+    async with node.database.write() as tx:
+        await tx.execute(update(STUDIES).values(grade=int(Grade.RESTRICTED)))
+    with pytest.raises(Denied, match="second factor"):
+        await node.gateway.frame(opening, SOP)
+
+
+@pytest.mark.requirement("U3")
+async def test_an_emergency_that_is_over_says_so_after_the_sweep_too(node: NodeFixture) -> None:
+    """The words are those of the rules, not that some session is unknown."""
+    receipts = await node.store(*study(slices=1))
+    li = await node.person()
+    claim = EmergencyClaim("unconscious, head injury", node.clock.now())
+    opening = await node.gateway.open(li, receipts[0].study, emergency=claim)
+    assert opening.expires is not None
+    node.clock.moment = opening.expires
+    await node.gateway.sweep()
+    with pytest.raises(Denied, match="emergency access has run out"):
+        await node.gateway.frame(opening, SOP)

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import shutil
 import time
+from base64 import b64decode
+from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from consent.errors import Denied, Invalid, NotFound, Unavailable
+from consent.errors import Corrupt, Denied, Invalid, NotFound, Unavailable
 from node.vault.custody.credentials import check_source, read_credential
+from node.vault.custody.envelope import altered, open_envelope
 from node.vault.custody.pkcs11 import Pkcs11Custody, TokenPlace
+from node.vault.custody.two_person import TwoPersonKeystore
 from node.vault.custody.vault_transit import TransitPlace, VaultTransit
+from tests.node.vault.vectors import load, names
 from tests.support.custodies import PIN, SOFTHSM, TransitServer, make_token
 
 needs_softhsm = pytest.mark.skipif(
@@ -182,3 +190,41 @@ def test_a_secret_written_into_the_settings_is_refused(source: str) -> None:
     """node.toml says where a secret is; the secret itself is not taken."""
     with pytest.raises(ValueError, match="never the secret itself"):
         check_source(source)
+
+
+VECTORS = load("custody")
+
+
+@pytest.mark.requirement("V1")
+@pytest.mark.parametrize("case", VECTORS["envelopes"]["cases"], ids=names(VECTORS["envelopes"]["cases"]))
+def test_an_envelope_is_opened_as_it_is_written_down(case: dict[str, str]) -> None:
+    """What a token wrapped opens by the format alone, for its context alone; every other bytes are corrupt."""
+    token = AESGCM(bytes.fromhex(VECTORS["envelopes"]["token_key"]))
+
+    def outer(sealed: bytes) -> bytes:
+        try:
+            return token.decrypt(sealed[:12], sealed[12:], b"accord/root/v1")
+        except (InvalidTag, ValueError) as error:
+            raise altered() from error
+
+    wrapped, context = b64decode(case["wrapped"]), b64decode(case["context"])
+    if case["expect"] == "opens":
+        assert open_envelope(wrapped, outer, context).hex() == VECTORS["envelopes"]["key"]
+    else:
+        with pytest.raises(Corrupt):
+            open_envelope(wrapped, outer, context)
+
+
+@pytest.mark.requirement("V1")
+def test_a_two_person_keystore_is_opened_as_it_is_written_down(tmp_path: Path) -> None:
+    """A file made by other code from the format alone: every pair of holders opens it."""
+    vector = VECTORS["two_person"]
+    path = tmp_path / "restricted.json"
+    path.write_bytes(b64decode(vector["file"]))
+    passphrases = {login: b64decode(words) for login, words in vector["passphrases"].items()}
+    for pair in combinations(passphrases, 2):
+        keystore = TwoPersonKeystore.open(path)
+        for login in pair:
+            keystore.offer(login, passphrases[login], datetime(2026, 11, 22, tzinfo=UTC))
+        key = keystore.unwrap(b64decode(vector["wrapped"]), b64decode(vector["context"]))
+        assert key.hex() == vector["key"]

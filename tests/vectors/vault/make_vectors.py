@@ -14,6 +14,9 @@ from hashlib import sha256, shake_256
 from pathlib import Path
 
 from blake3 import blake3
+from cryptography.hazmat.primitives import hpke
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256, SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
@@ -344,11 +347,100 @@ def keystores() -> dict:
     }
 
 
+# --- custodies
+
+
+def envelopes() -> dict:
+    """What a token with a known key would have wrapped by AES-GCM (suite 2)."""
+    token, one_use, kek = fixed("token key", 32), fixed("one-use", 32), fixed("kek", 32)
+    outer_nonce, nonce = fixed("outer nonce", 12), fixed("inner nonce", 12)
+    context = canonical({"grade": 1, "use": "kek", "version": 1})
+    outer = outer_nonce + AESGCM(token).encrypt(outer_nonce, one_use, b"accord/root/v1")
+    inner = b"\x01" + nonce + AESGCM(one_use).encrypt(nonce, kek, b"accord/custody/v1\x00" + context)
+    good = b"\x02" + struct.pack(">H", len(outer)) + outer + inner
+    cases: list[dict] = []
+
+    def case(name: str, expect: str, wrapped: bytes, context: bytes = context) -> None:
+        cases.append({"name": name, "expect": expect, "wrapped": b64(wrapped), "context": b64(context)})
+
+    case("opens", "opens", good)
+    case("another context", "corrupt", good, canonical({"grade": 2, "use": "kek", "version": 1}))
+    case("outer part altered", "corrupt", flip(good, 20))
+    case("inner part altered", "corrupt", flip(good, len(good) - 1))
+    case("length altered", "corrupt", flip(good, 2))
+    case("length zero", "corrupt", good[:1] + b"\0\0" + good[3:])
+    case("length past the end", "corrupt", good[:1] + b"\xff\xff" + good[3:])
+    case("cut", "corrupt", good[:-1])
+    case("cut in the length", "corrupt", good[:2])
+    case("inner suite unknown", "corrupt", good[: 3 + len(outer)] + b"\x09" + inner[1:])
+    return {"token_key": token.hex(), "key": kek.hex(), "cases": cases}
+
+
+def two_person() -> dict:
+    """A two-person keystore of three holders. HPKE is not to be had without chance: made once, then kept."""
+    people = {"li": b"passphrase of li", "wang": b"passphrase of wang", "zhao": b"passphrase of zhao"}
+    root, identity, nonce = fixed("two-person root", 32), fixed("two-person id", 16).hex(), fixed("n2", 12)
+    suite = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+    about = canonical({"grade": 3, "id": identity, "use": "two-person-root"})
+    holders, publics = {}, {}
+    for login, passphrase in people.items():
+        seed, salt = fixed(f"seed {login}", 96), fixed(f"salt {login}", 16)
+        lattice = MLKEM768PrivateKey.from_seed_bytes(seed[:64]).public_key()
+        curve = X25519PrivateKey.from_private_bytes(seed[64:]).public_key()
+        publics[login] = hpke.MLKEM768X25519PublicKey(lattice, curve)
+        key = argon2id.kdf(32, passphrase, salt, opslimit=1, memlimit=8192)
+        aad = canonical({"holder": login, "id": identity, "use": "two-person-holder"})
+        holders[login] = {
+            "public": b64(lattice.public_bytes_raw() + curve.public_bytes_raw()),
+            "kdf": {"name": "argon2id", "opslimit": 1, "memlimit": 8192, "salt": b64(salt)},
+            "nonce": b64(nonce),
+            "private": b64(AESGCM(key).encrypt(nonce, seed, aad)),
+        }
+    pairs = []
+    for pair in (["li", "wang"], ["li", "zhao"], ["wang", "zhao"]):
+        one = fixed(f"share {pair}", 32)
+        other = bytes(a ^ b for a, b in zip(one, root, strict=True))
+        shares = []
+        for login, share in zip(pair, (one, other), strict=True):
+            info = canonical(
+                {"grade": 3, "holder": login, "id": identity, "pair": pair, "use": "two-person-share"}
+            )
+            shares.append(b64(suite.encrypt(share, publics[login], info=info)))
+        pairs.append({"holders": pair, "shares": shares})
+    file = {
+        "format": "accord-two-person-keystore",
+        "version": 1,
+        "suite": 1,
+        "id": identity,
+        "grade": 3,
+        "check": b64(b"\x01" + nonce + AESGCM(root).encrypt(nonce, b"", about)),
+        "holders": holders,
+        "pairs": pairs,
+    }
+    context = canonical({"grade": 3, "use": "kek", "version": 1})
+    kek = fixed("restricted kek", 32)
+    wrapped = b"\x01" + nonce + AESGCM(root).encrypt(nonce, kek, b"accord/custody/v1\x00" + context)
+    return {
+        "file": b64(canonical(file) + b"\n"),
+        "passphrases": {login: b64(words) for login, words in people.items()},
+        "wrapped": b64(wrapped),
+        "context": b64(context),
+        "key": kek.hex(),
+    }
+
+
+def custodies() -> dict:
+    kept = HERE / "custody.json"
+    made_once = json.loads(kept.read_text("utf-8"))["two_person"] if kept.exists() else two_person()
+    return {"envelopes": envelopes(), "two_person": made_once}
+
+
 def main() -> None:
     for name, content in (
         ("sealed-object", sealed_objects()),
         ("study-pack", study_packs()),
         ("keystore", keystores()),
+        ("custody", custodies()),
     ):
         (HERE / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 

@@ -84,7 +84,7 @@ class Checks:
 
     def _disks(self, now: datetime) -> Iterable[Sighting]:
         for place, folder in self.folders.items():
-            free = self.free_bytes(folder)
+            free = self.free_bytes(_existing(folder))
             if free < LOW_FREE_BYTES:
                 severity = Severity.INCIDENT if free < MIN_FREE_BYTES else Severity.WARNING
                 values = {"place": place, "free": f"{free / 1024**3:.1f} GiB"}
@@ -104,6 +104,11 @@ class Checks:
             if looks >= FAILING_LOOKS:
                 values = {"job": name, "reason": failing[name].error}
                 yield Sighting(FindingKind.JOB_FAILING, Severity.NOTICE, name, "job-failing", now, values)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there: before the first study some are not."""
+    return next((place for place in (folder, *folder.parents) if place.exists()), folder)
 
 
 def certificates(devices: Iterable[Device], now: datetime) -> Iterable[Sighting]:

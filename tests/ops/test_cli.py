@@ -341,15 +341,16 @@ async def test_device_list_shows_channel_and_state(folder: Path) -> None:
     line = ("--ae-title", "OLD1", "--address", "10.1.2.9", "--plain", "film digitiser")
     await _said("device", "add", folder, *line)
     listed = await _said("device", "list", folder, "--json")
-    assert listed.value == [
-        {
-            "ae_title": "OLD1",
-            "address": "10.1.2.9/32",
-            "channel": "plain: film digitiser",
-            "services": "commit store",
-            "state": "active",
-        }
-    ]
+    [device] = listed.value["devices"]
+    expected = {
+        "ae_title": "OLD1",
+        "address": "10.1.2.9/32",
+        "channel": "plain",
+        "plain_reason": "film digitiser",
+        "services": ["commit", "store"],
+        "state": "active",
+    }
+    assert device | expected == device and listed.value["altered"] == []
 
 
 @pytest.mark.requirement("A1")

@@ -6,12 +6,13 @@ STAMP := $(VENV)/.installed
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test check bench messages images requirements clean help
+.PHONY: demo test check bench faults messages images requirements clean help
 
 help:
 	@echo "make demo      start a hub and three hospitals on this machine and play one study's whole life"
 	@echo "make test      everything that must pass: ruff, mypy, architecture, all tests"
 	@echo "make bench     speed beside Orthanc and storescp, where they are installed"
+	@echo "make faults    kills, full disks and hostile input at full length; about an hour"
 	@echo "make messages  check that every string has its Chinese and English wording"
 	@echo "make requirements  renew docs/requirements.md: which tests claim which requirement"
 	@echo "make images    play the portal in Chromium and renew the picture that the README shows"
@@ -37,6 +38,11 @@ test: check
 
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench
+
+# The fault tests at full length: 500 kills, 10,000 mutations of each kind; about an hour.
+faults: $(STAMP)
+	OMP_NUM_THREADS=1 ACCORD_CRASH_ROUNDS=500 ACCORD_HOSTILE_CASES=10000 ACCORD_STRACE_TRIALS=60 \
+		$(BIN)/python -m pytest tests/faults --tb=native -s
 
 messages: $(STAMP)
 	$(BIN)/python -m node.web.portal.messages check

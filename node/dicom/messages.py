@@ -262,6 +262,8 @@ async def framed_pieces(
             sent += len(fragment)
             parts += (data_head(context_id, len(fragment), command=False, last=sent >= size), fragment)
         yield parts
+    if size == 0:  # the last fragment says that it is the last, also when there is nothing in it
+        yield [data_head(context_id, 0, command=False, last=True)]
     if sent != size:
         raise Invalid("A data set is not as long as it was said to be.", code="bad-length")
 

@@ -7,13 +7,14 @@ minute. `ACCORD_HOSTILE_CASES` raises the number of mutations.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import ssl
 import struct
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from itertools import count
 from pathlib import Path
 
@@ -25,12 +26,21 @@ from consent.vocabulary import EventKind
 from node.audit.log import Entry
 from node.dicom.negotiation import VERIFICATION
 from node.dicom.pdu import Proposal, encode
-from node.dicom.sender import Peer, send
+from node.dicom.sender import Outgoing, Peer, send
 from node.vault.blobs import NAME_PATTERN
 from tests.faults.examination import all_entries
 from tests.faults.slices import Truth, outgoing, slice_of
 from tests.node.dicom.raw import Raw, data_pdu, request, store_command, store_message
-from tests.support.dicom import DEFLATED, EXPLICIT, Instance, ct_slice, element, instance, nested_sequences
+from tests.support.dicom import (
+    DEFLATED,
+    EXPLICIT,
+    Instance,
+    ct_slice,
+    element,
+    instance,
+    nested_sequences,
+    pydicom_samples,
+)
 from tests.support.dicomweb import DicomWeb
 from tests.support.served import AE, DIGITISER, Served, make_node
 
@@ -41,6 +51,8 @@ pytestmark = [
     pytest.mark.requirement("F4"),
 ]
 CASES = int(os.environ.get("ACCORD_HOSTILE_CASES", "300"))
+BATCH = 100
+AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 CT = "1.2.840.10008.5.1.4.1.1.2"
 BOMB_BYTES = 512 * 1024 * 1024
 MEMORY_BYTES = 200 * 1024 * 1024
@@ -246,6 +258,58 @@ async def test_mutated_conversations(node: Served) -> None:
     assert node.resident_peak_bytes() - before < MEMORY_BYTES
     refused = [entry for address in addresses for entry in await refusals_from(node, address)]
     assert refused
+
+
+@pytest.mark.requirement("C3", "F5")
+@pytest.mark.timeout(120 + CASES)
+async def test_mutated_instances(
+    node: Served, capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
+) -> None:
+    """Data sets of every kind with bytes changed: each is answered, and what was acknowledged is kept bit for bit."""
+    dice, before = random.Random(20260303), node.resident_peak_bytes()
+    samples = [one for one in pydicom_samples() if len(one.data) < 200_000]
+    sent: dict[str, bytes] = {}
+    kept: dict[str, bytes] = {}
+    for start in range(0, CASES, BATCH):
+        batch = []
+        for number in range(start, min(start + BATCH, CASES)):
+            name, one = str(number), dice.choice(samples)
+            uid = f"2.25.5{number:0{len(one.sop_instance_uid) - 6}d}"
+            data = _mutated(one.data.replace(one.sop_instance_uid.encode(), uid.encode()), dice)
+            sent[uid] = data
+            batch.append(Outgoing(name, one.sop_class_uid, uid, one.transfer_syntax_uid, data))
+        answers = [answer async for answer in send(node.plain(), batch)]
+        assert len(answers) == len(batch)
+        kept |= {answer.sop_instance_uid: sent[answer.sop_instance_uid] for answer in answers if answer.ok}
+    await serves(node)
+    assert node.resident_peak_bytes() - before < MEMORY_BYTES
+    wrong = await _differing(node, kept)
+    report = {"sent": len(sent), "acknowledged": len(kept), "lost_or_corrupt": len(wrong)}
+    for key, value in report.items():
+        record_property(key, value)
+    with capsys.disabled():
+        print(f"\nmutated instances: {' '.join(f'{key}={value}' for key, value in report.items())}")
+    assert wrong == []
+    assert 0 < len(kept) < len(sent)
+
+
+async def _differing(node: Served, kept: Mapping[str, bytes]) -> list[str]:
+    """Instances that do not come back by WADO-RS as they were sent, or that break what is made of them."""
+    wrong = []
+    async with DicomWeb(node.web, node.token, node.web_context()) as web:
+        for uid, data in kept.items():
+            _, found, _ = await web.request("GET", f"/instances?SOPInstanceUID={uid}")
+            (match,) = json.loads(found)
+            path = "/".join(
+                f"{kind}/{match[tag]['Value'][0]}"
+                for kind, tag in (("studies", "0020000D"), ("series", "0020000E"), ("instances", "00080018"))
+            )
+            status, body, _ = await web.request("GET", f"/{path}", accept=AS_STORED)
+            described, _, _ = await web.request("GET", f"/{path}/metadata")
+            drawn, _, _ = await web.request("GET", f"/{path}/rendered", accept="image/jpeg")
+            if status != 200 or data not in body or described != 200 or drawn >= 500:
+                wrong.append(f"{uid}: {status} {described} {drawn}")
+    return wrong
 
 
 @pytest.mark.timeout(300)

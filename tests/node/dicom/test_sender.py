@@ -44,6 +44,15 @@ async def test_data_sets_go_out_as_they_are(door: Door) -> None:
     assert door.shelf.arrivals[-1].transfer_syntax_uid == IMPLICIT
 
 
+async def test_empty_data_set_is_sent_as_one(door: Door) -> None:
+    """Nothing in it: the peer gets the message, and says what it thinks of it, instead of waiting for more."""
+    one = ct_slice()
+    empty = Instance(one.sop_class_uid, one.sop_instance_uid, one.transfer_syntax_uid, b"")
+    async with asyncio.timeout(5):
+        (sent,) = await _all(_peer(door), empty)
+    assert sent.status is not None
+
+
 async def test_real_studies_from_files(door: Door) -> None:
     """The CT, MR and CR studies inside pydicom, as files and folders."""
     folder = pydicom_sample_paths()[0].parents[1]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from time import monotonic
 
 from consent.errors import Denied
@@ -14,6 +15,7 @@ from node.audit.event import Detail
 from node.audit.log import Event, Log
 from node.clock import Clock
 from node.facts import FactFinder
+from node.gateway.fields import MAX_DESCRIBED, FieldReader, Fields
 from node.index import Index, Level, Match, Page, Query
 from node.index.query import is_wild
 from node.policies import Policies
@@ -30,8 +32,17 @@ class Finding:
     """Searches of one node's index."""
 
     def __init__(
-        self, *, node_id: str, policies: Policies, index: Index, facts: FactFinder, log: Log, clock: Clock
+        self,
+        *,
+        node_id: str,
+        policies: Policies,
+        index: Index,
+        facts: FactFinder,
+        fields: FieldReader,
+        log: Log,
+        clock: Clock,
     ) -> None:
+        self._fields = fields
         self._node_id = node_id
         self._policies = policies
         self._index = index
@@ -47,14 +58,40 @@ class Finding:
 
         When this returns, that it was asked is on record.
         """
+        page, _ = await self.search_with_fields(who, level, query, (), purpose, address)
+        return page
+
+    async def search_with_fields(
+        self,
+        who: Principal,
+        level: Level,
+        query: Query,
+        wanted: Collection[str],
+        purpose: Purpose,
+        address: str | None,
+    ) -> tuple[Page, Sequence[Fields]]:
+        """As `search`, and for each answer the attributes `wanted` that the index does not have; see `fields`.
+
+        With such attributes there are at most MAX_DESCRIBED answers on a page.
+        """
+        if wanted:
+            query = replace(query, limit=min(query.limit, MAX_DESCRIBED))
         sight, patients = await self._looking(who, purpose, address)
         shows = self._shows(sight, patients)
         page = await self._index.search(
             query, sight.visible(patients), shows if sight.by_department else None
         )
         kept = tuple(filter(shows, page.matches))
-        await self._log.record(self._searched(who, level, query, purpose, address, len(kept)))
-        return Page(kept, page.more)
+        fields: Sequence[Fields] = ()
+        if wanted:
+            fields = await self._fields.fields(who, level, kept, wanted, purpose, address)
+        event = self._searched(who, level, query, purpose, address, len(kept))
+        if wanted:
+            # Which attributes, and of how many answers they were read: that much was viewed.
+            read: dict[str, Detail] = {"fields": sorted(wanted), "described": sum(map(bool, fields))}
+            event = replace(event, detail={**event.detail, **read})
+        await self._log.record(event)
+        return Page(kept, page.more), fields
 
     async def find(
         self, who: Principal, query: Query, purpose: Purpose, address: str | None

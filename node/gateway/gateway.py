@@ -8,6 +8,7 @@ from node.clock import Clock
 from node.descriptions import Descriptions
 from node.facts import FactFinder
 from node.gateway.data_sets import DataSets
+from node.gateway.fields import FieldReader
 from node.gateway.finding import Finding
 from node.gateway.frames import Frames
 from node.gateway.metadata import Metadata
@@ -49,12 +50,18 @@ class Gateway:
         reading = Reading(node_id=node_id, blobs=blobs, keys=keys, index=index, facts=facts, log=log)
         visits = Visits(node_id=node_id, policies=policies, reading=reading, log=log, clock=clock)
 
+        metadata = Metadata(visits, reading, index, descriptions)
+
         # Copies of other hospitals' studies may be opened too, once somebody holds them.
         self.hold = reading.hold
 
         # What somebody may find.
-        finding = Finding(node_id=node_id, policies=policies, index=index, facts=facts, log=log, clock=clock)
+        finding = Finding(
+            node_id=node_id, policies=policies, index=index, facts=facts,
+            fields=FieldReader(visits, metadata, index), log=log, clock=clock,
+        )  # fmt: skip
         self.search = finding.search
+        self.search_with_fields = finding.search_with_fields
         self.find = finding.find
 
         # A study opened for somebody, until it is closed, idle or over.
@@ -68,7 +75,7 @@ class Gateway:
         # What is in it.
         self.series = visits.series
         self.rows = visits.rows
-        self.metadata = Metadata(visits, reading, index, descriptions).metadata
+        self.metadata = metadata.metadata
 
         # Looking: pictures, with the watermark burned in.
         frames = Frames(reading)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import structlog
 
 from consent.errors import AccordError, Invalid, NotFound
-from node.descriptions import Descriptions, bulk_path, joined, model_line
+from node.descriptions import Descriptions, bulk_path, joined, model_line, split
 from node.gateway.reading import Reading
 from node.gateway.visits import Visits
 from node.index import Index, InstanceRow, SeriesRow
@@ -47,6 +47,23 @@ class Metadata:
             else:
                 parts.append(await self._make(visit, one))
         return parts[0] if len(parts) == 1 else joined(part[1:-1] for part in parts if len(part) > 2)
+
+    async def lines_of(self, visit: Visit, series: str | None, *, first: bool) -> list[bytes]:
+        """The instances of a series by its pseudonym (of the study's first without one), each as one line of JSON.
+
+        With `first`, of the first instance alone. Empty when there is no such series.
+        """
+        for one in await self._index.series(visit.resource.id):
+            if series not in (None, one.series):
+                continue
+            place = one.metadata
+            if place is not None and place.count == one.instance_count:
+                lines = split(await self._reading.kept_metadata(visit, place))
+                return lines[:1] if first else lines
+            contents = await self._reading.contents(visit)
+            rows = [row for row in contents.instances.values() if row.series == one.series]
+            return list((await self._lines(visit, rows[:1] if first else rows)).values())
+        return []
 
     async def _make(self, visit: Visit, series: SeriesRow) -> bytes:
         """Metadata of a series that was not made at ingest; kept for the next time."""

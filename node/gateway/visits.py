@@ -112,6 +112,24 @@ class Visits:
         await self._make_room()
         return opening
 
+    async def glance(self, who: Principal, study: str, purpose: Purpose, address: str | None) -> Visit:
+        """A visit that ends with the answer in which it is used, which is what goes on record.
+
+        Raises NotFound, or Denied when the rules do not let this person view the study now.
+        """
+        shelf = self._reading.shelf("")
+        resource = await shelf.resource(study)
+        verdict = await self._ask(shelf, who, Action.VIEW, resource, purpose, None)
+        if isinstance(verdict, Permit) and verdict.owes(Deidentify):
+            verdict = Deny(("This may only be seen de-identified, which a viewer does not offer.",))
+        permit = verdict.or_raise()
+        opening = Opening(
+            secrets.token_hex(16), study, "", who, purpose, Action.VIEW,
+            permit.obligations, permit.reasons, permit.expires,
+        )  # fmt: skip
+        now = self._clock.now()
+        return Visit(opening, resource, None, address, permit, now, now, now)
+
     async def visit(
         self,
         who: Principal,

@@ -1,0 +1,173 @@
+"""QIDO-RS (PS3.18 §10.6): searches for studies, series and instances, at every level and below every resource.
+
+What may be found and what is read for it is the gateway's to say. Here are the parameters, the form of an answer and the
+warnings about what was not done as asked.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from consent.errors import Invalid
+from consent.vocabulary import Purpose
+from node.dicom import accept
+from node.dicom.body import FRESH
+from node.dicom.wado import accept_of, studies_url
+from node.imaging.dictionary import tag_of
+from node.index import Level, Match, Query
+from node.index.query import ATTRIBUTES, attribute_of
+from node.web.keys import GATEWAY
+from node.web.kit import address_of, current_person
+
+CONTROLS = frozenset(
+    {
+        "accept",
+        "limit",
+        "offset",
+        "includefield",
+        "fuzzymatching",
+        "emptyvaluematching",
+        "multiplevaluematching",
+    }
+)
+DEFAULT_LIMITS = {Level.STUDY: 500, Level.SERIES: 2_000, Level.INSTANCE: 10_000}
+MAX_FIELDS = 64
+ALL = "all"
+FURTHER_ANSWERS = "There are additional results that can be requested"
+_TAG = re.compile(r"[0-9A-Fa-f]{8}")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+async def studies(request: web.Request) -> web.Response:
+    """Search for studies."""
+    return await _search(request, Level.STUDY)
+
+
+async def series(request: web.Request) -> web.Response:
+    """Search for series, of one study or of all."""
+    return await _search(request, Level.SERIES)
+
+
+async def instances(request: web.Request) -> web.Response:
+    """Search for instances, of one series, of one study or of all."""
+    return await _search(request, Level.INSTANCE)
+
+
+async def _search(request: web.Request, level: Level) -> web.Response:
+    kind = accept.metadata(accept_of(request))
+    query = query_of(request, level)
+    wanted, unknown = fields_of(request)
+    page, fields = await request.app[GATEWAY].search_with_fields(
+        current_person(request), level, query, wanted, Purpose.TREATMENT, address_of(request)
+    )
+    found = fields or [{}] * len(page.matches)
+    base = studies_url(request)
+    answers = [_answer(match, level, base, extra) for match, extra in zip(page.matches, found, strict=True)]
+    body = json.dumps(answers, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    response = web.Response(body=body, content_type=kind, headers=FRESH)
+    for warning in _warnings(query, unknown, page.more):
+        response.headers.add("Warning", f'299 accord "{warning}"')
+    return response
+
+
+def query_of(request: web.Request, level: Level) -> Query:
+    """The search that a request asks for. Raises Invalid, naming what cannot be read."""
+    keys = [(name, value) for name, value in request.query.items() if name not in CONTROLS]
+    if study := request.match_info.get("study"):
+        keys.append(("StudyInstanceUID", study))
+    if series := request.match_info.get("series"):
+        keys.append(("SeriesInstanceUID", series))
+    return Query.of(
+        level,
+        keys,
+        limit=_whole(request, "limit", DEFAULT_LIMITS[level]),
+        offset=_whole(request, "offset", 0),
+        empty=_switch(request, "emptyvaluematching"),
+        fuzzy=_switch(request, "fuzzymatching"),
+    )
+
+
+def fields_of(request: web.Request) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Attributes that `includefield` asks for and the index has not, by tag (or ALL), and names that are none."""
+    names = [
+        name.strip()
+        for value in request.query.getall("includefield", ())
+        for name in value.split(",")
+        if name
+    ]
+    if len(names) > MAX_FIELDS:
+        raise Invalid(
+            f"A search includes at most {MAX_FIELDS} fields.", mend="Retrieve the metadata instead."
+        )
+    wanted: set[str] = set()
+    unknown: list[str] = []
+    for name in names:
+        outer = name.partition(".")[0]  # an attribute inside a sequence comes with the sequence
+        if name.lower() == ALL:
+            wanted.add(ALL)
+        elif attribute_of(outer) is None:
+            tag = outer.upper() if _TAG.fullmatch(outer) else f"{tag_of(outer) or 0:08X}"
+            if int(tag, 16):
+                wanted.add(tag)
+            else:
+                unknown.append(name[:64])
+    return frozenset(wanted), tuple(unknown)
+
+
+def _whole(request: web.Request, name: str, default: int) -> int:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not text.isdecimal() or len(text) > 9:
+        raise Invalid(f"{name} is a whole number from 0.")
+    return int(text)
+
+
+def _switch(request: web.Request, name: str) -> bool:
+    text = request.query.get(name, "false").lower()
+    if text not in ("true", "false"):
+        raise Invalid(f"{name} is true or false.")
+    return text == "true"
+
+
+def _answer(match: Match, level: Level, studies: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """One answer with the attributes that a service adds to those of the index (PS3.18 §10.6.3.3), in order of their tags."""
+    values = match.values
+    url = studies + str(values["StudyInstanceUID"])
+    if level is not Level.STUDY:
+        url += f"/series/{values['SeriesInstanceUID']}"
+    if level is Level.INSTANCE:
+        url += f"/instances/{values['SOPInstanceUID']}"
+    answer = {
+        **extra,
+        "00080005": {"vr": "CS", "Value": ["ISO_IR 192"]},
+        "00080056": {"vr": "CS", "Value": ["ONLINE"]},
+        "00081190": {"vr": "UR", "Value": [url]},
+        **match.to_dicom_json(),
+    }
+    return dict(sorted(answer.items()))
+
+
+def _warnings(query: Query, unknown: tuple[str, ...], more: bool) -> list[str]:
+    """PS3.18 §8.3.4.4 and §10.6.3: what was not done as asked."""
+    warnings = []
+    if query.ignored:
+        warnings.append(f"The following keys are not searched by: {_words(query.ignored)}")
+    if unknown:
+        warnings.append(f"The following fields are not attributes: {_words(unknown)}")
+    if query.fuzzy and not any(ATTRIBUTES[name].vr == "PN" for name in query.keys if name in ATTRIBUTES):
+        warnings.append("Fuzzy matching is of names; only literal matching has been performed")
+    if more:
+        warnings.append(FURTHER_ANSWERS)
+    return warnings
+
+
+def _words(names: tuple[str, ...]) -> str:
+    """Names that somebody else chose, for a header."""
+    return ", ".join(name for name in names if name.isascii() and name.replace(".", "").isalnum())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from consent.errors import Invalid
-from ops.commands.people import Folder, Json, operator
+from ops.commands.arguments import Folder, Json, operator
 from ops.console import speaks, tell
 from ops.foundation import opened
 

@@ -7,6 +7,7 @@ axis more. Further keywords set elements by name; an element of value None is le
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from hashlib import sha256
 
 import numpy as np
 from pydicom.dataelem import DataElement
@@ -31,7 +32,10 @@ def image(
 ) -> Instance:
     """An image of these stored values. `stream` replaces them by one code stream a frame; `extra` adds elements."""
     ds = Dataset()
-    ds.SOPClassUID, ds.SOPInstanceUID = SecondaryCaptureImageStorage, uid("image", cells.tobytes()[:4096])
+    ds.SOPClassUID, ds.SOPInstanceUID = (
+        SecondaryCaptureImageStorage,
+        uid("image", cells.shape, sha256(cells.tobytes()).hexdigest()),
+    )
     ds.StudyInstanceUID, ds.SeriesInstanceUID = uid("image"), uid("image", 1)
     ds.PatientID, ds.Modality = "P-0002", "OT"
     shape = cells.shape[:-1] if samples == 3 else cells.shape

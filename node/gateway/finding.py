@@ -145,13 +145,15 @@ class Finding:
     ) -> Event:
         """Somebody searched; `more`: these answers follow those of an entry before."""
         detail: dict[str, Detail] = {"level": level.value, "keys": sorted(query.keys), "answers": answers}
+        if more:
+            detail["more"] = True
         return Event(
             EventKind.STUDIES_SEARCHED,
             who.actor,
             patient=self._patient_asked(query),
             purpose=purpose,
             address=address,
-            detail=detail | ({"more": True} if more else {}),
+            detail=detail,
         )
 
     def _sight(self, who: Principal, purpose: Purpose) -> Sight:

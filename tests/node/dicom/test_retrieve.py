@@ -26,6 +26,7 @@ from pynetdicom.sop_class import (
 
 from consent.vocabulary import EventKind
 from node.access.devices import DeviceState
+from node.gateway import data_sets, reading
 from ops.demo.processes import free_ports
 from tests.node.dicom.archive import (
     READING_ROOM,
@@ -239,6 +240,18 @@ async def test_get_sends_what_is_asked_for_as_it_is(
     assert store.uids == {one.sop_instance_uid for one in wanted}
     sent = {one.sop_instance_uid: one.dataset() for one in wanted}
     assert all(ds.PixelData == sent[str(ds.SOPInstanceUID)].PixelData for _, ds in store.got)
+
+
+async def test_a_large_instance_goes_in_pieces(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past the bound nothing is held whole: it is verified, read again and sent piece by piece, in order."""
+    monkeypatch.setattr(data_sets, "MAX_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(reading, "PIECE_BYTES", 700)
+    store = Store(0)
+    done = await asyncio.to_thread(get, archive, store, whole_study("g1"))
+
+    assert (done.status, done.completed) == (0, 6)
+    sent = {one.sop_instance_uid: one.dataset().PixelData for one in CT_STUDY}
+    assert {str(ds.SOPInstanceUID): ds.PixelData for _, ds in store.got} == sent
 
 
 async def test_a_patient_is_sent_whole(archive: Archive) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import given, settings
@@ -27,9 +28,11 @@ from node.dicom.messages import (
     Verb,
     encode_request,
     encode_response,
+    framed_pieces,
     parse_command,
 )
 from node.dicom.negotiation import VERIFICATION
+from node.dicom.pdu import pdvs
 from node.dicom.services import Services, status_of
 from node.ingest import Source
 from tests.node.dicom.conftest import Journal, Shelf, still_channel
@@ -189,3 +192,35 @@ def test_noise_is_invalid_or_a_command(noise: bytes, at: int) -> None:
             parse_command(data)
         except Invalid:
             pass
+
+
+async def _in_pieces(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+@pytest.mark.parametrize("sizes", [(10,), (700, 700, 3), (64, 64)])
+async def test_a_data_set_in_pieces_is_one_message(sizes: tuple[int, ...]) -> None:
+    """Fragments in order, none longer than the peer takes, the last one and no other marked as last."""
+    pieces = [bytes([number]) * size for number, size in enumerate(sizes)]
+    whole = b"".join(pieces)
+    out = [part async for part in framed_pieces(5, _in_pieces(*pieces), len(whole), 128)]
+    stream = b"".join(bytes(part) for parts in out for part in parts)
+    taken, position = b"", 0
+    while position < len(stream):
+        end = position + 6 + int.from_bytes(stream[position + 2 : position + 6], "big")
+        assert end - position - 6 <= 128
+        (value,) = pdvs(stream, position + 6, end)
+        taken += stream[value.start : value.end]
+        assert value.last == (end == len(stream)) and not value.command
+        position = end
+    assert taken == whole
+
+
+@pytest.mark.parametrize("size", [9, 11])
+async def test_a_data_set_of_another_length_is_not_finished_quietly(size: int) -> None:
+    """Whoever sends it hears that half a message is out."""
+    with pytest.raises(Invalid) as refusal:
+        async for _ in framed_pieces(1, _in_pieces(bytes(10)), size, 0):
+            pass
+    assert refusal.value.code == "bad-length"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import time
 import tracemalloc
@@ -10,6 +11,7 @@ import zlib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.dataset import Dataset
 
 from consent.errors import Invalid
 from node.imaging.attributes import Attributes, read_attributes
@@ -23,6 +25,7 @@ from tests.support.dicom import (
     deflate,
     element,
     from_file,
+    instance,
     nested_sequences,
     pydicom_folder,
     pydicom_samples,
@@ -52,8 +55,8 @@ def test_pixel_offset_points_at_the_pixels() -> None:
 
 def test_real_studies_read_as_pydicom_reads_them() -> None:
     """The multi-series CT, MR and CR studies agree with an independent reader."""
-    for instance in pydicom_samples():
-        found, other = read_attributes(instance.data, instance.transfer_syntax_uid), instance.dataset()
+    for one in pydicom_samples():
+        found, other = read_attributes(one.data, one.transfer_syntax_uid), one.dataset()
         assert found.study_instance_uid == other.StudyInstanceUID
         assert found.patient_name == str(other.PatientName)
         assert (found.modality, found.rows) == (other.Modality, other.get("Rows"))
@@ -256,3 +259,45 @@ def _timed(data: bytes) -> float:
     start = time.perf_counter()
     read_attributes(data, EXPLICIT)
     return time.perf_counter() - start
+
+
+def _requested() -> Dataset:
+    ds = ct_slice().dataset()
+    code, request = Dataset(), Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "24627-2", "LN", "胸部"
+    request.RequestedProcedureID, request.ScheduledProcedureStepID = "RP-1", "SPS-1"
+    request.ScheduledProtocolCodeSequence = [code]
+    ds.ProcedureCodeSequence, ds.RequestAttributesSequence = [code], [request, request]
+    return ds
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED])
+@pytest.mark.parametrize("undefined", [False, True])
+def test_codes_and_requests_are_read_item_by_item(syntax: str, undefined: bool) -> None:
+    """What queries match inside sequences, of defined and undefined length; what lies deeper is passed over."""
+    ds = _requested()
+    for keyword in ("ProcedureCodeSequence", "RequestAttributesSequence"):
+        ds[keyword].is_undefined_length = undefined
+        for item in ds[keyword].value:
+            item.is_undefined_length_sequence_item = undefined
+    found = read_attributes(instance(ds, syntax).data, syntax)
+
+    assert found.procedure_codes == (
+        {"CodeValue": "24627-2", "CodingSchemeDesignator": "LN", "CodeMeaning": "胸部"},
+    )
+    assert (
+        found.request_attributes
+        == ({"RequestedProcedureID": "RP-1", "ScheduledProcedureStepID": "SPS-1"},) * 2
+    )
+    assert Attributes.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_a_sequence_that_cannot_be_read_costs_nothing_else() -> None:
+    """Noise where items should be: the instance is taken without those codes."""
+    ds = ct_slice().dataset()
+    del ds.PixelData
+    data = instance(ds).data
+    at = data.index(b"\x10\x00\x10\x00PN")
+    broken = data[:at] + element(0x00081032, b"SQ", b"nonsense") + data[at:]
+
+    assert read_attributes(broken, EXPLICIT).procedure_codes == ()

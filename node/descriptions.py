@@ -24,6 +24,7 @@ from node.imaging.attributes import Attributes
 from node.imaging.dicom_json import Memo, json_model
 from node.index import Entry, Index
 from node.index.rows import MetadataPlace
+from node.vault.pack import StoredObject
 from node.vault.vault import METADATA, NewObject, Vault
 
 QUIET_SECONDS = 1.5
@@ -156,6 +157,16 @@ class Descriptions:
         series = self._waiting.pop(key)
         self._bytes -= sum(len(head.data) for head in series.heads.values())
         return series
+
+
+def kept_metadata(objects: Iterable[StoredObject]) -> dict[str, MetadataPlace]:
+    """What was kept of each series in a pack, by series; of several the last, which is of the most instances."""
+    found: dict[str, MetadataPlace] = {}
+    for stored in objects:
+        series, mark, count = stored.object_id.partition(".m.")
+        if stored.kind == METADATA and mark and count.isdecimal():
+            found[series] = MetadataPlace(stored.object_id, int(count), placement(stored))
+    return found
 
 
 def bulk_path(study_uid: str, series_uid: str, sop_uid: str) -> str:

@@ -1,20 +1,28 @@
 """After a crash: what the packs hold and the index lacks is indexed and logged, before the doors open.
 
 Costs one listing of the packs and, for the few that grew after their last row was written, a look at what lies
-behind it. A pack that was damaged is named in the log and does not keep the others from being recovered.
+behind it; what a power cut left of an unfinished group is mended first. A pack that was damaged is named in the log
+and does not keep the others from being recovered.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+
+import structlog
 
 from consent.errors import Corrupt, Invalid, NotFound, Unavailable
 from consent.vocabulary import EventKind, Outcome
 from node.arrival import ATTRIBUTES_SUFFIX, entry_of
 from node.audit.log import Event, Log
 from node.database import Database
+from node.descriptions import kept_metadata
 from node.flusher import stored_event
 from node.index import Entry, Index
 from node.vault.pack import StoredObject
 from node.vault.vault import ATTRIBUTES, INSTANCE, Vault
+
+logger = structlog.get_logger()
 
 ACTOR = "system"
 BATCH = 500
@@ -49,12 +57,18 @@ async def recover(
 async def _recover_study(
     vault: Vault, index: Index, log: Log, database: Database, study: str, start: int
 ) -> int:
+    try:
+        await vault.settle(study)
+    except Unavailable as error:
+        if error.code == "grade-locked":
+            raise
+        logger.warning("pack not mended", study=study, error=error.message)  # nothing is taken in either
     survey = await vault.objects(study, start)
-    pairs = _pairs(survey.objects)
+    pairs = instance_pairs(survey.objects)
     found = 0
     for start in range(0, len(pairs), BATCH):
         entries = [
-            await _entry(vault, index, study, description, data_set)
+            await entry_in(vault, index, study, description, data_set)
             for description, data_set in pairs[start : start + BATCH]
         ]
         async with database.write() as tx:
@@ -64,23 +78,30 @@ async def _recover_study(
         index.remember(fresh)
         found += len(fresh)
     async with database.write() as tx:
+        for series, place in kept_metadata(survey.objects).items():
+            await index.set_metadata(tx, study, series, place)
         await index.set_indexed_to(tx, study, survey.end)
     return found
 
 
-def _pairs(objects: list[StoredObject]) -> list[tuple[StoredObject, StoredObject]]:
-    """Attributes and data set of every instance that is there with both."""
-    descriptions = {stored.object_id: stored for stored in objects if stored.kind == ATTRIBUTES}
+def instance_pairs(objects: Iterable[StoredObject]) -> list[tuple[StoredObject, StoredObject]]:
+    """Attributes and data set of every instance that is there with both; of an id that occurs twice the first."""
+    first: dict[str, StoredObject] = {}
+    for stored in objects:
+        first.setdefault(stored.object_id, stored)
     return [
-        (descriptions[stored.object_id + ATTRIBUTES_SUFFIX], stored)
-        for stored in objects
-        if stored.kind == INSTANCE and stored.object_id + ATTRIBUTES_SUFFIX in descriptions
+        (first[stored.object_id + ATTRIBUTES_SUFFIX], stored)
+        for stored in first.values()
+        if stored.kind == INSTANCE
+        and stored.object_id + ATTRIBUTES_SUFFIX in first
+        and first[stored.object_id + ATTRIBUTES_SUFFIX].kind == ATTRIBUTES
     ]
 
 
-async def _entry(
+async def entry_in(
     vault: Vault, index: Index, study: str, description: StoredObject, data_set: StoredObject
 ) -> Entry:
+    """What the index is told of one instance of a pack. Raises Corrupt, NotFound (no key), Unavailable (a locked grade)."""
     document = await vault.attributes(study, description)
     entry = entry_of(document, index.pseudonyms, description, data_set)
     if (entry.study, entry.instance) != (study, data_set.object_id):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
@@ -26,6 +27,9 @@ from node.index.rows import Entry, InstanceRow, Match, MetadataPlace, Placement,
 from node.index.sealing import RowSealer, altered
 from node.index.search import EVERYTHING, Page, Search, Test, Visible
 from node.index.tables import INSTANCES, NO_NUMBER, SERIES, STUDIES
+
+MAX_NAMED = 500
+"""Rows that one statement names."""
 
 STUDY_ATTRIBUTES = {
     "StudyInstanceUID": "study_instance_uid",
@@ -130,11 +134,18 @@ class Index:
         await tx.execute(which.values(metadata=text))
 
     async def relocate(
-        self, tx: Tx, study: str, places: Mapping[str, tuple[Placement, Placement]], end: int, grade: Grade
+        self,
+        tx: Tx,
+        study: str,
+        places: Mapping[str, tuple[Placement, Placement]],
+        end: int,
+        grade: Grade,
+        metadata: Mapping[str, MetadataPlace] = MappingProxyType({}),
     ) -> None:
         """Say where data set and description of each instance lie in a pack of `end` bytes that was written anew, and its grade.
 
-        Pre-made metadata is forgotten. Raises Corrupt when an instance of the study is not among them.
+        Pre-made metadata is forgotten but for what `metadata` names, by series. Raises Corrupt when an instance of the
+        study is not among them.
         """
         rows = (await tx.execute(_INSTANCES, {"study": study})).all()
         changed = [{"of": row.instance, "anew": self._relocated(row, places)} for row in rows]
@@ -142,8 +153,42 @@ class Index:
             which = update(INSTANCES).where(INSTANCES.c.instance == bindparam("of"))
             await tx.execute(which.values(sealed=bindparam("anew")), changed)
         await tx.execute(update(SERIES).where(SERIES.c.study == study).values(metadata=None))
+        for series, place in metadata.items():
+            await self.set_metadata(tx, study, series, place)
         which = update(STUDIES).where(STUDIES.c.study == study)
         await tx.execute(which.values(grade=int(grade), indexed_to=end))
+
+    async def put_anew(
+        self,
+        tx: Tx,
+        study: str,
+        entries: Sequence[Entry],
+        metadata: Mapping[str, MetadataPlace],
+        end: int,
+    ) -> bool:
+        """Make the study's rows what its pack of `end` bytes says; return whether they were that already, bit for bit.
+
+        `metadata` names what was pre-made, by series. Old rows are not opened: they may have been altered.
+        """
+        before = await self._dumped(tx, study)
+        for table in (INSTANCES, SERIES, STUDIES):
+            await tx.execute(delete(table).where(table.c.study == study))
+        for start in range(0, len(entries), MAX_NAMED):
+            names = [entry.instance for entry in entries[start : start + MAX_NAMED]]
+            await tx.execute(delete(INSTANCES).where(INSTANCES.c.instance.in_(names)))
+        for start in range(0, len(entries), MAX_NAMED):
+            await self.add(tx, entries[start : start + MAX_NAMED], {study: end})
+        for series, place in metadata.items():
+            await self.set_metadata(tx, study, series, place)
+        return before == await self._dumped(tx, study)
+
+    async def _dumped(self, tx: Tx, study: str) -> list[tuple[Any, ...]]:
+        """Every row of the study as it stands in the database."""
+        rows: list[tuple[Any, ...]] = []
+        for table in (STUDIES, SERIES, INSTANCES):
+            which = select(table).where(table.c.study == study).order_by(*table.primary_key.columns)
+            rows += [tuple(row) for row in (await tx.execute(which)).all()]
+        return rows
 
     def _relocated(self, row: Any, places: Mapping[str, tuple[Placement, Placement]]) -> bytes:
         sealed = self._sealer.open_json("index_instance", row.instance, row.sealed)

@@ -1,9 +1,13 @@
-"""Sealed columns: one value of one row, encrypted under the index key and bound to its place."""
+"""Sealed columns: one value of one row, encrypted under the index key and bound to its place.
+
+The nonce is a keyed digest of place and value, so that an index rebuilt from the packs is the old one bit for bit, and an
+altered row shows by comparison. Who sees two states of a row learns whether it changed, and no more.
+"""
 
 from __future__ import annotations
 
+import hmac
 import json
-import os
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
@@ -20,11 +24,13 @@ class RowSealer:
 
     def __init__(self, index_key: bytes) -> None:
         self._cipher = AESGCM(derive(index_key, b"accord/index/rows/v1"))
+        self._nonces = derive(index_key, b"accord/index/nonces/v1")
 
     def seal(self, table: str, column: str, row: str, value: bytes) -> bytes:
         """Nonce, then ciphertext and tag."""
-        nonce = os.urandom(NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, value, _place(table, column, row))
+        place = _place(table, column, row)
+        nonce = hmac.digest(self._nonces, place + b"\x00" + value, "sha256")[:NONCE_BYTES]
+        return nonce + self._cipher.encrypt(nonce, value, place)
 
     def open(self, table: str, column: str, row: str, sealed: bytes) -> bytes:
         """Raises Corrupt when the value was altered or moved."""

@@ -21,7 +21,7 @@ from consent.errors import Corrupt, Invalid, Unavailable
 from consent.signed import Json, canonical_json, parse_json
 from consent.vocabulary import Grade
 from node.vault.arena import Arena
-from node.vault.blobs import BLOCK_BYTES, Appendable
+from node.vault.blobs import BLOCK_BYTES, Appendable, BlobStore
 from node.vault.manifest import Manifest, ManifestEntry
 from node.vault.seal import (
     Buffer,
@@ -197,6 +197,33 @@ def survey(read: Read, size: int, study: str, start: int = 0) -> Survey:
         is_tail = torn and end == size
         found.damages.insert(0, Damage(place, end, torn=is_tail, settled=newest_base > place))
     return found
+
+
+def surveyed(blobs: BlobStore, study: str, start: int = 0) -> Survey:
+    """Walk the pack of `study` in a store, from the longest sound copy of it.
+
+    A damaged copy is passed over for another one; where there is none, the damage is in what is returned. Raises
+    Corrupt when the file is no pack of this study or ends before `start`, NotFound.
+    """
+    name = pack_name(study)
+    length = blobs.size(name)
+    damaged: list[Survey] = []
+
+    def use(read: Read, size: int) -> Survey:
+        if size < max(start, length):
+            raise corrupt_pack(study, f"it was cut off at byte {size}")
+        found = survey(read, size, study, start)
+        if any(damage.settled for damage in found.damages):
+            damaged.append(found)
+        found.require_sound(study)
+        return found
+
+    try:
+        return blobs.proved(name, use)
+    except Corrupt:
+        if damaged:
+            return damaged[0]
+        raise
 
 
 class PackGone(Exception):

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from hashlib import sha256
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -21,9 +22,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from consent.errors import Corrupt, Invalid, NotFound
 from consent.signed import Signed, sign
 from consent.vocabulary import Grade
-from node.vault.blobs import BlobStore
+from node.vault.blobs import BlobStore, Read
 from node.vault.manifest import Manifest, ManifestEntry
-from node.vault.pack import StoredObject, Survey, check_bodies, corrupt_pack, pack_name, survey
+from node.vault.pack import StoredObject, Survey, check_bodies, corrupt_pack, head_of, pack_name, surveyed
 from node.vault.seal import keep_freed_memory, open_digest, open_range, open_sealed
 
 __all__ = ["Fault", "Reader", "StoredObject"]
@@ -129,8 +130,30 @@ class Reader:
         )
 
     def _open(self, study: str, stored: StoredObject, key: bytes, expected: bytes | None) -> bytes:
-        body = self._blobs.read(pack_name(study), stored.offset, stored.length)
-        return _proved(body, study, stored, key, expected)
+        def use(read: Read, _size: int, stored: StoredObject = stored) -> bytes:
+            return _proved(read(stored.offset, stored.length), study, stored, key, expected)
+
+        try:
+            return self._blobs.proved(pack_name(study), use)
+        except Corrupt:
+            moved = self._moved(study, stored)
+            if moved is None:
+                raise
+            return self._blobs.proved(pack_name(study), partial(use, stored=moved))
+
+    def _moved(self, study: str, stored: StoredObject) -> StoredObject | None:
+        """Where the same sealed bytes lie now, when the pack was written anew since `stored` was read."""
+        try:
+            with self._blobs.opened(pack_name(study)) as read:
+                head = head_of(read, study)
+            if head is None or not head.generation:
+                return None
+            found = self._survey(study)
+        except (Corrupt, NotFound):
+            return None
+        name = (stored.object_id, stored.length, stored.blake3)
+        now = (one for one in found.objects if (one.object_id, one.length, one.blake3) == name)
+        return next((one for one in now if one.offset != stored.offset), None)
 
     def _open_several(
         self, study: str, wanted: Sequence[tuple[StoredObject, bytes, bytes | None]]
@@ -139,14 +162,17 @@ class Reader:
         try:
             with self._blobs.opened(pack_name(study)) as read:
                 for stored, key, expected in wanted:
-                    body = read(stored.offset, stored.length)
-                    found.append(_proved(body, study, stored, key, expected))
+                    try:
+                        body = read(stored.offset, stored.length)
+                        found.append(_proved(body, study, stored, key, expected))
+                    except Corrupt:
+                        found.append(self._open(study, stored, key, expected))
         except (Corrupt, NotFound) as error:
             found.append(error)
         return found
 
     def _open_range(self, study: str, stored: StoredObject, key: bytes, offset: int, length: int) -> bytes:
-        with self._blobs.opened(pack_name(study)) as read:
+        def use(read: Read, _size: int, stored: StoredObject = stored) -> bytes:
             return open_range(
                 lambda start, count: read(stored.offset + start, count),
                 stored.length,
@@ -156,11 +182,16 @@ class Reader:
                 length,
             )
 
+        try:
+            return self._blobs.proved(pack_name(study), use)
+        except Corrupt:
+            moved = self._moved(study, stored)
+            if moved is None:
+                raise
+            return self._blobs.proved(pack_name(study), partial(use, stored=moved))
+
     def _survey(self, study: str) -> Survey:
-        name = pack_name(study)
-        size = self._blobs.size(name)
-        with self._blobs.opened(name) as read:
-            return survey(read, size, study)
+        return surveyed(self._blobs, study)
 
     def _verify(self, study: str, expected: Manifest | Sequence[StoredObject] | None) -> list[Fault]:
         try:

@@ -20,11 +20,11 @@ from consent.errors import Conflict, Invalid
 from consent.vocabulary import Grade
 from node.clock import Clock
 from node.database import Tx
-from node.vault.blobs import BlobStore
+from node.vault.blobs import BlobStore, Read
 from node.vault.commit import GroupCommit
 from node.vault.gates import Gates
 from node.vault.keys import KeyRing
-from node.vault.pack import Draft, StoredObject, Survey, corrupt_pack, pack_name, survey
+from node.vault.pack import Draft, PackWriter, StoredObject, Survey, pack_name, surveyed
 from node.vault.seal import (
     ObjectHeader,
     Payload,
@@ -132,8 +132,16 @@ class Vault:
         if stored.kind != ATTRIBUTES:
             raise Invalid("Only attributes are read back here; images leave through the gateway.")
         study_key = await self._keys.study_key(None, study, stored.grade)
-        body = await asyncio.to_thread(self._blobs.read, pack_name(study), stored.offset, stored.length)
-        return open_sealed(body, object_key(study_key, stored.object_id), stored.header(study))
+        key = object_key(study_key, stored.object_id)
+
+        def use(read: Read, _size: int) -> bytes:
+            return open_sealed(read(stored.offset, stored.length), key, stored.header(study))
+
+        return await asyncio.to_thread(self._blobs.proved, pack_name(study), use)
+
+    async def settle(self, study: str) -> None:
+        """Mend what a crash left of an unfinished group, on every copy. Raises Corrupt, Unavailable."""
+        await asyncio.to_thread(self._settle, study)
 
     async def shred(self, tx: Tx, study: str) -> int:
         """Destroy the keys of `study` in the caller's transaction; return how many there were.
@@ -154,11 +162,13 @@ class Vault:
         await self._commit.close()
 
     def _survey(self, study: str, start: int) -> Survey:
-        name = pack_name(study)
-        size = self._blobs.size(name)
-        if size < start:
-            raise corrupt_pack(study, f"it was cut off at byte {size}")
-        with self._blobs.opened(name) as read:
-            found = survey(read, size, study, start)
+        found = surveyed(self._blobs, study, start)
         found.require_sound(study)
         return found
+
+    def _settle(self, study: str) -> None:
+        writer = PackWriter(study, self._blobs.append(pack_name(study)))
+        try:
+            writer.settle()
+        finally:
+            writer.close()

@@ -28,7 +28,7 @@ from tests.support.rack import Rack
 
 STUDIES = ["st_" + letter * 26 for letter in "ab"]
 NOW = FakeClock().now()
-COUNT = int(os.environ.get("ACCORD_HISTORIES", "40"))
+COUNT = int(os.environ.get("ACCORD_HISTORIES", "12"))
 STEPS = 30
 TAILS = ("none", "some", "whole", "zeros", "spoilt")
 

@@ -7,6 +7,7 @@ parser found them; every length is checked against the bytes that are there.
 
 from __future__ import annotations
 
+import asyncio
 from array import array
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from node.imaging.layout import PixelLayout
 MAX_FRAGMENTS = 1_000_000
 MAX_HEAD_BYTES = 64 * 1024 * 1024
 """A head this long has the functional groups of tens of thousands of frames."""
+LONG_BYTES = 256 * 1024
 _ITEM, _SEQUENCE_END = 0xE000FFFE, 0xE0DDFFFE
 _EXTENDED_OFFSETS, _EXTENDED_LENGTHS = 0x7FE00001, 0x7FE00002
 _READ_BYTES = 4096
@@ -64,13 +66,12 @@ async def find_frames(
     Reads the head and the offset table; where there is none, also 4 KiB at each fragment. Raises Invalid.
     """
     search = _find(pixel, transfer_syntax, frames, size_bytes)
-    try:
-        place = next(search)
-        while True:
-            place = search.send(await read(*place))
-    except StopIteration as done:
-        found: FramePlaces = done.value
-        return found
+    step: tuple[int, int] | FramePlaces = next(search)
+    while not isinstance(step, FramePlaces):
+        data = await read(*step)
+        long = len(data) > LONG_BYTES  # thousands of functional groups: others must not wait for them
+        step = await asyncio.to_thread(_next, search, data) if long else _next(search, data)
+    return step
 
 
 def native_frame_bytes(pixel: Mapping[str, Any], rows: int | None, columns: int | None) -> int:
@@ -101,14 +102,11 @@ def encapsulated_frame(
     """
     _require_number(number, frames)
     search = _find_encapsulated(offset, frames, len(data), extended)
-    try:
-        start, length = next(search)
-        while True:
-            start, length = search.send(data[start : start + length])
-    except StopIteration as done:
-        places: FramePlaces = done.value
-    start, length = places.range(number)
-    return places.stored(memoryview(data)[start : start + length])
+    step: tuple[int, int] | FramePlaces = next(search)
+    while not isinstance(step, FramePlaces):
+        step = _next(search, data[step[0] : step[0] + step[1]])
+    start, length = step.range(number)
+    return step.stored(memoryview(data)[start : start + length])
 
 
 def element_value(data: bytes, transfer_syntax: str, tag: int) -> bytes:
@@ -122,6 +120,15 @@ def element_value(data: bytes, transfer_syntax: str, tag: int) -> bytes:
         if element.tag >= tag:
             break
     raise NotFound("There is no such element with a value of its own in this instance.")
+
+
+def _next(search: _Asking[FramePlaces], data: Buffer) -> tuple[int, int] | FramePlaces:
+    """What the search wants to read next, or what it found."""
+    try:
+        return search.send(data)
+    except StopIteration as done:
+        found: FramePlaces = done.value
+        return found
 
 
 def _find(

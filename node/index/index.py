@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy.exc import DBAPIError
 
 from consent.errors import Corrupt, NotFound
 from consent.vocabulary import Grade
@@ -182,12 +183,15 @@ class Index:
             await self.set_metadata(tx, study, series, place)
         return before == await self._dumped(tx, study)
 
-    async def _dumped(self, tx: Tx, study: str) -> list[tuple[Any, ...]]:
-        """Every row of the study as it stands in the database."""
+    async def _dumped(self, tx: Tx, study: str) -> list[tuple[Any, ...]] | None:
+        """Every row of the study as it stands in the database; None when one holds what its column cannot."""
         rows: list[tuple[Any, ...]] = []
         for table in (STUDIES, SERIES, INSTANCES):
             which = select(table).where(table.c.study == study).order_by(*table.primary_key.columns)
-            rows += [tuple(row) for row in (await tx.execute(which)).all()]
+            try:
+                rows += [tuple(row) for row in (await tx.execute(which)).all()]
+            except (DBAPIError, ValueError, TypeError):
+                return None
         return rows
 
     def _relocated(self, row: Any, places: Mapping[str, tuple[Placement, Placement]]) -> bytes:

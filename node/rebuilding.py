@@ -1,0 +1,110 @@
+"""The index made anew from the packs alone, or held against them: study by study, each in one transaction.
+
+What the packs say is the truth. A study whose pack cannot be read keeps the rows that it has and is named; so is one that
+the index knows and the packs lack. The log keeps its entries: what was stored then stays on record then.
+
+Invariants: after each transaction a study's rows are all old or all new; rows that were right are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from consent.errors import Corrupt, Invalid, NotFound, Unavailable
+from consent.vocabulary import EventKind, Outcome
+from node.audit.log import Event, Log
+from node.database import Database
+from node.descriptions import kept_metadata
+from node.index import Entry, Index
+from node.recovery import entry_in, instance_pairs
+from node.vault.vault import Vault
+
+
+@dataclass
+class Rebuilt:
+    """What was found: studies and instances looked at, studies whose rows differed, and what could not be made, with reasons."""
+
+    studies: int = 0
+    instances: int = 0
+    differing: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+class _Alike(Exception):
+    """Ends a transaction that was only there to look."""
+
+
+class Rebuilding:
+    """Makes index rows from packs."""
+
+    def __init__(self, vault: Vault, index: Index, log: Log, database: Database) -> None:
+        self._vault = vault
+        self._index = index
+        self._log = log
+        self._database = database
+
+    async def everything(
+        self, actor: str, *, mend: bool = True, told: Callable[[int, int], None] = lambda done, of: None
+    ) -> Rebuilt:
+        """Go through every pack; with `mend` rows that differ are put right, without it they are only named.
+
+        For a node that does not take anything in meanwhile. `told(done, of)` hears of studies.
+        """
+        result = Rebuilt()
+        studies = sorted(await self._vault.studies())
+        for number, (study, _) in enumerate(studies):
+            told(number, len(studies))
+            try:
+                count, alike = await self.one(study, mend=mend)
+            except (Corrupt, Invalid, NotFound, Unavailable) as error:
+                result.failed[study] = error.message
+                continue
+            result.studies += 1
+            result.instances += count
+            if not alike:
+                result.differing.append(study)
+        told(len(studies), len(studies))
+        known = await self._index.indexed_to()
+        for study in sorted(known.keys() - {study for study, _ in studies}):
+            result.failed[study] = "The index knows this study, and there is no pack of it."
+        await self._tell(result, actor, mend)
+        return result
+
+    async def one(self, study: str, *, mend: bool = True) -> tuple[int, bool]:
+        """Hold one study's rows against its pack; return how many instances it has, and whether the rows were right.
+
+        Raises Corrupt, NotFound (no pack, or its key is gone), Unavailable (a locked grade, the database).
+        """
+        if mend:
+            await self._vault.settle(study)
+        found = await self._vault.objects(study)
+        entries: list[Entry] = []
+        for description, data_set in instance_pairs(found.objects):
+            entries.append(await entry_in(self._vault, self._index, study, description, data_set))
+        alike = True
+        try:
+            async with self._database.write() as tx:
+                metadata = kept_metadata(found.objects)
+                alike = await self._index.put_anew(tx, study, entries, metadata, found.end)
+                if alike or not mend:
+                    raise _Alike
+        except _Alike:
+            return len(entries), alike
+        self._index.remember(entries)
+        return len(entries), alike
+
+    async def _tell(self, result: Rebuilt, actor: str, mend: bool) -> None:
+        faults = [(study, "Rows of the index were altered.") for study in result.differing]
+        for study, words in [*(faults if not mend else []), *result.failed.items()]:
+            await self._log.record(
+                Event(EventKind.INTEGRITY_FAILED, actor, Outcome.FAILED, study=study, reason=words)
+            )
+        if mend:
+            detail = {
+                "studies": result.studies,
+                "instances": result.instances,
+                "differing": len(result.differing),
+                "failed": len(result.failed),
+            }
+            await self._log.record(Event(EventKind.INDEX_REBUILT, actor, detail=detail))

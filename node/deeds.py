@@ -5,6 +5,7 @@ Patients and studies appear as pseudonyms; search values, UIDs and names never a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from consent.decision import Resource
@@ -15,6 +16,8 @@ from consent.verdict import Deny
 from consent.vocabulary import Action, EventKind, Outcome, Purpose
 from node.audit.event import Detail, Event
 from node.openings import Opening, Visit
+
+MAX_FAULTS_TOLD = 5
 
 
 def opened(
@@ -110,4 +113,15 @@ def integrity_failed(visit: Visit, what: str) -> Event:
         address=visit.address,
         reason=what,
         detail={"opening": opening.id} | ({"home": opening.home} if opening.home else {}),
+    )
+
+
+def log_altered(faults: Sequence[str], actor: str) -> Event:
+    """A verification of the log found that it was altered; the first faults in their words."""
+    return Event(
+        EventKind.INTEGRITY_FAILED,
+        actor,
+        Outcome.FAILED,
+        reason=" ".join(faults[:MAX_FAULTS_TOLD]),
+        detail={"log": True, "faults": len(faults)},
     )

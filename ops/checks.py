@@ -12,14 +12,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from consent.vocabulary import EventKind, Outcome
 from node.access.certificates import EXPIRING
 from node.access.device_registry import DeviceRegistry
 from node.access.devices import Device, DeviceState
-from node.audit.event import Event
 from node.audit.log import Log
 from node.clock import TrustedClock
 from node.config import Settings
+from node.deeds import log_altered
 from ops.doctor import MIN_FREE_BYTES
 from ops.findings import FindingKind, Findings, Severity, Sighting
 
@@ -31,7 +30,8 @@ LOW_FREE_BYTES: Final = 5 * MIN_FREE_BYTES
 MAX_CLOCK_BEHIND_SECONDS: Final = 60.0
 FAILING_LOOKS: Final = 2
 """A duty must fail at so many looks in a row: one lost connection is not worth a person's time."""
-MAX_FAULTS_TOLD: Final = 5
+GRAVE_JOBS: Final = {"access-rows": "access-rows"}
+"""Duties that fail because somebody had the database, and the code of the words for it."""
 WATCHED: Final = (
     FindingKind.DISK_LOW,
     FindingKind.CERTIFICATE_EXPIRING,
@@ -80,7 +80,9 @@ class Checks:
 
     async def verify_log(self) -> None:
         """A job: recompute the whole log; what was altered is on record, and so becomes a finding."""
-        await tell_altered(self.log, (await self.log.verify()).faults, "job:verify")
+        found = await self.log.verify()
+        if not found.ok:
+            await self.log.record(log_altered(found.faults, "job:verify"))
 
     def _disks(self, now: datetime) -> Iterable[Sighting]:
         for place, folder in self.folders.items():
@@ -97,8 +99,12 @@ class Checks:
             yield Sighting(FindingKind.CLOCK_BEHIND, Severity.WARNING, "clock", "clock-behind", now, values)
 
     def _jobs(self, now: datetime) -> Iterable[Sighting]:
-        known = self.jobs() if self.jobs is not None else ()
-        failing = {status.name: status for status in known if status.error}
+        known = tuple(self.jobs()) if self.jobs is not None else ()
+        for status in known:
+            if status.name in GRAVE_JOBS and status.error:
+                code, values = GRAVE_JOBS[status.name], {"reason": status.error}
+                yield Sighting(FindingKind.JOB_FAILING, Severity.INCIDENT, status.name, code, now, values)
+        failing = {one.name: one for one in known if one.error and one.name not in GRAVE_JOBS}
         self._failing = {name: self._failing.get(name, 0) + 1 for name in failing}
         for name, looks in self._failing.items():
             if looks >= FAILING_LOOKS:
@@ -121,14 +127,3 @@ def certificates(devices: Iterable[Device], now: datetime) -> Iterable[Sighting]
         ended = ends <= now
         kind = FindingKind.CERTIFICATE_ENDED if ended else FindingKind.CERTIFICATE_EXPIRING
         yield Sighting(kind, Severity.WARNING, device.ae_title, kind.value, now, values)
-
-
-async def tell_altered(log: Log, faults: Iterable[str], actor: str) -> None:
-    """Put on record what a verification of the log found; nothing when it is whole."""
-    found = tuple(faults)
-    if found:
-        words = " ".join(found[:MAX_FAULTS_TOLD])
-        detail = {"log": True, "faults": len(found)}
-        await log.record(
-            Event(EventKind.INTEGRITY_FAILED, actor, Outcome.FAILED, reason=words, detail=detail)
-        )

@@ -91,6 +91,26 @@ WORDS: Final[Mapping[str, Words]] = {
         "A log was cut back, rewritten or restored from an old backup. Compare it with the checkpoints that other "
         "members hold.",
     ),
+    "rows-accepted": Words(
+        "Access rows that had been deleted or put back were accepted as they are: %(reason)s",
+        "Look at who accepted them and why; then resolve this.",
+    ),
+    "storage-root": Words(
+        "%(reason)s",
+        "Bring the root back or replace it: accord replicas status. Nothing is lost while others hold it.",
+    ),
+    "storage-closed": Words(
+        "%(reason)s", "Nothing can be stored until enough storage roots are back: accord replicas status"
+    ),
+    "sign-in-reset": Words(
+        "A one-time sign-in was made for %(login)s, an account in use, by %(by)s.",
+        "The person says at the next sign-in whether they had asked for it; if they do not come, ask them.",
+    ),
+    "sign-in-disowned": Words(
+        "%(login)s had not asked for the one-time sign-in that %(by)s made.",
+        "Somebody else may have signed in with it. Look in the log at what was done since, and talk to whoever made it.",
+    ),
+    "access-rows": Words("%(reason)s", "Run accord access verify, and find out who had the database."),
     "roster": Words(
         "A roster was refused: %(reason)s", "Ask the region's hub; the roster in force stays in force."
     ),
@@ -134,6 +154,9 @@ TITLES: Final[Mapping[FindingKind, str]] = {
     FindingKind.ROW_ALTERED: N_("Database altered"),
     FindingKind.LOG_ALTERED: N_("Log altered"),
     FindingKind.WITNESS_ALARMED: N_("Witness alarm"),
+    FindingKind.STORAGE_DEGRADED: N_("Storage root out of sync"),
+    FindingKind.SIGN_IN_RESET: N_("One-time sign-in for an account in use"),
+    FindingKind.SIGN_IN_DISOWNED: N_("One-time sign-in disowned"),
     FindingKind.ROSTER_REFUSED: N_("Roster refused"),
     FindingKind.MEMBER_REFUSED: N_("Other node refused"),
     FindingKind.DISK_LOW: N_("Disk nearly full"),
@@ -145,6 +168,7 @@ TITLES: Final[Mapping[FindingKind, str]] = {
 RESOLVED_BY_ITSELF: Final = (N_("The condition is over."), N_("It has worked since."))
 """What `findings` writes as the words of a resolution that no person made."""
 OTHERS: Final = N_("others of this kind")
+STORAGE: Final = "storage"
 STRANGE_CODES: Final = frozenset({"tls-handshake", "no-request", "not-dicom-3"})
 
 
@@ -314,6 +338,53 @@ def _member(entry: Entry, places: Places) -> list[Sighting | Mended]:
     return [_sighting(entry, FindingKind.MEMBER_REFUSED, Severity.WARNING, subject, "member", _reason(event))]
 
 
+def _accepted_rows(entry: Entry, places: Places) -> list[Sighting | Mended]:
+    kind = FindingKind.ROW_ALTERED
+    return [
+        _sighting(entry, kind, Severity.WARNING, entry.event.actor, "rows-accepted", _reason(entry.event))
+    ]
+
+
+def _degraded(entry: Entry, places: Places) -> list[Sighting | Mended]:
+    event, kind = entry.event, FindingKind.STORAGE_DEGRADED
+    if event.detail.get("writing") is False:
+        return [_sighting(entry, kind, Severity.INCIDENT, STORAGE, "storage-closed", _reason(event))]
+    return [_sighting(entry, kind, Severity.WARNING, _root(event), "storage-root", _reason(event))]
+
+
+def _healed(entry: Entry, places: Places) -> list[Sighting | Mended]:
+    event, kinds = entry.event, (FindingKind.STORAGE_DEGRADED,)
+    if "in_sync" not in event.detail:
+        return []
+    whole = [Mended(kinds, STORAGE)] if event.detail["in_sync"] == event.detail.get("of") else []
+    return [Mended(kinds, _root(event)), *whole]
+
+
+def _reset(entry: Entry, places: Places) -> list[Sighting | Mended]:
+    values, login = _who(entry.event)
+    kind = FindingKind.SIGN_IN_RESET
+    return [_sighting(entry, kind, Severity.WARNING, login, "sign-in-reset", values)]
+
+
+def _reset_confirmed(entry: Entry, places: Places) -> list[Sighting | Mended]:
+    return [Mended((FindingKind.SIGN_IN_RESET,), _who(entry.event)[1])]
+
+
+def _reset_disowned(entry: Entry, places: Places) -> list[Sighting | Mended]:
+    values, login = _who(entry.event)
+    kind = FindingKind.SIGN_IN_DISOWNED
+    return [_sighting(entry, kind, Severity.INCIDENT, login, "sign-in-disowned", values)]
+
+
+def _root(event: Event) -> str:
+    return f"root {event.detail.get('root', '')}"
+
+
+def _who(event: Event) -> tuple[dict[str, str], str]:
+    login = str(event.detail.get("login", ""))
+    return {"login": login, "by": str(event.detail.get("by") or event.actor)}, login
+
+
 Rule = Callable[[Entry, Places], list[Sighting | Mended]]
 RULES: Final[Mapping[EventKind, Rule]] = {
     EventKind.ASSOCIATION_REFUSED: _refused,
@@ -322,6 +393,12 @@ RULES: Final[Mapping[EventKind, Rule]] = {
     EventKind.INSTANCE_REFUSED: _instance,
     EventKind.INTEGRITY_FAILED: _integrity,
     EventKind.WITNESS_ALARMED: _witness,
+    EventKind.ACCESS_ROWS_ACCEPTED: _accepted_rows,
+    EventKind.REPLICA_DEGRADED: _degraded,
+    EventKind.REPLICA_HEALED: _healed,
+    EventKind.SIGN_IN_RESET: _reset,
+    EventKind.SIGN_IN_RESET_CONFIRMED: _reset_confirmed,
+    EventKind.SIGN_IN_RESET_DISOWNED: _reset_disowned,
     EventKind.ROSTER_REFUSED: _roster,
     EventKind.PEER_REFUSED: _member,
 }

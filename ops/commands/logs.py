@@ -10,6 +10,7 @@ import typer
 from consent.vocabulary import EventKind
 from node.audit.log import Event
 from node.audit.note import Verifier, cosigned_by
+from node.deeds import log_altered
 from ops.commands.arguments import Folder, Json, operator
 from ops.console import speaks, tell
 from ops.foundation import opened
@@ -30,6 +31,8 @@ def verify_log(folder: Folder, as_json: Json = False) -> None:
             witnesses = [Verifier.from_vkey(one.log_vkey).as_cosigner() for one in node.members.others()]
             checked = await node.log.verify(witnesses)
             newest = await node.log.heads.latest()
+            if not checked.ok:
+                await node.log.record(log_altered(checked.faults, operator()))
             return {
                 "ok": checked.ok,
                 "entries": checked.size,

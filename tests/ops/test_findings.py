@@ -19,7 +19,7 @@ from consent.vocabulary import EventKind, Outcome
 from node.access.devices import DeviceState
 from node.audit.event import Event
 from node.jobs import JobStatus
-from ops.checks import LOW_FREE_BYTES, Checks, tell_altered
+from ops.checks import LOW_FREE_BYTES, Checks
 from ops.doctor import MIN_FREE_BYTES
 from ops.findings import (
     CHOICES,
@@ -201,6 +201,33 @@ async def test_what_the_log_says_becomes_a_finding_of_its_kind_and_grade(office:
     assert finding_json(finding)["faults"][0]["code"] == finding.code
 
 
+@pytest.mark.requirement("V2")
+async def test_a_storage_root_out_of_sync_is_over_when_it_is_back(office: Office) -> None:
+    """Too few roots to store is an incident; both resolve themselves when every root is in sync."""
+    behind = {"root": 2, "in_sync": 2, "of": 3}
+    await office.log(EventKind.REPLICA_DEGRADED, "Storage root 2 is out of sync.", **behind)
+    await office.log(EventKind.REPLICA_DEGRADED, "Too few roots are left.", writing=False)
+    assert [one.severity for one in await office.now()] == [Severity.INCIDENT, Severity.WARNING]
+    await office.log(EventKind.REPLICA_HEALED, "Storage root 2 is in sync.", **(behind | {"in_sync": 3}))
+
+    assert await office.now() == []
+
+
+@pytest.mark.requirement("U7")
+async def test_a_disowned_sign_in_is_an_incident_and_a_confirmed_one_is_over(office: Office) -> None:
+    """The person's own word decides which it was."""
+    told = {"login": "li", "by": "person:it@a-general"}
+    await office.log(EventKind.SIGN_IN_RESET, **told)
+    [finding] = await office.now()
+    assert "li, an account in use, by person:it@a-general" in tell(finding).summary
+    await office.log(EventKind.SIGN_IN_RESET_CONFIRMED, **told)
+    assert await office.now() == []
+    await office.log(EventKind.SIGN_IN_RESET_DISOWNED, **told)
+    [finding] = await office.now()
+
+    assert (finding.kind, finding.severity) == (FindingKind.SIGN_IN_DISOWNED, Severity.INCIDENT)
+
+
 async def test_an_idle_association_is_nothing(office: Office) -> None:
     """A modality that keeps its association open and is silent has done nothing wrong."""
     await office.log(EventKind.INPUT_REFUSED, "It was silent for too long.", code="idle")
@@ -231,7 +258,7 @@ async def test_a_verification_that_fails_is_an_incident(office: Office) -> None:
     await office.log(EventKind.ROSTER_REFUSED, "too old")
     async with office.node.database.write() as tx:
         await tx.execute(text("UPDATE log_entry SET leaf = zeroblob(32) WHERE position = 0"))
-    await tell_altered(office.node.log, (await office.node.log.verify()).faults, "job:verify")
+    await checks(office).verify_log()
 
     [finding] = [one for one in await office.now() if one.kind is FindingKind.LOG_ALTERED]
     assert "Verifying the log found that it was altered" in tell(finding).summary
@@ -405,6 +432,16 @@ async def test_a_duty_that_keeps_failing_is_a_notice(office: Office) -> None:
     await look()
 
     assert await office.findings.list() == []
+
+
+@pytest.mark.requirement("U1")
+async def test_access_rows_put_back_are_an_incident_at_once(office: Office) -> None:
+    """The duty that compares them fails for one reason only."""
+    states = [JobStatus("access-rows", 60.0, error="Access rows were deleted or put back outside this node.")]
+    await checks(office, jobs=lambda: states).look()
+    [finding] = await office.findings.list()
+
+    assert finding.severity is Severity.INCIDENT and "put back" in tell(finding).summary
 
 
 async def test_old_resolved_findings_leave_the_table(office: Office) -> None:

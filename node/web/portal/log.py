@@ -8,10 +8,11 @@ from typing import Final
 from aiohttp import web
 
 from consent.vocabulary import Action, EventKind
+from node.deeds import log_altered
 from node.web.api.log import find_entries, find_entry, proof, record_reading
 from node.web.decisions import permitted
 from node.web.keys import LOG
-from node.web.kit import render
+from node.web.kit import current_person, render
 
 PAGE_ENTRIES: Final = 50
 
@@ -45,6 +46,8 @@ async def verify_page(request: web.Request) -> web.Response:
     await permitted(request, Action.READ_LOG)
     await record_reading(request, {"verified": True})
     result = await request.app[LOG].verify()
+    if not result.ok:
+        await request.app[LOG].record(log_altered(result.faults, current_person(request).actor))
     # A node does not vouch for a log that it has just found altered.
     checkpoint = await request.app[LOG].checkpoint() if result.ok else ""
     return render(request, "log_verify.html", {"result": result, "checkpoint": checkpoint})

@@ -1,7 +1,8 @@
 """Signed records kept: every grant, directive, roster, plan and proposal that this node has verified.
 
-Holds two tables and nothing about what the records mean. A record lies as the token that was signed, beside a
-status of our own and the subjects (studies, patients, grants) it is looked up by.
+Holds two tables and nothing about what the records mean. A record lies as the token that was signed, encrypted, for
+people write into it what they like (`RecordSeal`); beside it are a status of our own and the subjects (studies, patients,
+grants) it is looked up by.
 
 Invariants: a kept token is never changed; the same id with another token is a Conflict; what `get` and `find`
 return still matches its digest and, when `keys_of` is given, still bears a signature by its issuer; a status
@@ -10,6 +11,7 @@ that this node did not write raises RowAltered (`node.access.rows`), and so does
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,11 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Column, ForeignKey, Select, String, Table, Text, select
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from sqlalchemy import Column, ForeignKey, LargeBinary, Select, String, Table, select
 
 from consent.errors import Conflict, Corrupt, NotFound
 from consent.signed import Body, KeysOf, Signed, T, peek, read
@@ -25,6 +31,7 @@ from node.access.rows import GROUP, UNSEALED, Reading, RowAltered, Rows, seal_co
 from node.audit.log import Log
 from node.database import Database, Tx, UtcDateTime, metadata
 
+NONCE_BYTES = 12
 MAX_CACHED = 4096
 MAX_NAMES = 500
 """Records asked for in one statement."""
@@ -40,9 +47,9 @@ record = Table(
     Column("expires", UtcDateTime),
     Column("status", String(32), nullable=False, index=True),
     Column("digest", String(64), nullable=False, unique=True),
-    Column("token", Text, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
     *seal_columns(),
-    info={UNSEALED: ("token",)},  # `digest` is its
+    info={UNSEALED: ("sealed",)},  # `digest` is that of the token in it
 )
 record_subject = Table(
     "record_subject",
@@ -52,6 +59,28 @@ record_subject = Table(
     *seal_columns(),
     info={GROUP: "subject"},
 )
+
+
+class RecordSeal:
+    """Encrypts tokens under a key of the records; docs/formats/signed-record.md, section At rest."""
+
+    def __init__(self, key: bytes) -> None:
+        derived = HKDF(SHA256(), length=32, salt=None, info=b"accord/record-token/v1").derive(key)
+        self._cipher = AESGCM(derived)
+
+    def seal(self, record_id: str, token: str) -> bytes:
+        """Nonce, then ciphertext and tag; the record's id is authenticated."""
+        nonce = os.urandom(NONCE_BYTES)
+        return nonce + self._cipher.encrypt(nonce, token.encode(), record_id.encode())
+
+    def open(self, record_id: str, sealed: bytes) -> str:
+        """The token. Raises Corrupt when these are not the bytes that were sealed for this record."""
+        try:
+            return self._cipher.decrypt(
+                sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], record_id.encode()
+            ).decode()
+        except (InvalidTag, ValueError, TypeError) as error:
+            raise Corrupt("A kept record was altered.", code="record-altered") from error
 
 
 @dataclass(frozen=True)
@@ -72,6 +101,7 @@ class Records:
         self, database: Database, keys_of: KeysOf | None = None, *, key: bytes, log: Log | None = None
     ) -> None:
         self._rows = Rows(database, key, log)
+        self._seal = RecordSeal(key)
         self._keys_of = keys_of
         self._parsed: OrderedDict[tuple[str, type[Any]], Signed[Any]] = OrderedDict()
 
@@ -96,7 +126,7 @@ class Records:
             "expires": signed.expires,
             "status": status,
             "digest": signed.digest,
-            "token": signed.token,
+            "sealed": self._seal.seal(signed.id, signed.token),
         }
         names = dict.fromkeys(subjects_of(signed.body) if subjects is None else subjects)
         async with self._rows.writing(tx):
@@ -176,13 +206,14 @@ class Records:
         return tuple(Kept(self._read(row, body_type), row.status) for row in rows)
 
     def _read(self, row: Any, body_type: type[T]) -> Signed[T]:
-        if sha256(row.token.encode()).hexdigest() != row.digest:
+        token = self._seal.open(row.id, row.sealed)
+        if sha256(token.encode()).hexdigest() != row.digest:
             raise Corrupt(f"A kept {row.kind} was altered.", code="record-altered")
         key = (row.digest, body_type)
         found = self._parsed.get(key)
         if found is None:
             keys_of = self._keys_of
-            found = read(row.token, body_type, keys_of=keys_of) if keys_of else _parse(row.token, body_type)
+            found = read(token, body_type, keys_of=keys_of) if keys_of else _parse(token, body_type)
             self._parsed[key] = found
             if len(self._parsed) > MAX_CACHED:
                 self._parsed.popitem(last=False)

@@ -96,7 +96,7 @@ class Care:
         """End every present relationship of the two. Raises NotFound when there is none."""
         now = self._clock.now()
         async with self._rows.writing() as tx:
-            present = (await tx.execute(_present(login, now, patient).with_for_update())).all()
+            present = await self._rows.select(tx, _present(login, now, patient).with_for_update())
             if not present:
                 raise NotFound("There is no such treatment relationship.")
             for row in present:

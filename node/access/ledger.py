@@ -54,7 +54,7 @@ LEAP: Final = 2**32
 TOTAL: Final = ("", 0)
 _MODULUS: Final = 2**256
 _NONCE_BYTES: Final = 12
-_UNREADABLE: Final = (TypeError, ValueError, OverflowError)
+UNREADABLE: Final = (TypeError, ValueError, OverflowError)
 """A value of another type than its column's."""
 
 row_state = Table(
@@ -123,7 +123,7 @@ class Ledger:
         """
         self.seal.check(table, row, prefix)
         place, mac = self.place_of(table, row, prefix), getattr(row, f"{prefix}mac")
-        if self.put_back:
+        if self.put_back or getattr(row, f"{prefix}bucket") != place[1]:
             raise RowAltered(table.name, row_name(table, row, prefix))
         until, macs = self._proved.get(place, (0.0, frozenset()))
         if mac in macs and monotonic() < until:
@@ -252,7 +252,7 @@ class Ledger:
     def _intact(self, on: Connection, table: Table, place: Place) -> list[Any]:
         try:
             rows = on.execute(select(table).where(table.c.bucket == place[1])).all()
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise _altered(place) from error
         return list({row.mac for row in rows if self.seal.intact(table, row)})
 
@@ -266,7 +266,7 @@ class Ledger:
         state, macs = State(), []
         try:
             found = on.execute(union_all(said, there)).all()
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise _altered(place) from error
         for kind, changes, value in found:
             if kind == 1:

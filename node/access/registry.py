@@ -240,7 +240,7 @@ class Registry(DeviceRegistry):
         """End a token. Raises NotFound."""
         async with self._rows.writing() as tx:
             living = select(token_table).where(token_table.c.id == token_id, token_table.c.revoked.is_(None))
-            row = (await tx.execute(living.with_for_update())).one_or_none()
+            row = (await self._rows.select(tx, living.with_for_update())).one_or_none()
             if row is None:
                 raise NotFound("There is no such token.")
             await self._revoke(tx, row, by)
@@ -275,7 +275,7 @@ class Registry(DeviceRegistry):
         """Revoke every living token of a person; return how many."""
         mine = select(token_table).where(token_table.c.login == login, token_table.c.revoked.is_(None))
         ended = 0
-        for row in (await tx.execute(mine.with_for_update())).all():
+        for row in await self._rows.select(tx, mine.with_for_update()):
             # An altered token is refused wherever it is shown; it must not keep an account or a password.
             if await self._rows.holds(tx, token_table, row):
                 await self._revoke(tx, row, by)
@@ -300,7 +300,7 @@ class Registry(DeviceRegistry):
 
     async def _row(self, tx: Tx, login: str, *, lock: bool = False) -> Any:
         query = select(person_table).where(person_table.c.login == login)
-        return (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
+        return (await self._rows.select(tx, query.with_for_update() if lock else query)).one_or_none()
 
     async def _revoke(self, tx: Tx, row: Any, by: str) -> None:
         await self._rows.update(tx, token_table, row, {"revoked": self._clock.now()})

@@ -19,11 +19,12 @@ from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 import structlog
-from sqlalchemy import Connection, Result, Table, delete, insert, update
+from sqlalchemy import Connection, Select, Table, delete, insert, update
+from sqlalchemy.exc import MultipleResultsFound
 
 from consent.errors import AccordError
 from consent.vocabulary import EventKind, Outcome
-from node.access.ledger import Change, Ledger
+from node.access.ledger import UNREADABLE, Change, Ledger
 from node.access.rowseal import (
     GROUP,
     UNSEALED,
@@ -65,6 +66,24 @@ def ledger_of(database: Database, key: bytes) -> Ledger:
     return ledgers[key]
 
 
+class Found(list[Any]):
+    """Rows that were fetched."""
+
+    def all(self) -> list[Any]:
+        """Every row."""
+        return self
+
+    def first(self) -> Any:
+        """The first row, or None."""
+        return self[0] if self else None
+
+    def one_or_none(self) -> Any:
+        """The only row, or None."""
+        if len(self) > 1:
+            raise MultipleResultsFound
+        return self.first()
+
+
 @dataclass(frozen=True)
 class Reading:
     """A connection on which rows are read and checked; `own` says that it is a snapshot of our own."""
@@ -73,9 +92,12 @@ class Reading:
     ledger: Ledger
     own: bool
 
-    def execute(self, query: Any, values: Mapping[str, Any] | None = None) -> Result[Any]:
-        """Run a query."""
-        return self.connection.execute(query, values)
+    def execute(self, query: Select[Any], values: Mapping[str, Any] | None = None) -> Found:
+        """Run a query and fetch what it finds. Raises RowAltered for a value of another type than its column's."""
+        try:
+            return Found(self.connection.execute(query, values).all())
+        except UNREADABLE as error:
+            raise RowAltered(str(query.get_final_froms()[0]), "unreadable") from error
 
     def check(self, table: Table, row: Any, prefix: str = "") -> Any:
         """Return the row. Raises RowAltered unless it is the newest that this node wrote; None passes."""
@@ -143,6 +165,10 @@ class Rows:
                 # The log waits for its turn behind this transaction, and its end for the entry.
                 carried(tx).afterwards.append(partial(self.tell, altered))
             raise
+
+    async def select(self, tx: Tx, query: Select[Any]) -> Found:
+        """The rows that a query finds in this transaction, not checked yet. Raises RowAltered for unreadable ones."""
+        return await self.read(lambda on: on.execute(query), tx=tx)
 
     async def holds(self, tx: Tx, table: Table, row: Any) -> bool:
         """Whether a row read in this transaction is the newest that this node wrote."""

@@ -164,14 +164,16 @@ class Sessions:
             return await self._delete(tx, ended, counted=False)
 
     async def _delete(self, tx: Tx, condition: ColumnElement[bool], *, counted: bool = True) -> int:
-        rows = (await tx.execute(select(session_table).where(condition).with_for_update())).all()
+        rows = await self._rows.select(tx, select(session_table).where(condition).with_for_update())
         await self._rows.delete(tx, session_table, *rows, counted=counted)
         return len(rows)
 
     async def _touch(self, hashed: str, now: datetime) -> None:
         async with self._rows.writing() as tx:
             mine = session_table.c.hash == hashed
-            row = (await tx.execute(select(session_table).where(mine).with_for_update())).one_or_none()
+            row = (
+                await self._rows.select(tx, select(session_table).where(mine).with_for_update())
+            ).one_or_none()
             if row is not None:
                 await self._rows.update(tx, session_table, row, {"seen": now}, counted=False)
 
@@ -197,7 +199,7 @@ class Sessions:
         )
         async with self._rows.writing() as tx:
             # Read anew: of two who offer it at once, the second finds it spent.
-            present = (await tx.execute(unspent.with_for_update())).one_or_none()
+            present = (await self._rows.select(tx, unspent.with_for_update())).one_or_none()
             if present is None:
                 return False
             spent = {"one_time": None, "one_time_until": None}

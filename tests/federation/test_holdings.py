@@ -134,7 +134,7 @@ async def test_damaged_record_of_one_grant_keeps_no_other_copy_alive(r: Region) 
     damaged, later = await r.share(lasts=timedelta(minutes=10)), await r.share(lasts=timedelta(minutes=5))
     async with r.b.node.database.write() as tx:
         await tx.execute(
-            update(record).where(record.c.id == damaged.grant.id).values(token=record.c.token + "A")
+            update(record).where(record.c.id == damaged.grant.id).values(sealed=b"A")
         )
 
     r.clock.tick(minutes=6)

@@ -69,6 +69,35 @@ async def test_a_record_comes_back_as_it_was_signed(database: Database, checked:
     assert await records.status("p-1") == "active"
 
 
+@pytest.mark.requirement("V1", "E2")
+async def test_what_people_wrote_into_a_record_is_nowhere_in_the_database(
+    database: Database, tmp_path: Path
+) -> None:
+    """Neither in words nor as the base64 of the token that holds them, also not in the write-ahead log."""
+    words = "the daughter of Wang Xiaoming signed in his presence"
+    signed = proposal(reason=words)
+    await _keep(database, signed)
+    assert (await Records(database, key=ROWS).get("p-1", Proposal)).body.reason == words
+    payload = signed.token.split(".")[1]
+    for file in tmp_path.iterdir():
+        content = file.read_bytes()
+        assert words.encode() not in content
+        assert payload[:40].encode() not in content
+        assert payload[40:80].encode() not in content
+
+
+async def test_a_sealed_token_belongs_to_its_record(database: Database, tmp_path: Path) -> None:
+    """Put under another id, it does not open."""
+    await _keep(database, proposal("p-1"), proposal("p-2", reason="other"))
+    with sqlite3.connect(tmp_path / "accord.db") as connection:
+        connection.execute(
+            "UPDATE record SET sealed = (SELECT sealed FROM record WHERE id = 'p-2') WHERE id = 'p-1'"
+        )
+    connection.close()
+    with pytest.raises(Corrupt, match="altered"):
+        await Records(database, key=ROWS).get("p-1", Proposal)
+
+
 async def test_records_are_found_by_kind_subject_status_and_issuer(database: Database) -> None:
     """Oldest first; every condition that is given must hold."""
     one, two, far = proposal("p-1"), proposal("p-2"), proposal("p-3", issuer=ABROAD)
@@ -134,7 +163,9 @@ async def test_what_is_not_there_is_not_found(database: Database) -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE record SET token = replace(token, 'a', 'b')",
+        "UPDATE record SET sealed = zeroblob(length(sealed))",
+        "UPDATE record SET sealed = substr(sealed, 1, 5)",
+        "UPDATE record SET sealed = 'x'",
         "UPDATE record SET issuer = 'b-central'",
         "UPDATE record SET expires = expires + 86400000000",
         "UPDATE record SET digest = 'ff'",
@@ -190,7 +221,7 @@ async def test_a_record_put_into_the_database_is_refused_even_without_keys(
     forged = proposal("p-2")
     with sqlite3.connect(tmp_path / "accord.db") as connection:
         connection.execute(
-            "INSERT INTO record (id, kind, issuer, issued, expires, status, digest, token, bucket, mac)"
+            "INSERT INTO record (id, kind, issuer, issued, expires, status, digest, sealed, bucket, mac)"
             " SELECT ?, kind, issuer, issued, expires, status, ?, ?, bucket, mac FROM record",
             (forged.id, forged.digest, forged.token),
         )

@@ -89,6 +89,22 @@ async def test_an_altered_account_is_nobody(staffed: Desk, change: str) -> None:
 
 
 @pytest.mark.requirement("U1")
+@pytest.mark.parametrize("change", ["created = 'soon'", "disabled = 'never'", "mac = 'x'", "bucket = 'x'"])
+async def test_a_value_of_another_type_is_an_altered_row(staffed: Desk, change: str) -> None:
+    """Not an unforeseen error: it is refused in words and on record, wherever it is met."""
+    await alter(staffed, f"UPDATE person SET {change} WHERE login = 'li'")
+    for question in (
+        staffed.registry.principal("li"),
+        staffed.registry.people(),
+        staffed.sessions.sign_in("li", GOOD, "10.0.0.1"),
+        staffed.registry.set_password("li", GOOD + GOOD),
+    ):
+        with pytest.raises(RowAltered):
+            await question
+    assert await staffed.events(EventKind.INTEGRITY_FAILED)
+
+
+@pytest.mark.requirement("U1")
 async def test_a_disabled_account_is_not_opened_in_the_database(staffed: Desk) -> None:
     """To clear the column is a change like any other."""
     await staffed.registry.disable("li")

@@ -82,7 +82,7 @@ class Commitment:
             raise Invalid("Storage commitment has one action: to ask for it.", code="no-such-action")
         if command.sop_instance_uid != INSTANCE:
             raise NotFound("Not the storage commitment instance.")
-        asked = read_asked(message.data, message.context.transfer_syntax)
+        asked = await asyncio.to_thread(read_asked, message.data, message.context.transfer_syntax)
         await self._safekeeping.may_commit(who, source.address or None)
         now = self._clock.now()
         promise = await self._promises.owe(who.id, asked, now, now + FIRST_PAUSE)
@@ -97,8 +97,14 @@ class Commitment:
 
     async def deliver(self) -> None:
         """A duty: report what is due to the devices that left before they were told."""
-        for promise in await self._promises.due(self._clock.now(), DELIVERED_AT_ONCE):
+        due = await self._promises.due(self._clock.now(), DELIVERED_AT_ONCE)
+        for promise in due.promises:
             await self._deliver(promise)
+        for ae_title in due.altered:
+            reason = "A commitment report that was owed was altered in the database and cannot be made."
+            await self._log.record(
+                Event(EventKind.STORAGE_COMMITTED, f"device:{ae_title}", Outcome.FAILED, reason=reason)
+            )
 
     async def _report_here(
         self, promise: Promise, who: Principal, context: Context, address: str, channel: Channel

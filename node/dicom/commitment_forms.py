@@ -25,6 +25,7 @@ REQUEST = 1
 ALL_SAFE, SOME_FAILED = 1, 2
 """Event Type IDs."""
 MAX_REFERENCES = 10_000
+MAX_ASKED_BYTES = 2 * 1024 * 1024
 
 _TRANSACTION = 0x00081195
 _SOP_CLASS, _SOP_INSTANCE = 0x00081150, 0x00081155
@@ -96,6 +97,8 @@ def read_report(data: Buffer, transfer_syntax: str) -> Report:
 
 
 def _read(data: Buffer, transfer_syntax: str) -> tuple[str, dict[int, list[tuple[Reference, int]]]]:
+    if len(data) > MAX_ASKED_BYTES:
+        raise Invalid(f"A commitment has at most {MAX_ASKED_BYTES >> 20} MiB.", code="commitment")
     form = EXPLICIT_LITTLE if transfer_syntax == EXPLICIT_VR_LITTLE_ENDIAN else IMPLICIT_LITTLE
     transaction = b""
     lists: dict[int, list[tuple[Reference, int]]] = {_REFERENCED: [], _FAILED: []}

@@ -27,7 +27,7 @@ from node.index.query import Attribute, attribute_of
 
 from .negotiation import EXPLICIT_VR_LITTLE_ENDIAN
 
-MAX_IDENTIFIER_BYTES = 1024 * 1024
+MAX_IDENTIFIER_BYTES = 256 * 1024
 MAX_KEYS = 1024
 MAX_VALUE_BYTES = 64 * 1024
 MAX_LISTED_BYTES = 65_000
@@ -57,7 +57,7 @@ class Identifier:
 def read_identifier(data: Buffer, transfer_syntax: str) -> Identifier:
     """Read an identifier. Raises Invalid when it is malformed or passes a bound."""
     if len(data) > MAX_IDENTIFIER_BYTES:
-        raise Invalid(f"An identifier has at most {MAX_IDENTIFIER_BYTES} bytes.", code="too-large")
+        raise Invalid(f"An identifier has at most {MAX_IDENTIFIER_BYTES >> 10} KiB.", code="too-large")
     form = _form(transfer_syntax)
     found: dict[int, Element] = {}
     for element in elements(data, form):

@@ -7,7 +7,6 @@ tried. Leaves what is reported, and to whom, to `commitment`.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -25,7 +24,7 @@ from sqlalchemy import (
     update,
 )
 
-from consent.errors import Unavailable
+from consent.errors import Corrupt, Unavailable
 from node.database import Database, UtcDateTime, metadata
 from node.index.sealing import RowSealer
 from node.safety import Reference
@@ -59,6 +58,14 @@ class Promise:
     asked: Asked = field(repr=False)
 
 
+@dataclass(frozen=True)
+class Due:
+    """What is due, and the devices whose reports cannot be made any more."""
+
+    promises: tuple[Promise, ...]
+    altered: tuple[str, ...] = ()
+
+
 class Promises:
     """The reports that one node owes. `key` (32 bytes) seals what they name."""
 
@@ -88,12 +95,23 @@ class Promises:
             )
         return promise
 
-    async def due(self, now: datetime, limit: int) -> Sequence[Promise]:
-        """Reports that are due, the oldest first. Raises Corrupt when a row was altered."""
+    async def due(self, now: datetime, limit: int) -> Due:
+        """Reports that are due, the oldest first. A row that was altered is taken out: it would stay due for ever."""
         query = select(commitment_table).where(commitment_table.c.due <= now)
         async with self._database.read() as tx:
             rows = (await tx.execute(query.order_by(commitment_table.c.due).limit(limit))).all()
-        return [self._promise(row) for row in rows]
+        promises: list[Promise] = []
+        altered: list[tuple[str, str]] = []
+        for row in rows:
+            try:
+                promises.append(self._promise(row))
+            except Corrupt:
+                altered.append((row.id, row.ae_title))
+        if altered:
+            async with self._database.write() as tx:
+                gone = commitment_table.c.id.in_([number for number, _ in altered])
+                await tx.execute(delete(commitment_table).where(gone))
+        return Due(tuple(promises), tuple(ae_title for _, ae_title in altered))
 
     async def kept(self, promise: Promise) -> None:
         """A report was delivered, or given up."""

@@ -178,16 +178,17 @@ class Retrieve:
 
     async def _rows(self, opening: Opening, identifier: Identifier, level: Level) -> tuple[InstanceRow, ...]:
         """What of an opened study is asked for; nothing where it is not here."""
-        series = (
-            uids(_required(identifier, Level.SERIES)) if level in (Level.SERIES, Level.INSTANCE) else [""]
-        )
-        instances = uids(_required(identifier, Level.INSTANCE)) if level is Level.INSTANCE else [""]
+        below = level in (Level.SERIES, Level.INSTANCE)
+        named = frozenset(uids(_required(identifier, Level.INSTANCE))) if level is Level.INSTANCE else None
         rows: dict[str, InstanceRow] = {}
-        for series_uid in series:
-            for sop_uid in instances:
-                with suppress(NotFound):
-                    found = await self._gateway.rows(opening, series_uid, sop_uid)
-                    rows |= {row.sop_instance_uid: row for row in found}
+        for series_uid in uids(_required(identifier, Level.SERIES)) if below else [""]:
+            with suppress(NotFound):
+                found = await self._gateway.rows(opening, series_uid)
+                rows |= {
+                    row.sop_instance_uid: row
+                    for row in found
+                    if named is None or row.sop_instance_uid in named
+                }
         return tuple(rows.values())
 
     @asynccontextmanager

@@ -6,6 +6,7 @@ looked at when it is asked. Shows nothing of an instance but that.
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ from node.policies import Policies
 from node.safety import Fate, Reference
 
 ANY_STUDY = "*"
+LOOKED_UP_AT_ONCE = 100
 
 
 class Safekeeping:
@@ -55,7 +57,9 @@ class Safekeeping:
         await self.may_commit(who, address)
         rows: dict[str, InstanceRow] = {}
         by_study: defaultdict[str, list[InstanceRow]] = defaultdict(list)
-        for one in references:
+        for number, one in enumerate(references):
+            if number % LOOKED_UP_AT_ONCE == 0:
+                await asyncio.sleep(0)  # look-ups are answered in place: let others have their turn
             row = await self._row(one.sop_instance_uid)
             if row is not None:
                 rows[one.sop_instance_uid] = row

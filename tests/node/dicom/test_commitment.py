@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from pynetdicom import evt
 from pynetdicom.events import Event
 from pynetdicom.sop_class import StorageCommitmentPushModel
+from sqlalchemy import text
 
 from consent.errors import Denied, Invalid, Unavailable
 from consent.vocabulary import EventKind
@@ -52,7 +53,7 @@ async def test_what_was_sent_is_committed_on_the_same_association(tmp_path: Path
         report = await commit(scanner(archive), [one.reference for one in sent], seconds=10)
 
         assert set(report.safe) == set(references(*made)) and not report.failed
-        assert not await archive.promises.due(archive.node.clock.now() + timedelta(days=9), 9)
+        assert not (await archive.promises.due(archive.node.clock.now() + timedelta(days=9), 9)).promises
         (entry,) = await archive.node.events(EventKind.STORAGE_COMMITTED)
         assert entry.event.actor == f"device:{SCANNER}"
         assert entry.event.detail == {"instances": 5, "safe": 5}
@@ -151,7 +152,7 @@ async def test_a_report_reaches_a_device_that_has_left(
         assert await asyncio.to_thread(ask_and_leave, archive, *wanted) == 0
         archive.node.clock.tick(seconds=6)
         await archive.commitment.deliver()  # nobody listens there yet
-        (owed,) = await archive.promises.due(archive.node.clock.now() + timedelta(hours=1), 9)
+        (owed,) = (await archive.promises.due(archive.node.clock.now() + timedelta(hours=1), 9)).promises
         assert owed.attempts == 1
         stored = b"".join(path.read_bytes() for path in tmp_path.glob("node.db*"))
         assert not [one for one in (uid("transaction"), made[0].sop_instance_uid) if one.encode() in stored]
@@ -181,9 +182,25 @@ async def test_a_report_is_given_up_on_record(tmp_path: Path, monkeypatch: pytes
         for _ in range(2):
             await archive.commitment.deliver()
             archive.node.clock.tick(hours=2)
-        assert not await archive.promises.due(archive.node.clock.now(), 9)
+        assert not (await archive.promises.due(archive.node.clock.now(), 9)).promises
         (entry,) = await archive.node.events(EventKind.STORAGE_COMMITTED)
         assert "could not be delivered" in entry.event.reason and "1.2.4" not in repr(entry.event)
+
+
+@pytest.mark.requirement("A1")
+async def test_an_altered_promise_is_told_and_holds_up_no_other(tmp_path: Path) -> None:
+    """A row changed in the database is taken out, on record; the report behind it is still tried."""
+    async with archive_in(tmp_path) as archive:
+        now = archive.node.clock.now()
+        for uid_ in ("1.2.3", "1.2.4"):
+            await archive.promises.owe(SCANNER, Asked(uid_, (Reference(CT, "1.2.5"),)), now, now)
+        async with archive.node.database.write() as tx:
+            await tx.execute(text("UPDATE dicom_commitment SET sealed = x'00' WHERE rowid = 1"))
+        await archive.commitment.deliver()
+        (entry,) = await archive.node.events(EventKind.STORAGE_COMMITTED)
+        assert "altered" in entry.event.reason
+        (left,) = (await archive.promises.due(now + timedelta(hours=1), 9)).promises
+        assert left.attempts == 1
 
 
 async def test_a_device_is_owed_a_bounded_number_of_reports(
@@ -215,7 +232,7 @@ async def test_requests_that_are_none_are_refused(
         changes["dataset"].ReferencedSOPSequence = []
     async with archive_in(tmp_path) as archive:
         assert await asyncio.to_thread(ask_and_leave, archive, Reference(CT, "1.2"), **changes) == status
-        assert not await archive.promises.due(archive.node.clock.now() + timedelta(days=1), 9)
+        assert not (await archive.promises.due(archive.node.clock.now() + timedelta(days=1), 9)).promises
 
 
 async def test_a_peer_that_never_reports_is_not_believed(

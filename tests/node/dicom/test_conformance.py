@@ -63,14 +63,15 @@ def test_identification_and_bounds_are_the_codes() -> None:
         f"{limits.instance_bytes >> 20} MiB by default",
         f"up to {limits.operations} operations invoked by the peer",
         f"does not read for {limits.stall_seconds:g} s",
-        f"at most {identifiers.MAX_IDENTIFIER_BYTES >> 20} MiB and {identifiers.MAX_KEYS:,} keys, of which {MAX_KEYS}",
+        f"at most {identifiers.MAX_IDENTIFIER_BYTES >> 10} KiB and {identifiers.MAX_KEYS:,} keys, of which {MAX_KEYS}",
         f"list of UIDs ({MAX_LIST_VALUES} at most)",
         f"at most {find.MAX_ANSWERS:,} answers",
         f"{retrieve.MAX_STUDIES} studies and {retrieve.MAX_INSTANCES:,} instances at once",
         f"({suboperations.MAX_CONVERTED_BYTES >> 20} MiB at most)",
         f"open {commitment.HERE_AFTER_SECONDS:g} s later",
         f"after {commitment.FIRST_PAUSE.seconds} s, then with doubling pauses up to an hour, {commitment.MAX_ATTEMPTS} times",
-        f"{commitment_forms.MAX_REFERENCES:,} instances in a request, {promises.MAX_OWED:,} reports owed",
+        f"{commitment_forms.MAX_REFERENCES:,} instances and {commitment_forms.MAX_ASKED_BYTES >> 20} MiB in a request, "
+        f"{promises.MAX_OWED:,} reports owed",
         f"waits {REPORT_SECONDS:g} s",
     ):
         assert words in TEXT, words

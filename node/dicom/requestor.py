@@ -54,6 +54,7 @@ CONNECT_SECONDS = 15.0
 MAX_INCOMING_BYTES = 16 * 1024 * 1024
 """The longest data set that a peer may send to whoever called it: a commitment report."""
 MAX_WAITING = 16
+_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 WRITE_BYTES = 256 * 1024
 
 # PS3.8 Table 9-21, in words for the person who meets them.
@@ -309,6 +310,7 @@ class Call:
 
     async def _read(self) -> tuple[int, bytes]:
         try:
+            self._acknowledge_at_once()
             head = await self._reader.readexactly(HEAD_BYTES)
             kind, length = head[0], int.from_bytes(head[2:], "big")
             check_head(kind, length)
@@ -318,6 +320,14 @@ class Call:
         except PduFault as fault:
             self._carry_out(self._association.step(Event.EVT19_INVALID_PDU, fault=fault.reason))
             raise _broken("it sent something that is not DICOM") from fault
+
+    def _acknowledge_at_once(self) -> None:
+        """A peer with Nagle on writes an answer in two pieces and holds the second back until the first is acknowledged:
+        40 ms for each instance."""
+        if _QUICKACK is not None and not self._writer.transport.is_closing():
+            with contextlib.suppress(OSError):
+                connection = self._writer.get_extra_info("socket")
+                connection.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     def _carry_out(self, step: Step) -> None:
         if step.send:

@@ -14,7 +14,9 @@ from hashlib import sha256
 from typing import Final
 
 from consent.errors import Denied
-from node.access.devices import Device, DeviceState, certificate_end, shown
+from node.access.certificates import certificate_end
+from node.access.devices import Device, DeviceState, shown
+from node.audit.event import Detail
 
 SHOWN_FINGERPRINT: Final = 16
 """Digits of a SHA-256 that a sentence shows."""
@@ -108,11 +110,17 @@ class DeviceRefused(Denied):
         """The registered device whose AE title was used; None when there is none."""
 
     @property
-    def detail(self) -> dict[str, str | tuple[str, ...] | Mapping[str, str]]:
+    def detail(self) -> dict[str, Detail]:
         """For the log: which device it claimed to be, all faults, their values, and the way out."""
         values = {name: value for fault in self.faults for name, value in fault.values.items()}
-        told = {"faults": tuple(fault.code for fault in self.faults), "values": values, "mend": self.mend}
-        return told | ({"device": self.device} if self.device else {})
+        told: dict[str, Detail] = {
+            "faults": tuple(fault.code for fault in self.faults),
+            "values": values,
+            "mend": self.mend,
+        }
+        if self.device:
+            told["device"] = self.device
+        return told
 
 
 @dataclass(frozen=True)

@@ -321,7 +321,7 @@ class DeviceRegistry:
         await self._log.append(tx, Event(kind, by, detail=detail, reason=reason))
 
 
-NO_FORMER: Mapping[str, Any] = {"former_certificate": None, "former_fingerprint": None, "former_until": None}
+NO_FORMER: dict[str, Any] = {"former_certificate": None, "former_fingerprint": None, "former_until": None}
 """The columns of the overlap, when there is none."""
 
 

@@ -329,7 +329,7 @@ class Connection(asyncio.BufferedProtocol):
             told |= {"calling": request.calling, "called": request.called}
         if self._device:
             told["device"] = self._device
-        event = self._gate.refusal(code, words, self._address, kind=kind, tls=self._tls, **told)
+        event = self._gate.refusal(code, words, self._address, kind=kind, tls=self._tls, more=told)
         if event is not None:
             self._spawn(self._record(event))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -225,6 +225,7 @@ class Gate:
         *,
         kind: EventKind,
         actor: str = "system",
+        more: Mapping[str, Detail] | None = None,
         **detail: Detail,
     ) -> Event | None:
         """Count a refusal; return the event to write, or None when the like was written within the last minute.
@@ -233,13 +234,13 @@ class Gate:
         """
         self.metrics.refused.labels(reason).inc()
         now = self.clock.now()
-        key = (address, reason, str(detail.get("device", "")))
+        told = {"code": reason, **detail, **(more or {})}
+        key = (address, reason, str(told.get("device", "")))
         known = self._refusals.get(key)
         if known is not None and (now - known.logged).total_seconds() < REFUSAL_LOG_SECONDS:
             known.unlogged += 1
             return None
         unlogged = known.unlogged if known else 0
-        told = {"code": reason, **detail}
         event = Event(kind, actor, Outcome.REFUSED, address=address, reason=words, detail=told)
         self._refusals[key] = _Refusals(now, event)
         self._refusals.move_to_end(key)

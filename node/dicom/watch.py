@@ -95,7 +95,7 @@ class DeviceWatch:
                 view.address,
                 kind=EventKind.ASSOCIATION_REFUSED,
                 tls=view.tls,
-                **refused.detail,
+                more=refused.detail,
             )
             view.cut()
             if event is not None:

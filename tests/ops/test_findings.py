@@ -73,7 +73,7 @@ def sighting(number: int = 0, **changes: Any) -> Sighting:
     """A refusal of some stranger."""
     at = datetime(2026, 11, 22, 9, tzinfo=UTC)
     values = {"reason": "test"}
-    given = {
+    given: dict[str, Any] = {
         "kind": FindingKind.STRANGER_REFUSED,
         "severity": Severity.WARNING,
         "subject": f"10.0.0.{number}",
@@ -204,7 +204,7 @@ async def test_what_the_log_says_becomes_a_finding_of_its_kind_and_grade(office:
 @pytest.mark.requirement("V2")
 async def test_a_storage_root_out_of_sync_is_over_when_it_is_back(office: Office) -> None:
     """Too few roots to store is an incident; both resolve themselves when every root is in sync."""
-    behind = {"root": 2, "in_sync": 2, "of": 3}
+    behind: dict[str, Any] = {"root": 2, "in_sync": 2, "of": 3}
     await office.log(EventKind.REPLICA_DEGRADED, "Storage root 2 is out of sync.", **behind)
     await office.log(EventKind.REPLICA_DEGRADED, "Too few roots are left.", writing=False)
     assert [one.severity for one in await office.now()] == [Severity.INCIDENT, Severity.WARNING]
@@ -216,7 +216,7 @@ async def test_a_storage_root_out_of_sync_is_over_when_it_is_back(office: Office
 @pytest.mark.requirement("U7")
 async def test_a_disowned_sign_in_is_an_incident_and_a_confirmed_one_is_over(office: Office) -> None:
     """The person's own word decides which it was."""
-    told = {"login": "li", "by": "person:it@a-general"}
+    told: dict[str, Any] = {"login": "li", "by": "person:it@a-general"}
     await office.log(EventKind.SIGN_IN_RESET, **told)
     [finding] = await office.now()
     assert "li, an account in use, by person:it@a-general" in tell(finding).summary

@@ -54,7 +54,7 @@ async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     monkeypatch.setattr("node.web.portal.devices.LOOK_SECONDS", 0.05)
     async with small_node(tmp_path) as node, dicom_door(node) as door:
         findings = Findings(node.database, node.log, node.clock)
-        services = {oversight.FINDINGS: findings, keys.DEVICE_WATCH: door.watch}
+        services: dict[Any, Any] = {oversight.FINDINGS: findings, keys.DEVICE_WATCH: door.watch}
         async with portal(node, routes=oversight.ROUTES, services=services, boxes=oversight.BOXES) as site:
             await site.person("it", Role.ADMINISTRATOR)
             await site.person("sec", Role.SECURITY_OFFICER)

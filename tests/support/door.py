@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from pynetdicom import AE
 from pynetdicom.association import Association
-from pynetdicom.sop_class import CTImageStorage, Verification
+from pynetdicom.sop_class import CTImageStorage, Verification  # type: ignore[attr-defined]
 
 from node.access.live import LiveDevice
 from node.dicom.gate import Gate, Limits

@@ -201,7 +201,7 @@ def wiped(
 ) -> str:
     """A wipe certificate of CT1's agent, with something else than usual where a test says so."""
     now = desk.clock.now()
-    body = {
+    body: dict[str, Any] = {
         "device": "CT1",
         "wiped": now,
         "done": (KEY_DESTROYED, "spool-overwritten"),

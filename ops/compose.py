@@ -250,6 +250,7 @@ async def build_node(foundation: Foundation) -> Node:
     services = {
         **people_services(base),
         people.GATEWAY: gateway,
+        people.RENDERER: renderer,
         people.INGEST: archive.ingest,
         people.INDEX: archive.index,
         people.REGRADING: archive.regrading,

@@ -194,6 +194,16 @@ class Renderer:
         _, data = await self._run({**job, "head_bytes": len(head)}, head, pixels)
         return data
 
+    async def assemble(self, model: bytes, values: Mapping[str, bytes], transfer_syntax: str) -> bytes:
+        """A DICOM file from its DICOM JSON and bulk data by BulkDataURI; see `node.imaging.assemble`.
+
+        Raises Invalid when it is no data set, Unavailable as `render` does.
+        """
+        sizes = json.dumps([len(model), [[uri, len(value)] for uri, value in values.items()]]).encode()
+        job = {"kind": "assemble", "transfer_syntax": transfer_syntax, "sizes_bytes": len(sizes)}
+        _, data = await self._run(job, sizes, model, *values.values())
+        return data
+
     async def _run(self, job: Mapping[str, Any], *data: bytes) -> tuple[dict[str, Any], bytes]:
         if self._waiting >= MAX_WAITING:
             raise Unavailable("Too many pictures are waiting to be drawn.", mend="Try again in a moment.")

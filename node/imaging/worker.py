@@ -98,12 +98,26 @@ def bring_frame_into(job: dict[str, Any], data: Buffer) -> _Answer:
     return {}, transcode_frame(head, stored, job["transfer_syntax"], job["target"])
 
 
+def put_together(job: dict[str, Any], data: Buffer) -> _Answer:
+    """A file from its JSON model and the values in other parts; what lies where stands before them."""
+    from node.imaging.assemble import assemble
+
+    at = job["sizes_bytes"]
+    model_bytes, sizes = json.loads(bytes(data[:at]))
+    model, at = data[at : at + model_bytes], at + model_bytes
+    values: dict[str, Buffer] = {}
+    for uri, size in sizes:
+        values[uri], at = data[at : at + size], at + size
+    return {}, assemble(model, values, job["transfer_syntax"])
+
+
 JOBS: dict[str, Callable[[dict[str, Any], Buffer], _Answer]] = {
     "render": render,
     "presets": presets,
     "deidentify": deidentify,
     "transcode": bring_into,
     "transcode-frame": bring_frame_into,
+    "assemble": put_together,
 }
 
 

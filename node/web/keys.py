@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from node.gateway import Gateway
     from node.grade_locks import GradeLocks
     from node.identity import Identity
+    from node.imaging.rendering import Renderer
     from node.index import Index, Pseudonyms
     from node.ingest import Ingest
     from node.policies import Policies
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from node.web.openings import Openings
 
 GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway")
+RENDERER: web.AppKey[Renderer] = web.AppKey("renderer")
 INGEST: web.AppKey[Ingest] = web.AppKey("ingest")
 INDEX: web.AppKey[Index] = web.AppKey("index")
 PSEUDONYMS: web.AppKey[Pseudonyms] = web.AppKey("pseudonyms")

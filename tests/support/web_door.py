@@ -19,7 +19,18 @@ from consent.vocabulary import Role
 from node.access.sessions import Sessions
 from node.dicom.dicomweb import ROUTES
 from node.dicom.multipart import MultipartParser, MultipartWriter, Part, parameters
-from node.web.keys import CLOCK, GATEWAY, IDENTITY, INGEST, LOG, POLICIES, PSEUDONYMS, REGISTRY, SESSIONS
+from node.web.keys import (
+    CLOCK,
+    GATEWAY,
+    IDENTITY,
+    INGEST,
+    LOG,
+    POLICIES,
+    PSEUDONYMS,
+    REGISTRY,
+    RENDERER,
+    SESSIONS,
+)
 from node.web.kit import make_app, serve
 from tests.support.node import NodeFixture, small_node
 
@@ -70,6 +81,7 @@ async def open_door(tmp_path: Path) -> AsyncIterator[Door]:
         )
         services: dict[web.AppKey[Any], Any] = {
             GATEWAY: node.gateway,
+            RENDERER: node.renderer,
             INGEST: node.ingest,
             PSEUDONYMS: node.index.pseudonyms,
             REGISTRY: node.registry,

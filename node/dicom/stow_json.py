@@ -1,0 +1,70 @@
+"""Instances that come as DICOM JSON with bulk data in parts of their own (PS3.18 §8.6.1.3.2, §10.5.1), made into files.
+
+The first part, or several, hold arrays of DICOM JSON models; each other part is the value that a BulkDataURI names, by its
+Content-Location. The data sets are put together in a confined worker: this is not where untrusted JSON is understood.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+from consent.errors import Invalid
+from node.dicom.accept import JSON
+from node.dicom.multipart import Part, parameters
+from node.dicom.wado import bulk_uris
+from node.imaging.rendering import Renderer
+from node.imaging.syntaxes import EXPLICIT_LITTLE_ENDIAN
+
+MAX_MODELS = 10_000
+
+
+async def files_of(parts: Sequence[Part], renderer: Renderer) -> AsyncGenerator[bytes | Invalid, None]:
+    """The DICOM file of every model, or why there is none. Raises Invalid when a part is not JSON."""
+    models: list[Any] = []
+    values: dict[str, Part] = {}
+    for part in parts:
+        if parameters(part.headers.get("content-type", ""))[0] == JSON:
+            models += _models(part.body)
+        else:
+            values[part.headers.get("content-location", "")] = part
+    if len(models) > MAX_MODELS:
+        raise Invalid(f"A request has at most {MAX_MODELS} instances in DICOM JSON.", code="too-large")
+    for model in models:
+        try:
+            yield await _file(model, values, renderer)
+        except Invalid as error:
+            yield error
+
+
+def _models(body: bytes) -> list[Any]:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Invalid("A part is not JSON.", code="bad-json") from error
+    models = found if isinstance(found, list) else [found]
+    if not models or not all(isinstance(model, dict) for model in models):
+        raise Invalid("DICOM JSON is an array of objects, one an instance.", code="bad-json")
+    return models
+
+
+async def _file(model: Mapping[str, Any], values: Mapping[str, Part], renderer: Renderer) -> bytes:
+    uris = list(dict.fromkeys(bulk_uris(model)))
+    if any(uri not in values for uri in uris):
+        raise Invalid(
+            "A BulkDataURI names a value that is not in this request.",
+            mend="Send each as a part with that Content-Location.",
+            code="no-bulk-data",
+        )
+    given = {
+        parameters(values[uri].headers.get("content-type", "a/b"))[1].get("transfer-syntax") for uri in uris
+    }
+    syntaxes = given - {None}
+    if len(syntaxes) > 1:
+        raise Invalid("The values of an instance have different transfer syntaxes.", code="transfer-syntax")
+    return await renderer.assemble(
+        json.dumps(model).encode(),
+        {uri: values[uri].body for uri in uris},
+        next(iter(syntaxes), None) or EXPLICIT_LITTLE_ENDIAN,
+    )

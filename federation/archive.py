@@ -28,8 +28,10 @@ class Packs(Protocol):
         """The signed manifest over the pack as it lies now, for a grant. Raises NotFound, Denied."""
         ...
 
-    async def pack_bytes(self, study: str, offset: int, length: int, cleared: Clearance) -> bytes:
-        """Sealed bytes of the pack; fewer at its end. Raises NotFound, Denied."""
+    async def pack_bytes(
+        self, study: str, offset: int, length: int, cleared: Clearance, generation: int | None = None
+    ) -> bytes:
+        """Sealed bytes of the pack; fewer at its end. Raises NotFound, Denied, Conflict (another generation now)."""
         ...
 
     async def object_keys(

@@ -68,7 +68,12 @@ class Fetching:
                 await self._holdings.failed(grant_id, error.message, fault=True)
                 raise
             except AccordError as error:
-                await self._holdings.failed(grant_id, error.message, fault=isinstance(error, Invalid))
+                changed = error.code == "pack-changed"
+                if changed:  # what came is of a file that is no more
+                    await asyncio.to_thread(self._holdings.incoming(home).delete, pack_name(study))
+                await self._holdings.failed(
+                    grant_id, error.message, fault=changed or isinstance(error, Invalid)
+                )
                 raise
         return manifest.body
 

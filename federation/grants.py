@@ -194,6 +194,14 @@ class Grants:
         )
         return any(entry.event.detail.get("grant") == grant.id for entry in ended)
 
+    async def covers(self, study: str) -> bool:
+        """Whether a grant that may still live names this study's pack: it is not written anew then."""
+        named = select(issued_grant.c.id).where(
+            issued_grant.c.study == study, issued_grant.c.ends > self._clock.now()
+        )
+        async with self._database.read() as tx:
+            return (await tx.execute(named.limit(1))).first() is not None
+
     async def held_by(self, member: Member, grant_id: str) -> Signed[Grant]:
         """A grant of ours that names this member as its holder. Raises Denied for any other."""
         try:

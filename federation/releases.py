@@ -59,13 +59,16 @@ class Release:
         return self._manifest.size
 
     async def read(self, offset: int, length: int) -> bytes:
-        """Sealed bytes of the pack. Raises Denied when the grant lives no more."""
+        """Sealed bytes of the pack. Raises Denied when the grant lives no more, Conflict when the pack was written anew."""
         if monotonic() - self._decided > DECIDE_AGAIN_SECONDS:
             now = await self._granted()
             self._manifest, self._cleared = now.manifest.body, now.cleared
             self._decided = monotonic()
         length = min(length, self.size - offset)
-        return await self._packs.pack_bytes(self._manifest.study, offset, length, self._cleared)
+        manifest = self._manifest
+        return await self._packs.pack_bytes(
+            manifest.study, offset, length, self._cleared, manifest.generation
+        )
 
 
 class Releases:

@@ -105,8 +105,11 @@ async def pack_bytes(request: web.Request) -> web.StreamResponse:
     response.content_type = "application/octet-stream"
     response.content_length = end - offset
     response.headers["Content-Range"] = f"bytes {offset}-{end - 1}/{release.size}"
+    # What cannot be read at all is said with a status; what fails later can only be cut off.
+    first = await release.read(offset, min(RELEASE_CHUNK_BYTES, end - offset))
     await response.prepare(request)
-    for at in range(offset, end, RELEASE_CHUNK_BYTES):
+    await response.write(first)
+    for at in range(offset + len(first), end, RELEASE_CHUNK_BYTES):
         await response.write(await release.read(at, min(RELEASE_CHUNK_BYTES, end - at)))
     await response.write_eof()
     return response

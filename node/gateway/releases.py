@@ -42,10 +42,15 @@ class Releases:
             now=self._clock.now(),
         )
 
-    async def pack_bytes(self, study: str, offset: int, length: int, cleared: Clearance) -> bytes:
-        """Sealed bytes of the pack as they lie; fewer at its end. Raises NotFound, Denied without a permit to fetch."""
+    async def pack_bytes(
+        self, study: str, offset: int, length: int, cleared: Clearance, generation: int | None = None
+    ) -> bytes:
+        """Sealed bytes of the pack as they lie; fewer at its end.
+
+        Raises NotFound, Denied without a permit to fetch, Conflict when the pack is of another `generation` now.
+        """
         cleared.require_study(study, self._identity.node_id, RELEASES, self._clock.now())
-        return await self._reading.packs.pack_bytes(study, offset, length)
+        return await self._reading.packs.pack_bytes(study, offset, length, generation)
 
     async def object_keys(
         self, study: str, object_ids: Sequence[str], cleared: Clearance

@@ -36,7 +36,7 @@ class ManifestEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All objects of a pack of `size` bytes, in the order of their offsets."""
+    """All objects of a pack of `size` bytes, in the order of their offsets; `generation` is which file of the pack that is."""
 
     KIND: ClassVar[str] = "manifest"
     VERSION: ClassVar[int] = 1
@@ -47,6 +47,7 @@ class Manifest:
     sequence: int
     size: int
     objects: tuple[ManifestEntry, ...]
+    generation: int = 0
 
     def __post_init__(self) -> None:
         check_study_id(self.study)
@@ -77,6 +78,7 @@ class Manifest:
     def to_json(self) -> Json:
         """See `Body.to_json`."""
         return {
+            **({"generation": self.generation} if self.generation else {}),
             "study": self.study,
             "home": self.home,
             "grade": int(self.grade),
@@ -109,6 +111,7 @@ class Manifest:
             sequence=_number(data, "sequence"),
             size=_number(data, "size"),
             objects=tuple(_entry(item) for item in objects),
+            generation=_number(data, "generation") if "generation" in data else 0,
         )
 
 

@@ -19,7 +19,7 @@ from hashlib import sha256
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from consent.errors import Corrupt, Invalid, NotFound
+from consent.errors import Conflict, Corrupt, Invalid, NotFound
 from consent.signed import Signed, sign
 from consent.vocabulary import Grade
 from node.vault.blobs import BlobStore, Read
@@ -95,11 +95,14 @@ class Reader:
         """Length of the pack in bytes, without an unfinished tail. Raises NotFound."""
         return (await asyncio.to_thread(self._survey, study)).end
 
-    async def pack_bytes(self, study: str, offset: int, length: int) -> bytes:
-        """Sealed bytes of the pack as they lie on the disk, for a peer; fewer at its end."""
+    async def pack_bytes(self, study: str, offset: int, length: int, generation: int | None = None) -> bytes:
+        """Sealed bytes of the pack as they lie on the disk, for a peer; fewer at its end.
+
+        Raises Conflict when they would not be of the file of that `generation`: what came before is of no use.
+        """
         if offset < 0 or not 0 <= length <= MAX_PACK_READ_BYTES:
             raise Invalid(f"Ask for at most {MAX_PACK_READ_BYTES} bytes at once.", code="range")
-        return await asyncio.to_thread(self._blobs.read, pack_name(study), offset, length)
+        return await asyncio.to_thread(self._pack_bytes, study, offset, length, generation)
 
     async def manifest(
         self,
@@ -119,7 +122,8 @@ class Reader:
         found.require_sound(study)
         entries = tuple(_entry(study, stored, keys) for stored in _first_of_each(found.objects))
         grade = max((entry.grade for entry in entries), default=Grade.ORDINARY)
-        body = Manifest(study, home, grade, len(entries), found.end, entries)
+        generation = await asyncio.to_thread(self._generation, study)
+        body = Manifest(study, home, grade, len(entries), found.end, entries, generation)
         return sign(
             body,
             record_id=secrets.token_hex(16),
@@ -189,6 +193,22 @@ class Reader:
             if moved is None:
                 raise
             return self._blobs.proved(pack_name(study), partial(use, stored=moved))
+
+    def _pack_bytes(self, study: str, offset: int, length: int, generation: int | None) -> bytes:
+        with self._blobs.opened(pack_name(study)) as read:
+            head = head_of(read, study) if generation is not None else None
+            if head is not None and head.generation != generation:
+                raise Conflict(
+                    "This pack was written anew since its manifest was signed.",
+                    mend="Start over: ask for the study again.",
+                    code="pack-changed",
+                )
+            return read(offset, length)
+
+    def _generation(self, study: str) -> int:
+        with self._blobs.opened(pack_name(study)) as read:
+            head = head_of(read, study)
+        return 0 if head is None else head.generation
 
     def _survey(self, study: str) -> Survey:
         return surveyed(self._blobs, study)

@@ -18,6 +18,7 @@ from federation.holdings import HeldState
 from federation.notices import GrantState
 from federation.protocol import Particulars, RequestState
 from node.openings import Opening
+from node.vault.vault import INSTANCE
 from tests.support.clearance import cleared
 from tests.support.dicom import study
 from tests.support.region import Region, Sharing, region
@@ -276,8 +277,9 @@ async def test_byte_flipped_on_the_holders_disk_is_never_shown(r: Region) -> Non
     sharing = await r.share(slices=1)
     opening, uid = await opened(r, sharing)
     assert (await r.b.node.gateway.frame(opening, uid)).content
-    pack = r.b.pack("a-general", sharing.study)
-    flip(pack, pack.stat().st_size - 100)
+    objects = (await r.a.node.vault.objects(sharing.study)).objects
+    last = next(stored for stored in reversed(objects) if stored.kind == INSTANCE)
+    flip(r.b.pack("a-general", sharing.study), last.offset + last.length - 100)
 
     with pytest.raises(Corrupt):
         await r.b.node.gateway.frame(opening, uid)

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 
 from consent.policy import Parameters
 from consent.vocabulary import EventKind, Grade, Outcome
+from node.audit.event import Detail
 from node.audit.log import Event, Log
 from node.clock import Clock
 from node.database import Database
@@ -66,7 +67,7 @@ class Rotation:
         """
         async with self._database.write() as tx:
             version = await self._keys.rotate(grade, tx)
-            detail = {"grade": int(grade), "version": version, "cause": cause}
+            detail: dict[str, Detail] = {"grade": int(grade), "version": version, "cause": cause}
             await self._log.append(tx, Event(EventKind.KEY_ROTATED, actor, detail=detail))
         return version
 

@@ -31,6 +31,7 @@ from federation.leased_keys import LeasedKeys
 from federation.leases import Leases
 from federation.members import Members
 from federation.notices import Notices
+from federation.regraded import Regraded
 from federation.releases import Releases
 from federation.reporting import Reporter
 from federation.roster import HOSPITAL
@@ -527,6 +528,8 @@ def _duties(
     async def keys() -> None:
         await base.rotation.run()
 
+    regraded = Regraded(database=base.database, log=base.log, records=base.records, notices=exchange.notices)
+
     async def proposals() -> None:
         await base.approvals.close_expired()
 
@@ -541,6 +544,7 @@ def _duties(
         Job("asking", every.sweep_seconds, _when_member(member, exchange.asking.deliver)),
         Job("fetching", every.sweep_seconds, _when_member(member, exchange.fetching.fetch_waiting)),
         Job("notices", NOTICE_SECONDS, _when_member(member, exchange.notices.sweep)),
+        Job("regraded", NOTICE_SECONDS, _when_member(member, regraded.follow)),
         Job("report", every.report_seconds, _when_member(member, exchange.reporter.send)),
         Job("openings", OPENING_SWEEP_SECONDS, gateway.sweep),
         Job("sessions", SESSION_SWEEP_SECONDS, sessions),

@@ -23,6 +23,7 @@ from typing import Any, Final
 from sqlalchemy import (
     BigInteger,
     Column,
+    Executable,
     Select,
     String,
     Table,
@@ -241,7 +242,7 @@ class Findings:
             for row in known.values():
                 await self._close(tx, row, JOB, "The condition is over.")
 
-    async def list(
+    async def listed(
         self,
         *,
         states: Sequence[FindingState] = LIVING,
@@ -403,9 +404,9 @@ class Findings:
         detail = {"finding": row.id, "kind": row.kind, "subject": row.subject, "count": row.count}
         await self._log.append(tx, Event(kind, by, reason=words, detail=detail))
 
-    async def _rows(self, query: Select[Any]) -> Sequence[Any]:
+    async def _rows(self, query: Executable) -> list[Any]:
         async with self._database.read() as tx:
-            return (await tx.execute(query)).all()
+            return list((await tx.execute(query)).all())
 
 
 _GRAVEST_FIRST: Final = (

@@ -94,7 +94,7 @@ async def findings_page(request: web.Request) -> web.Response:
     await _watcher(request)
     states, severity = _asked(request)
     findings = request.app[FINDINGS]
-    found = await findings.list(states=states, severity=severity, limit=PAGE_FINDINGS)
+    found = await findings.listed(states=states, severity=severity, limit=PAGE_FINDINGS)
     counts = await findings.counts()
     context = {
         "rows": [(one, tell(one, _)) for one in found],
@@ -136,7 +136,7 @@ async def findings(request: web.Request) -> web.Response:
     await _watcher(request)
     states, severity = _asked(request)
     kind = request.query.get("kind")
-    found = await request.app[FINDINGS].list(
+    found = await request.app[FINDINGS].listed(
         states=states,
         severity=severity,
         kind=choice_of(FindingKind, kind, "kind") if kind else None,
@@ -172,7 +172,7 @@ async def home_box(request: web.Request, about: Any) -> Part | None:
     """On the start page of whoever watches: what is open, the gravest first."""
     if FINDINGS not in request.app or current_person(request).role not in WATCHERS:
         return None
-    found = await request.app[FINDINGS].list(limit=BOX_FINDINGS + 1)
+    found = await request.app[FINDINGS].listed(limit=BOX_FINDINGS + 1)
     rows = [(one, tell(one, _)) for one in found[:BOX_FINDINGS]]
     more = len(found) > BOX_FINDINGS
     return Part("oversight/home_box.html", {"rows": rows, "more": more} | _WORDS)
@@ -182,7 +182,7 @@ async def device_box(request: web.Request, about: Any) -> Part | None:
     """On a device's page: the findings about it."""
     if FINDINGS not in request.app or not isinstance(about, Device):
         return None
-    known = await request.app[FINDINGS].list(limit=MAX_PAGE)
+    known = await request.app[FINDINGS].listed(limit=MAX_PAGE)
     mine = [one for one in known if one.subject.partition(" ")[0] == about.ae_title]
     return Part(
         "oversight/device_box.html", {"rows": [(one, tell(one, _)) for one in mine[:PAGE_FINDINGS]]} | _WORDS

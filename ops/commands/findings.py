@@ -54,7 +54,7 @@ async def _run(
         if resolve:
             return [await kept.resolve(resolve, words, by=operator())]
         await _look(node, kept)
-        return await kept.list(states=CHOICES[state], limit=MAX_PAGE)
+        return await kept.listed(states=CHOICES[state], limit=MAX_PAGE)
 
 
 async def _look(node: Foundation, kept: Findings) -> None:

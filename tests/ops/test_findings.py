@@ -55,7 +55,7 @@ class Office:
         """The findings, with everything taken in that the log says."""
         await self.door.watch.look()
         await self.overseer.follow()
-        return await self.findings.list(**terms)
+        return await self.findings.listed(**terms)
 
     async def log(self, kind: EventKind, reason: str = "", actor: str = "system", **detail: Any) -> None:
         await self.node.log.record(Event(kind, actor, Outcome.FAILED, reason=reason, detail=detail))
@@ -283,7 +283,7 @@ async def test_no_more_than_so_many_of_a_kind_live_at_once(
     """A flood of strangers fills neither the table nor the log: the rest is counted in one."""
     monkeypatch.setattr(noun, "MAX_LIVING", 3)
     await take(office, *(sighting(number) for number in range(20)))
-    found = await office.findings.list()
+    found = await office.findings.listed()
 
     assert len(found) == 4
     [rest] = [one for one in found if one.subject == OVERFLOW]
@@ -307,7 +307,7 @@ async def test_a_finding_is_answered_as_the_table_says_and_not_otherwise(
 ) -> None:
     """Every pair: allowed, with who and in which words, on record; or a Conflict that changes nothing."""
     await take(office, sighting())
-    [finding] = await office.findings.list()
+    [finding] = await office.findings.listed()
     await put(office, finding.id, before)
     if after is FindingState.OPEN:
         assert after not in TRANSITIONS[before]
@@ -330,7 +330,7 @@ async def test_a_finding_is_answered_as_the_table_says_and_not_otherwise(
 async def test_an_answer_needs_words(office: Office, words: str) -> None:
     """Neither silence nor a book; an unknown finding is not found."""
     await take(office, sighting())
-    [finding] = await office.findings.list()
+    [finding] = await office.findings.listed()
     with pytest.raises(Invalid, match="Say in words"):
         await office.findings.acknowledge(finding.id, words, by="person:it@a-general")
     with pytest.raises(NotFound):
@@ -340,14 +340,14 @@ async def test_an_answer_needs_words(office: Office, words: str) -> None:
 async def test_what_comes_back_after_it_was_resolved_is_a_finding_of_its_own(office: Office) -> None:
     """And while it is acknowledged, a repeat is counted in it and does not open it again."""
     await take(office, sighting())
-    [first] = await office.findings.list()
+    [first] = await office.findings.listed()
     await put(office, first.id, FindingState.ACKNOWLEDGED)
     await take(office, sighting())
-    [same] = await office.findings.list()
+    [same] = await office.findings.listed()
     assert (same.id, same.count, same.state) == (first.id, 2, FindingState.ACKNOWLEDGED)
     await put(office, first.id, FindingState.RESOLVED)
     await take(office, sighting())
-    [again] = await office.findings.list()
+    [again] = await office.findings.listed()
 
     assert again.id != first.id and again.state is FindingState.OPEN
 
@@ -363,7 +363,7 @@ async def test_following_twice_or_from_two_processes_counts_once(office: Office)
     await office.overseer.follow()
     await other.follow()
     await office.overseer.follow()
-    [finding] = await office.findings.list()
+    [finding] = await office.findings.listed()
 
     assert finding.count == 1
 
@@ -381,12 +381,12 @@ async def test_a_disk_that_fills_is_a_warning_then_an_incident_and_then_over(off
     """One finding through it all; with room again it resolves itself."""
     for free, severity in ((LOW_FREE_BYTES - 1, Severity.WARNING), (MIN_FREE_BYTES - 1, Severity.INCIDENT)):
         await checks(office, free=free).look()
-        [finding] = await office.findings.list()
+        [finding] = await office.findings.listed()
         assert (finding.kind, finding.severity, finding.count) == (FindingKind.DISK_LOW, severity, 1)
     assert "2.0 GiB left" in tell(finding).summary
     await checks(office).look()
 
-    assert await office.findings.list() == []
+    assert await office.findings.listed() == []
     assert len(await office.node.events(EventKind.FINDING_OPENED)) == 1
 
 
@@ -399,23 +399,23 @@ async def test_a_certificate_is_a_finding_thirty_days_before_its_end_and_after_i
     look = checks(office).look
     node.clock.tick(days=9)
     await look()
-    assert await office.findings.list() == []
+    assert await office.findings.listed() == []
     node.clock.tick(days=2)
     await look()
-    [finding] = await office.findings.list()
+    [finding] = await office.findings.listed()
     assert (finding.kind, finding.severity) == (FindingKind.CERTIFICATE_EXPIRING, Severity.WARNING)
     node.clock.tick(days=30)
     await look()
-    [finding] = await office.findings.list()
+    [finding] = await office.findings.listed()
     assert finding.kind is FindingKind.CERTIFICATE_ENDED and "it cannot send" in tell(finding).summary
     fresh = node.identity.issue_device_certificate("CT2", node.clock.now()).certificate.decode()
     await node.registry.renew_certificate("CT2", fresh)
     await look()
-    assert await office.findings.list() == []
+    assert await office.findings.listed() == []
     await node.registry.set_device_state("CT2", DeviceState.RETIRED)
     node.clock.tick(days=364)
     await look()
-    assert await office.findings.list() == []
+    assert await office.findings.listed() == []
 
 
 async def test_a_duty_that_keeps_failing_is_a_notice(office: Office) -> None:
@@ -424,14 +424,14 @@ async def test_a_duty_that_keeps_failing_is_a_notice(office: Office) -> None:
     states = [failing]
     look = checks(office, jobs=lambda: states).look
     await look()
-    assert await office.findings.list() == []
+    assert await office.findings.listed() == []
     await look()
-    [finding] = await office.findings.list()
+    [finding] = await office.findings.listed()
     assert tell(finding).summary == "The timed duty scrub fails: The disk cannot be read."
     states[:] = [JobStatus("scrub", 60.0)]
     await look()
 
-    assert await office.findings.list() == []
+    assert await office.findings.listed() == []
 
 
 @pytest.mark.requirement("U1")
@@ -439,7 +439,7 @@ async def test_access_rows_put_back_are_an_incident_at_once(office: Office) -> N
     """The duty that compares them fails for one reason only."""
     states = [JobStatus("access-rows", 60.0, error="Access rows were deleted or put back outside this node.")]
     await checks(office, jobs=lambda: states).look()
-    [finding] = await office.findings.list()
+    [finding] = await office.findings.listed()
 
     assert finding.severity is Severity.INCIDENT and "put back" in tell(finding).summary
 
@@ -447,12 +447,12 @@ async def test_access_rows_put_back_are_an_incident_at_once(office: Office) -> N
 async def test_old_resolved_findings_leave_the_table(office: Office) -> None:
     """The log still has them; living ones stay, however old."""
     await take(office, sighting(1), sighting(2))
-    first, _second = await office.findings.list()
+    first, _second = await office.findings.listed()
     await put(office, first.id, FindingState.RESOLVED)
     office.node.clock.moment += noun.KEPT + timedelta(days=1)
     await office.findings.prune()
 
-    assert len(await office.findings.list(states=CHOICES["all"])) == 1
+    assert len(await office.findings.listed(states=CHOICES["all"])) == 1
 
 
 def test_every_kind_has_a_title_and_every_code_of_a_rule_its_words() -> None:

@@ -199,7 +199,7 @@ async def test_a_finding_is_answered_in_words_by_page_and_by_json(house: House) 
     """Acknowledged by IT, resolved by the officer; each shown with name and words, the log entry for the officer."""
     await house.door.refused("CT1", address="127.0.0.9")
     await house.settle()
-    [finding] = await house.findings.list()
+    [finding] = await house.findings.listed()
     where = f"/findings/{finding.id}"
     async with house.site.client("it", **PAGE) as client:
         async with client.post(where, data={"do": "acknowledge", "words": " "}) as answer:

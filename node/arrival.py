@@ -17,6 +17,7 @@ from consent.errors import Corrupt
 from consent.principals import Principal
 from node.imaging.attributes import Attributes
 from node.index import Entry, Placement, Pseudonyms
+from node.refusals import Refusals
 from node.vault.pack import StoredObject
 
 ATTRIBUTES_SUFFIX = ".a"
@@ -48,11 +49,12 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Source:
-    """Who sends, by which door, from where."""
+    """Who sends, by which door, from where: one for each request or association."""
 
     principal: Principal
     channel: Channel
     address: str
+    refusals: Refusals = field(default_factory=Refusals, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ class Receipt:
 
 def describe(attributes: Attributes, digest: bytes, received: datetime, source: Source) -> bytes:
     """The attributes object. Fields that are empty are left out."""
-    known = {name: value for name, value in attributes.to_json().items() if value not in ("", None, False, ())}
+    known = {
+        name: value for name, value in attributes.to_json().items() if value not in ("", None, False, ())
+    }
     document = {
         "attributes": known,
         "sha256": digest.hex(),

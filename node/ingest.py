@@ -22,9 +22,9 @@ from consent.decision import CompiledPolicy, Facts, Request, Resource, Verdict, 
 from consent.errors import AccordError, Conflict, Denied, Invalid, NotFound
 from consent.policy import flags_of, grade_of
 from consent.principals import Principal
-from consent.vocabulary import Action, EventKind, Grade, Outcome, Purpose, ResourceKind, Role
+from consent.vocabulary import Action, Grade, Purpose, ResourceKind, Role
 from node.arrival import ATTRIBUTES_SUFFIX, Arrival, Receipt, Source, describe, new_entry
-from node.audit.log import Event, Log
+from node.audit.log import Log
 from node.clock import Clock
 from node.database import Database
 from node.descriptions import Descriptions
@@ -33,6 +33,7 @@ from node.imaging.attributes import Attributes, read_attributes
 from node.index import Entry, Index
 from node.policies import Policies
 from node.recovery import recover
+from node.refusals import refused, summary
 from node.vault.vault import ATTRIBUTES, INSTANCE, NewObject, Vault
 
 __all__ = ["Arrival", "Ingest", "Receipt", "Source"]
@@ -146,16 +147,14 @@ class Ingest:
         )
 
     async def refused(self, error: AccordError, source: Source) -> None:
-        """Put on record what was refused, here or at a door before it became an arrival."""
-        event = Event(
-            EventKind.INSTANCE_REFUSED,
-            source.principal.actor,
-            Outcome.REFUSED,
-            address=source.address or None,
-            reason=error.message,
-            detail={"channel": source.channel, "code": error.code},
-        )
-        await self._log.record(event)
+        """Put on record what was refused, here or at a door before it became an arrival: the first in full."""
+        for event in refused(error, source):
+            await self._log.record(event)
+
+    async def summarise(self, source: Source) -> None:
+        """Put on record how many more were refused: for a door, when the request or association is over."""
+        for event in summary(source):
+            await self._log.record(event)
 
     async def flushed(self) -> None:
         """Return when every instance acknowledged so far is in the index and the log. Raises Unavailable."""

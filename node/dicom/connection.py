@@ -349,7 +349,11 @@ class Connection(asyncio.BufferedProtocol):
                 principal = await self._admit(request)
                 if principal is not None and self._association.state is State.STA3_AWAITING_LOCAL_ANSWER:
                     await self._accept(request, principal, view)
-                    await self._serve(Source(principal, "dimse", self._address), view)
+                    source = Source(principal, "dimse", self._address)
+                    try:
+                        await self._serve(source, view)
+                    finally:
+                        await self._gate.services.end(source)
         except Exception:
             _logger.exception("dicom_association_failed", address=self._address)
             self._transport.abort()

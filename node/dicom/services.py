@@ -15,9 +15,9 @@ from typing import Protocol
 import structlog
 
 from consent.errors import AccordError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
-from consent.vocabulary import EventKind, Outcome
 from node.audit.event import Event
 from node.ingest import Arrival, Source
+from node.refusals import refused, summary
 
 from .channel import Channel
 from .messages import CANCELLED, RESPONSE, Message, Verb, encode_response
@@ -171,16 +171,13 @@ class Services:
         await self._ingest.receive(arrival, source)
 
     async def _refused(self, error: AccordError, source: Source) -> None:
-        await self._log.record(
-            Event(
-                EventKind.INSTANCE_REFUSED,
-                source.principal.actor,
-                Outcome.REFUSED,
-                address=source.address,
-                reason=error.message,
-                detail={"channel": source.channel, "code": error.code},
-            )
-        )
+        for event in refused(error, source):
+            await self._log.record(event)
+
+    async def end(self, source: Source) -> None:
+        """An association is over: put on record how many more instances were refused."""
+        for event in summary(source):
+            await self._log.record(event)
 
 
 def status_of(error: AccordError) -> int:

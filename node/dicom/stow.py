@@ -60,11 +60,12 @@ async def store(request: web.Request, study_uid: str) -> tuple[int, dict[str, An
                     group.create_task(_store_one(ingest, data, source, study_uid, outcome, room))
             except (Invalid, Unavailable, TimeoutError) as error:
                 broken = error  # the parts that came whole are finished first
-    finally:
-        room.close()
-    if broken is not None:
         if isinstance(broken, Invalid):
             await ingest.refused(broken, source)
+    finally:
+        room.close()
+        await ingest.summarise(source)
+    if broken is not None:
         raise broken
     if not outcome.stored and not outcome.failed:
         raise Invalid("There is no instance in this request.", mend="Send at least one DICOM file.")

@@ -155,5 +155,6 @@ async def _import(folder: Path, paths: list[Path]) -> tuple[int, list[tuple[str,
                         taken += 1
                     except AccordError as error:
                         refused.append((str(path), str(error)))
+                await archive.ingest.summarise(source)
                 await archive.ingest.flushed()
     return taken, refused

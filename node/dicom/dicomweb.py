@@ -13,10 +13,19 @@ from aiohttp import web
 from node.dicom import accept, qido, renderings, stow, wado
 from node.dicom.wado import accept_of
 from node.web.kit import streaming
+from node.web.openapi import described, serving
 
 UID = r"{%s:[0-9.]{1,64}}"
 
 
+@described(
+    answers={200: (accept.JSON,), 202: (accept.JSON,), 409: (accept.JSON,)},
+    body=(
+        f'multipart/related; type="{accept.DICOM}"',
+        f'multipart/related; type="{accept.JSON}"',
+        accept.DICOM,
+    ),
+)
 @streaming
 async def store(request: web.Request) -> web.Response:
     """Store instances, of one study when the address names it."""
@@ -50,4 +59,5 @@ ROUTES: list[web.RouteDef] = [
     *(web.get(f"{level}/pixeldata", wado.every_bulk_data) for level in LEVELS),
     web.post(STUDIES, store),
     web.post(STUDY, store),
+    web.get("/dicom-web/openapi.json", serving("/dicom-web/", "Accord DICOMweb")),
 ]

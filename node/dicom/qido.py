@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
@@ -23,6 +23,7 @@ from node.index import Level, Match, Query
 from node.index.query import ATTRIBUTES, attribute_of
 from node.web.keys import GATEWAY
 from node.web.kit import address_of, current_person
+from node.web.openapi import Parameter, described
 
 CONTROLS = frozenset(
     {
@@ -41,19 +42,37 @@ ALL = "all"
 FURTHER_ANSWERS = "There are additional results that can be requested"
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_searching = described(
+    query=(
+        Parameter("limit", "How many answers at most.", "integer"),
+        Parameter("offset", "How many answers to pass over.", "integer"),
+        Parameter("includefield", "Attributes to add, by keyword or tag, or `all`.", many=True),
+        Parameter("fuzzymatching", "Match names by the beginnings of their words.", "boolean"),
+        Parameter("emptyvaluematching", 'A value of `""` asks for what has none.', "boolean"),
+        Parameter("accept", "What is accepted, instead of the header."),
+        *(
+            Parameter(one.keyword, f"Match {one.keyword} ({one.tag}).")
+            for one in ATTRIBUTES.values()
+            if one.vr != "SQ"
+        ),
+    ),
+    answers={200: (accept.JSON, "application/json")},
+)
 
 
+@_searching
 async def studies(request: web.Request) -> web.Response:
     """Search for studies."""
     return await _search(request, Level.STUDY)
 
 
+@_searching
 async def series(request: web.Request) -> web.Response:
     """Search for series, of one study or of all."""
     return await _search(request, Level.SERIES)
 
 
+@_searching
 async def instances(request: web.Request) -> web.Response:
     """Search for instances, of one series, of one study or of all."""
     return await _search(request, Level.INSTANCE)

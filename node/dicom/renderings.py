@@ -14,22 +14,32 @@ from consent.errors import Invalid, NotFound
 from consent.vocabulary import Action
 from node.dicom import accept
 from node.dicom.body import FRESH, Piece, stream_parts
-from node.dicom.wado import accept_of, frame_list, instance_url, visit
+from node.dicom.wado import ACCEPT, accept_of, frame_list, instance_url, visit
 from node.imaging.viewport import Viewport
 from node.imaging.window import Window
 from node.index import InstanceRow
 from node.openings import Opening
 from node.web.keys import GATEWAY
+from node.web.openapi import Parameter, described
 
 MAX_PICTURES = 500
 MAX_VIEWPORT = 4096
 MAX_NUMBER_CHARACTERS = 24
 THUMBNAIL_PIXELS = 160
+_DRAWING = (
+    ACCEPT,
+    Parameter("viewport", "`width,height`, or with a region `width,height,left,top,width,height`."),
+    Parameter("window", "`centre,width,function`: linear, linear-exact or sigmoid."),
+    Parameter("quality", "1 to 100, of a lossy picture.", "integer"),
+)
 
 Target = tuple[InstanceRow, int]
 """An instance and one of its frames."""
 
 
+@described(
+    query=_DRAWING, answers={200: (*accept.PICTURES, f'multipart/related; type="{accept.PICTURES[0]}"')}
+)
 async def rendered(request: web.Request) -> web.StreamResponse:
     """Draw a study, a series, an instance or frames of it."""
     form = accept.pictures(accept_of(request))
@@ -51,6 +61,7 @@ async def rendered(request: web.Request) -> web.StreamResponse:
     return web.Response(body=picture, content_type=form.media_type, headers=FRESH)
 
 
+@described(query=_DRAWING[:2], answers={200: accept.PICTURES})
 async def thumbnail(request: web.Request) -> web.Response:
     """Draw a small picture that stands for a study, a series, an instance or a frame."""
     kind = accept.picture(accept_of(request))

@@ -25,14 +25,19 @@ from node.index import InstanceRow
 from node.openings import Opening
 from node.web.keys import GATEWAY, PSEUDONYMS
 from node.web.kit import address_of, current_person
+from node.web.openapi import Parameter, described
 
 MAX_FRAMES_ASKED = 1000
 FRAMES_AT_ONCE = 8
 """Frames that are in memory together."""
 READ_BYTES = 4 * 1024 * 1024
 PIXEL_DATA = "7FE00010"
+ACCEPT = Parameter("accept", "What is accepted, instead of the header.")
+_PARTS_OF_DICOM = f'multipart/related; type="{accept.DICOM}"'
+_PARTS_OF_OCTETS = f'multipart/related; type="{accept.OCTETS}"'
 
 
+@described(query=(ACCEPT,), answers={200: (_PARTS_OF_DICOM, accept.DICOM), 206: (accept.DICOM,)})
 async def retrieve(request: web.Request) -> web.StreamResponse:
     """Retrieve a study, a series or an instance as DICOM files."""
     where = request.match_info
@@ -48,6 +53,7 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
     return await _files(request, opening, rows)
 
 
+@described(query=(ACCEPT,), answers={200: (accept.JSON, "application/json")})
 async def metadata(request: web.Request) -> web.Response:
     """Describe a study, a series or an instance in DICOM JSON, without its bulk data."""
     kind = accept.metadata(accept_of(request))
@@ -57,6 +63,10 @@ async def metadata(request: web.Request) -> web.Response:
     return web.Response(body=at_address(payload, studies_url(request)), content_type=kind, headers=FRESH)
 
 
+@described(
+    query=(ACCEPT,),
+    answers={200: (_PARTS_OF_OCTETS, accept.OCTETS, *accept.SYNTAXES_OF), 206: (accept.OCTETS,)},
+)
 async def frames(request: web.Request) -> web.StreamResponse:
     """Retrieve frames of an instance, numbered from 1."""
     numbers = frame_list(request.match_info["frames"])
@@ -72,6 +82,7 @@ async def frames(request: web.Request) -> web.StreamResponse:
     return await send_one(request, found[0])
 
 
+@described(query=(ACCEPT,), answers={200: (_PARTS_OF_OCTETS, accept.OCTETS), 206: (accept.OCTETS,)})
 async def bulk_data(request: web.Request) -> web.StreamResponse:
     """Retrieve the value of one element, by the BulkDataURI that the metadata has for it."""
     opening = await visit(request, Action.DOWNLOAD)
@@ -91,6 +102,7 @@ async def bulk_data(request: web.Request) -> web.StreamResponse:
     return await send_one(request, piece)
 
 
+@described(query=(ACCEPT,), answers={200: (_PARTS_OF_OCTETS,)})
 async def every_bulk_data(request: web.Request) -> web.StreamResponse:
     """Retrieve the bulk data of a study, a series or an instance, or of that only its pixels, part by part."""
     form = accept.bulk_data(accept_of(request))

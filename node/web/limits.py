@@ -49,7 +49,11 @@ H = TypeVar("H", bound=Callable[..., Any])
 
 def rules_of(request: web.Request) -> RouteRules:
     """The rules of the route that this request matched."""
-    handler = request.match_info.handler
+    return rules_of_handler(request.match_info.handler)
+
+
+def rules_of_handler(handler: Callable[..., Any]) -> RouteRules:
+    """The rules that a handler is marked with."""
     rules = getattr(handler, _MARK, _CLOSED)
     assert isinstance(rules, RouteRules)
     return rules

@@ -10,6 +10,7 @@ from typing import Final
 
 from aiohttp import web
 
+from node.web import openapi
 from node.web.api import care, consents, devices, keys, log, session, studies
 from node.web.portal.routes import NAV
 from node.web.portal.routes import ROUTES as PAGES
@@ -24,5 +25,6 @@ ROUTES: Final[list[web.RouteDef]] = [
     *log.ROUTES,
     *devices.ROUTES,
     *keys.ROUTES,
+    web.get("/api/openapi.json", openapi.serving("/api/", "Accord")),
     *PAGES,
 ]

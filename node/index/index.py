@@ -145,8 +145,8 @@ class Index:
     ) -> None:
         """Say where data set and description of each instance lie in a pack of `end` bytes that was written anew, and its grade.
 
-        Pre-made metadata is forgotten but for what `metadata` names, by series. Raises Corrupt when an instance of the
-        study is not among them.
+        Pre-made metadata is forgotten but for what `metadata` names, by series. When there are instances that have no row
+        yet, recovery looks at the whole pack again. Raises Corrupt when an instance of the study is not among them.
         """
         rows = (await tx.execute(_INSTANCES, {"study": study})).all()
         changed = [{"of": row.instance, "anew": self._relocated(row, places)} for row in rows]
@@ -157,7 +157,8 @@ class Index:
         for series, place in metadata.items():
             await self.set_metadata(tx, study, series, place)
         which = update(STUDIES).where(STUDIES.c.study == study)
-        await tx.execute(which.values(grade=int(grade), indexed_to=end))
+        known = {row.instance for row in rows}
+        await tx.execute(which.values(grade=int(grade), indexed_to=end if places.keys() <= known else 0))
 
     async def put_anew(
         self,

@@ -48,11 +48,12 @@ def rewrite(
     *,
     drop: Collection[str] = (),
     keep: Callable[[StoredObject], bool] = lambda stored: True,
+    prepared: Callable[[], None] = lambda: None,
 ) -> dict[str, StoredObject]:
     """Put a new file in the pack's place, its generation one higher; return where its objects lie, by id.
 
-    Objects in `drop`, or that `keep` says no to, are left out; of an id that occurs twice the first stays. Raises Corrupt
-    when the pack is damaged (heal it first), NotFound, Unavailable: then the old file stands.
+    Objects in `drop`, or that `keep` says no to, are left out; of an id that occurs twice the first stays. `prepared` is
+    called when the new file is written and not yet in place. Raises Corrupt when the pack is damaged (heal it first), NotFound, Unavailable: then the old file stands.
     """
     places: dict[str, StoredObject] = {}
 
@@ -67,6 +68,7 @@ def rewrite(
         for span in kept(read, size, study, drop, keep):
             at = _carry(read, study, span, new, at, places)
         new.write([padding(study, at)], at)
+        prepared()
 
     blobs.rewritten(pack_name(study), make)
     return places

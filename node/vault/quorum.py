@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from os.path import ismount
 from pathlib import Path
 from threading import RLock
+from typing import Any
 
 from consent.errors import AccordError, Conflict, Corrupt, Unavailable
 from consent.vocabulary import EventKind
@@ -42,7 +43,7 @@ class News:
     kind: EventKind
     words: str
     study: str | None = None
-    detail: dict[str, object] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -350,7 +351,7 @@ class Quorum:
         return f"Only {there} of {len(self.slots)} storage roots can be used; {needed} are needed."
 
     def _tell(self, kind: EventKind, number: int, words: str, why: str) -> None:
-        detail: dict[str, object] = {
+        detail: dict[str, Any] = {
             "root": number,
             "in_sync": len(self.membership.in_sync),
             "of": len(self.slots),

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from threading import Lock
 from time import monotonic
@@ -215,8 +216,18 @@ class Replicas:
     def heal(self, name: str, expected: Mapping[int, bytes] | None = None, pace: Pace = unhurried) -> Healed:
         """Read every copy of a pack in sync whole and replace what is damaged; see `upkeep.heal`."""
         check_name(name)
-        with self.turns.of(name):
-            files, failed = self.everywhere(self.quorum.in_sync, lambda root: root.blobs.existing(name))
+        self.size(name)  # raises NotFound
+        result = self._heal(name, expected, pace)
+        if result.strangers:  # another generation, or no pack at all: brought level as a whole
+            with self.turns.of(name):
+                self._bring_level(name)
+            again = self._heal(name, expected, pace)
+            return replace(again, bytes_by_root={**result.strangers, **again.bytes_by_root})
+        return result
+
+    def _heal(self, name: str, expected: Mapping[int, bytes] | None, pace: Pace) -> Healed:
+        with self.turns.of(name):  # nobody is in the middle of a group when the files are opened
+            files, failed = self.everywhere(self.quorum.in_sync, lambda root: root.blobs.append(name))
             for root, error in failed.items():
                 self.fell_behind(root, name, error)
         try:

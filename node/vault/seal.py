@@ -169,6 +169,24 @@ def open_sealed(body: Buffer, key: bytes, header: ObjectHeader) -> bytes:
     return bytes(plain)
 
 
+def digest_of_sealed(
+    read: Callable[[int, int], bytes], sealed_bytes: int, key: bytes, header: ObjectHeader
+) -> bytes:
+    """The SHA-256 of the payload of a body, proved to its end, without keeping any of it; raises Corrupt.
+
+    `read(offset, length)` gives bytes of the body.
+    """
+    decryptor, hasher = Cobblestone256Decryptor(key, header.context), sha256()
+    try:
+        for start in range(0, sealed_bytes, PIECE_BYTES):
+            sealed = read(start, min(PIECE_BYTES, sealed_bytes - start))
+            hasher.update(decryptor.update(sealed))
+        hasher.update(decryptor.finalize())
+    except InvalidTag as error:
+        raise _damaged("its key, its name or its bytes do not match") from error
+    return hasher.digest()
+
+
 def open_range(
     read: Callable[[int, int], bytes],
     sealed_bytes: int,

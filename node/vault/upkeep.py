@@ -39,9 +39,13 @@ FEW = 16
 
 @dataclass(frozen=True)
 class Healed:
-    """What became of a pack's copies: bytes replaced, by number of the root, and places where no copy is sound."""
+    """What became of a pack's copies: bytes replaced, by number of the root, and places where no copy is sound.
+
+    `strangers` are copies that are another file than the others, with their lengths; nothing was done about these.
+    """
 
     bytes_by_root: Mapping[int, int] = field(default_factory=dict)
+    strangers: Mapping[int, int] = field(default_factory=dict)
     lost: tuple[Piece, ...] = ()
     words: str = ""
 
@@ -84,17 +88,18 @@ def heal(
     except (Corrupt, Invalid, Unavailable) as error:
         return Healed(words=error.message)
     written: dict[int, int] = {}
+    strangers: dict[int, int] = {}
     words = ""
     for (root, file), copy in zip(copies.items(), read_copies, strict=True):
         if root.id not in merged.same_file:
-            words = f"The copy on storage root {root.number} is another file than the others."
+            strangers[root.number] = copy.size
             continue
         try:
             if count := carry(study, merged, read_copies, copy, file, cut=False, faithful=False, pace=pace):
                 written[root.number] = count
         except (Corrupt, Unavailable) as error:
             words = error.message
-    return Healed(written, (*merged.lost, *_contradicted(merged, expected or {})), words)
+    return Healed(written, strangers, (*merged.lost, *_contradicted(merged, expected or {})), words)
 
 
 def bring_back(

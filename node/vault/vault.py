@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from consent.errors import Conflict, Invalid
+from consent.errors import Conflict, Corrupt, Invalid
 from consent.vocabulary import Grade
 from node.clock import Clock
 from node.database import Tx
@@ -28,8 +28,10 @@ from node.vault.pack import Draft, PackWriter, StoredObject, Survey, pack_name, 
 from node.vault.seal import (
     ObjectHeader,
     Payload,
+    digest_of_sealed,
     keep_freed_memory,
     object_key,
+    open_digest,
     open_sealed,
 )
 
@@ -139,6 +141,14 @@ class Vault:
 
         return await asyncio.to_thread(self._blobs.proved, pack_name(study), use)
 
+    async def require_digest(self, study: str, stored: StoredObject, sha256: bytes) -> None:
+        """Open an object and hold it against the SHA-256 of what arrived; nothing of it leaves here. Raises Corrupt.
+
+        The digest that lies sealed in its record must be the same. Raises NotFound (no key), Unavailable (a locked grade).
+        """
+        key = object_key(await self._keys.study_key(None, study, stored.grade), stored.object_id)
+        await asyncio.to_thread(self._require_digest, study, stored, key, sha256)
+
     async def settle(self, study: str) -> None:
         """Mend what a crash left of an unfinished group, on every copy. Raises Corrupt, Unavailable."""
         await asyncio.to_thread(self._settle, study)
@@ -165,6 +175,22 @@ class Vault:
         found = surveyed(self._blobs, study, start)
         found.require_sound(study)
         return found
+
+    def _require_digest(self, study: str, stored: StoredObject, key: bytes, digest: bytes) -> None:
+        header = stored.header(study)
+        if stored.sealed_digest is not None and open_digest(stored.sealed_digest, key, header) != digest:
+            raise Corrupt(
+                "The digest of an instance is not the one that was taken as it arrived.", code="digest"
+            )
+
+        def use(read: Read, _size: int) -> None:
+            found = digest_of_sealed(
+                lambda at, length: read(stored.offset + at, length), stored.length, key, header
+            )
+            if found != digest:
+                raise Corrupt("An instance is not what arrived.", code="digest")
+
+        self._blobs.proved(pack_name(study), use)
 
     def _settle(self, study: str) -> None:
         writer = PackWriter(study, self._blobs.append(pack_name(study)))

@@ -30,8 +30,8 @@ from tests.support.clock import FakeClock
 from tests.support.dicom import Instance, study
 from tests.support.node import NodeFixture, small_node
 
-ROUNDS = int(os.environ.get("ACCORD_KEY_CRASH_ROUNDS", "5"))
-KEYS = 400
+ROUNDS = int(os.environ.get("ACCORD_KEY_CRASH_ROUNDS", "3"))
+KEYS = 100
 CALM_SECONDS = 0.15
 Work = Callable[[NodeFixture], Coroutine[Any, Any, None]]
 
@@ -60,8 +60,9 @@ async def make(folder: Path) -> Archive:
     instances = study(slices=4, size=256)
     async with small_node(folder) as node:
         name = (await node.store(*instances))[0].study
-        for number in range(KEYS):
-            await node.keys.study_key(None, f"st_other{number:04}", Grade.ORDINARY, create=True)
+        async with node.database.write() as tx:
+            for number in range(KEYS):
+                await node.keys.study_key(tx, f"st_other{number:04}", Grade.ORDINARY, create=True)
     return Archive(folder, name, instances)
 
 
@@ -130,7 +131,7 @@ async def rotate_and_rewrap(node: NodeFixture) -> None:
     rotation = rotation_of(node)
     while True:
         await rotation.rotate(Grade.ORDINARY, "system")
-        await rotation.rewrap(batch=7)
+        await rotation.rewrap(batch=3)
 
 
 async def regrade_up_and_down(node: NodeFixture) -> None:

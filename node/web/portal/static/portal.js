@@ -58,7 +58,11 @@ function watch(area) {
       const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
       if (!answer.ok) return;
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById(area.id);
-      if (fresh) area.replaceChildren(...fresh.childNodes);
+      if (!fresh) return;
+      const focused = area.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+      area.replaceChildren(...fresh.childNodes);
+      // Who works with the keyboard stays at the link where they were.
+      if (focused) area.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
     } finally {
       fetching = false;
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from base64 import b64decode
 from datetime import UTC, datetime
@@ -228,3 +229,17 @@ def test_a_two_person_keystore_is_opened_as_it_is_written_down(tmp_path: Path) -
             keystore.offer(login, passphrases[login], datetime(2026, 11, 22, tzinfo=UTC))
         key = keystore.unwrap(b64decode(vector["wrapped"]), b64decode(vector["context"]))
         assert key.hex() == vector["key"]
+
+
+@pytest.mark.parametrize(("library", "extra"), [("pkcs11", "hsm"), ("hvac", "vault")])
+def test_a_missing_library_is_named_with_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, library: str, extra: str
+) -> None:
+    """The optional parts are imported when they are used, and their absence says which extra brings them."""
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(Invalid, match="not installed") as caught:
+        if extra == "hsm":
+            Pkcs11Custody.open(TokenPlace("driver.so", "token", "key", PIN))
+        else:
+            VaultTransit.open(TransitPlace("https://localhost:1", "transit", "key", lambda: b"token"))
+    assert f"accord-imaging[{extra}]" in caught.value.mend

@@ -70,7 +70,9 @@ class Kept:
 
 
 class Cohorts:
-    """`site.Gatherer` over the gateway. `secret` gives the 32 bytes that this node keeps under a name."""
+    """`site.Gatherer` over the gateway. `secret` gives the 32 bytes that this node keeps under a name; `approved` says of a
+    plan's digest whether this site's signed decision approves it now (`PlanBook.approves`), and is asked for each study.
+    """
 
     def __init__(
         self,
@@ -79,9 +81,10 @@ class Cohorts:
         gateway: Gateway,
         renderer: Renderer,
         secret: Callable[[str], Awaitable[bytes]],
+        approved: Callable[[str], Awaitable[bool]],
     ) -> None:
         self._who = Principal("training", Role.JOB, "training", node_id)
-        self._gateway, self._renderer, self._secret = gateway, renderer, secret
+        self._gateway, self._renderer, self._secret, self._approved = gateway, renderer, secret, approved
         self._kept: dict[str, Kept] = {}
         self._turn = asyncio.Lock()
 
@@ -129,7 +132,7 @@ class Cohorts:
                 self._who,
                 _query(plan.body),
                 plan=plan.digest,
-                plan_approved=True,
+                approved=self._approved,
                 project_key=project_key,
                 have=have,
             ):

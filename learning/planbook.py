@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from consent.errors import Conflict, Denied
+from consent.errors import AccordError, Conflict, Denied
 from consent.principals import Principal
 from consent.signed import KeysOf, Signed, sign, verify
 from consent.vocabulary import EventKind, Outcome
@@ -168,6 +168,24 @@ class PlanBook:
             for site, decision in (await self.decisions(digest)).items()
             if decision.body.verdict is Verdict.APPROVE and not decision.expired(now)
         }
+
+    async def approves(self, digest: str) -> bool:
+        """Whether this site's newest decision on a plan approves it now: signed by this site, for this plan, living."""
+        decision = (await self.decisions(digest)).get(self.node_id)
+        if decision is None:
+            return False
+        own = self._key.public_key()
+        try:
+            signed = verify(
+                decision.token,
+                PlanDecision,
+                keys_of=lambda issuer: (own,) if issuer == self.node_id else (),
+                now=self._clock.now(),
+            )
+        except AccordError:
+            return False
+        body = signed.body
+        return body.verdict is Verdict.APPROVE and (body.plan, body.site) == (digest, self.node_id)
 
     async def unsent(self) -> tuple[Signed[PlanDecision], ...]:
         """This site's decisions that the hub does not know yet, oldest first."""

@@ -52,6 +52,8 @@ from node.records import Records
 from node.web.events import Feed
 
 MAX_ACTIVE_RUNS = 4
+END_PAUSES_SECONDS = (0.2, 1.0, 5.0)
+"""Between attempts to write a run's end down."""
 GRACE_SECONDS = 30.0
 """How long after the plan's own deadline the watchdog waits for the server app to say so itself."""
 
@@ -236,9 +238,7 @@ class Runs:
         finally:
             if channel is not None:
                 channel.close()
-            if flower_run is not None and state is not RunState.FINISHED:
-                await asyncio.shield(self.superlink.stop_run(flower_run))
-            await asyncio.shield(self._end(run, active, state, words))
+            await asyncio.shield(self._wind_up(run, active, flower_run, state, words))
 
     async def _until_end(
         self, run: Run, plan: Signed[TrainingPlan], active: Active, channel: AsyncChannel
@@ -351,13 +351,34 @@ class Runs:
         active.feed.publish("state", {"state": values.get("state", "")})
         active.feed.publish("refresh", {})
 
-    async def _end(self, run: Run, active: Active, state: RunState, words: str) -> None:
-        async with self._database.write() as tx:
-            await self._close(tx, replace(run, state=state, words=words))
-        self._active.pop(run.id, None)
-        active.feed.publish("ended", {"state": state.value, "words": words})
-        active.feed.publish("end", {})
-        active.feed.close()
+    async def _wind_up(
+        self, run: Run, active: Active, flower_run: int | None, state: RunState, words: str
+    ) -> None:
+        """End a run whatever fails on the way: who follows it is released, and nothing counts it as active."""
+        try:
+            if flower_run is not None and state is not RunState.FINISHED:
+                await self.superlink.stop_run(flower_run)
+        except Exception as error:
+            logger.error("learning.run_stop", run=run.id, error=type(error).__name__)
+        try:
+            await self._end(replace(run, state=state, words=words))
+        finally:
+            self._active.pop(run.id, None)
+            active.feed.publish("ended", {"state": state.value, "words": words})
+            active.feed.publish("end", {})
+            active.feed.close()
+
+    async def _end(self, run: Run) -> None:
+        """Write the end down; when the database cannot now, a few times more. What is left, `_recover` closes."""
+        for pause in (*END_PAUSES_SECONDS, None):
+            try:
+                async with self._database.write() as tx:
+                    await self._close(tx, run)
+                return
+            except AccordError as error:
+                logger.error("learning.run_end", run=run.id, code=error.code, again=pause is not None)
+                if pause is not None:
+                    await asyncio.sleep(pause)
 
     async def _close(self, tx: Any, run: Run) -> None:
         now = self._clock.now()

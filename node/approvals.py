@@ -122,25 +122,27 @@ class Approvals:
                     await self._close(tx, after, approver, address)
                 return after
         except Denied as denial:
-            await self._log.record(
-                Event(
-                    EventKind.ACCESS_REFUSED,
-                    approver.actor,
-                    outcome=Outcome.REFUSED,
-                    address=address,
-                    reason=denial.message,
-                    detail={"proposal": proposal_id, "code": denial.code},
-                )
-            )
+            await self._denied(proposal_id, approver, denial, address)
             raise
 
     async def withdraw(self, proposal_id: str, who: Principal, *, address: str | None = None) -> Standing:
-        """Take one's own proposal back. Raises Denied for anybody else, Conflict when it is closed, NotFound."""
-        async with self._database.write() as tx:
-            standing = await self.standing(proposal_id, tx=tx)
-            if who.id != standing.proposal.body.proposer or who.node != self._node_id:
-                raise Denied("Only the proposer withdraws a proposal.", mend="Refuse it instead.")
-            return await self._end(tx, standing, Turn.WITHDRAWAL, who, address)
+        """Take one's own proposal back.
+
+        Raises Denied for anybody else (that attempt is on record), Conflict when it is closed, NotFound.
+        """
+        try:
+            async with self._database.write() as tx:
+                standing = await self.standing(proposal_id, tx=tx)
+                if who.id != standing.proposal.body.proposer or who.node != self._node_id:
+                    raise Denied(
+                        "Only the proposer withdraws a proposal.",
+                        mend="Refuse it instead.",
+                        code="not-the-proposer",
+                    )
+                return await self._end(tx, standing, Turn.WITHDRAWAL, who, address)
+        except Denied as denial:
+            await self._denied(proposal_id, who, denial, address)
+            raise
 
     async def carry_out(
         self, tx: Tx, proposal_id: str, who: Principal, *, deed: str, address: str | None = None
@@ -180,6 +182,19 @@ class Approvals:
                     await self._close(tx, standing, None, None)
                     closed += 1
         return closed
+
+    async def _denied(self, proposal_id: str, who: Principal, denial: Denied, address: str | None) -> None:
+        """Put on record that somebody may not do this to a proposal."""
+        await self._log.record(
+            Event(
+                EventKind.ACCESS_REFUSED,
+                who.actor,
+                outcome=Outcome.REFUSED,
+                address=address,
+                reason=denial.message,
+                detail={"proposal": proposal_id, "code": denial.code},
+            )
+        )
 
     async def _standing(self, kept: Kept, tx: Tx | None) -> Standing:
         answers = await self._records.find(Approval, subject=kept.signed.digest, tx=tx)

@@ -85,7 +85,11 @@ async def build_site(
         node_id=base.identity.node_id,
         book=book,
         cohorts=Cohorts(
-            node_id=base.identity.node_id, gateway=gateway, renderer=renderer, secret=base.keys.secret
+            node_id=base.identity.node_id,
+            gateway=gateway,
+            renderer=renderer,
+            secret=base.keys.secret,
+            approved=book.approves,
         ),
         link=HubLink(members=base.members, channel=channel, client=client),
         learning_key=base.identity.learning_private,

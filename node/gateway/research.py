@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 from consent.decision import Request, Resource, decide
@@ -53,7 +53,7 @@ class Research:
         query: Query,
         *,
         plan: str,
-        plan_approved: bool,
+        approved: Callable[[str], Awaitable[bool]],
         project_key: bytes,
         address: str | None = None,
         have: Callable[[str, str], bool] | None = None,
@@ -61,11 +61,11 @@ class Research:
         """De-identified instances of patients who consent to research now, each with the patient's pseudonym.
 
         Studies that the rules refuse are passed over; instances that cannot be made safe are left out. `plan` is the
-        digest of the approved plan, for the log. `have(patient, study)` is asked for each study that may be used
+        plan's digest; `approved` is asked with it for each study whether this hospital approves it now. `have(patient, study)` is asked for each study that may be used
         now; when the caller holds its images from an earlier round already, it is not read again.
         """
         async for match in self._every_match(query):
-            permitted = await self._permitted(who, match, plan_approved)
+            permitted = await self._permitted(who, match, await approved(plan))
             if permitted is None or (have is not None and have(match.patient, match.study)):
                 continue
             resource, permit = permitted

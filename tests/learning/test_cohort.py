@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,13 +12,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from consent.directives import ALL, Directive, withdraw
+from consent.principals import Principal
 from consent.signed import Signed, sign
-from consent.vocabulary import EventKind
+from consent.vocabulary import EventKind, Role
 from learning.cohort import Cohorts
 from learning.corpus import CODES
 from learning.dataset import TooFewPatients
 from learning.digits import digits_of, part10, patient_id
-from learning.plans import Cohort, HoldOut, TrainingPlan
+from learning.planbook import PlanBook
+from learning.plans import Cohort, HoldOut, TrainingPlan, Verdict
 from node.imaging.part10 import read_part10
 from node.ingest import Receipt
 from tests.learning.region import digits_plan
@@ -91,10 +93,66 @@ async def stored(node: NodeFixture, count: int = CHOSEN) -> list[Receipt]:
     return await node.store(*(instance(part10(digit)) for digit in chosen))
 
 
-def cohorts(node: NodeFixture) -> Cohorts:
+async def always(_digest: str) -> bool:
+    return True
+
+
+def cohorts(node: NodeFixture, approved: Callable[[str], Awaitable[bool]] = always) -> Cohorts:
     return Cohorts(
-        node_id=node.node_id, gateway=node.gateway, renderer=node.renderer, secret=node.keys.secret
+        node_id=node.node_id,
+        gateway=node.gateway,
+        renderer=node.renderer,
+        secret=node.keys.secret,
+        approved=approved,
     )
+
+
+def book_of(node: NodeFixture, key: Ed25519PrivateKey | None = None) -> PlanBook:
+    return PlanBook(
+        node_id=node.node_id,
+        key=key or node.identity.signing,
+        database=node.database,
+        records=node.records,
+        log=node.log,
+        clock=node.clock,
+    )
+
+
+@pytest.mark.requirement("R2")
+async def test_a_cohort_is_read_only_while_this_site_approves_the_plan(node: NodeFixture) -> None:
+    """Asked for each study: without a decision, after a refusal, and after its end nobody takes part."""
+    receipts = await stored(node)
+    for patient in await patients_of(node, receipts):
+        await consents_to_research(node, patient)
+    book, officer = book_of(node), Principal("sec", Role.SECURITY_OFFICER, "Sec", node.node_id)
+    plan = await book.propose(digits_plan(), officer)
+    cohort = cohorts(node, book.approves)
+    with pytest.raises(TooFewPatients):
+        await cohort.gather(plan)
+    await book.decide(plan.digest, Verdict.APPROVE, officer)
+    assert len(await cohort.gather(plan)) == CHOSEN
+    await book.decide(plan.digest, Verdict.REFUSE, officer)
+    with pytest.raises(TooFewPatients):
+        await cohort.gather(plan)
+    await book.decide(plan.digest, Verdict.APPROVE, officer)
+    assert len(await cohort.gather(plan)) == CHOSEN
+    node.clock.tick(days=91)
+    with pytest.raises(TooFewPatients):
+        await cohort.gather(plan)
+
+
+@pytest.mark.requirement("R2")
+async def test_a_decision_that_this_site_did_not_sign_approves_nothing(node: NodeFixture) -> None:
+    """The signature is checked again, and so is what it is about."""
+    officer = Principal("sec", Role.SECURITY_OFFICER, "Sec", node.node_id)
+    book, forger = book_of(node), book_of(node, Ed25519PrivateKey.generate())
+    plan = await book.propose(digits_plan(), officer)
+    await forger.decide(plan.digest, Verdict.APPROVE, officer)
+    assert not await book.approves(plan.digest)
+    assert await forger.approves(plan.digest)
+    await book.decide(plan.digest, Verdict.APPROVE, officer)
+    assert await book.approves(plan.digest)
+    assert not await book.approves("0" * 64)
 
 
 async def patients_of(node: NodeFixture, receipts: list[Receipt]) -> list[str]:

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import learning.schema  # noqa: F401  (its tables are made with the node's)
-from consent.errors import Conflict, Corrupt, Denied, Invalid, NotFound
+from consent.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from consent.principals import Principal
 from consent.signed import sign
 from consent.vocabulary import EventKind, Role
@@ -250,3 +251,37 @@ async def test_a_model_version_survives_its_own_json(hub: HubFixture) -> None:
     for name, value in (("plan", "x"), ("accuracy", 2), ("rounds", [{}]), ("parameters", None)):
         with pytest.raises(Invalid):
             ModelVersion.from_json(signed.body.to_json() | {name: value})
+
+
+@pytest.mark.requirement("R4")
+@pytest.mark.parametrize("failures", [2, 99], ids=["for a while", "for good"])
+async def test_a_run_ends_for_its_followers_though_the_database_fails(
+    hub: HubFixture, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    """Its end is written when that works again, else at the next start; a stop that fails does not keep it open."""
+    monkeypatch.setattr(runs_module, "END_PAUSES_SECONDS", (0.01, 0.01, 0.01))
+    plan = await hub.approved("a", "b")
+    run = await hub.runs.launch(plan.digest, RESEARCHER)
+    await hub.started()
+    left, close = failures, hub.runs._close
+
+    async def failing(tx: Any, ended: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise Unavailable("The database cannot write now.")
+        await close(tx, ended)
+
+    async def broken(_: int) -> None:
+        raise RuntimeError("gone")
+
+    monkeypatch.setattr(hub.runs, "_close", failing)
+    monkeypatch.setattr(hub.superlink, "stop_run", broken)
+    await hub.runs.stop(run.id, RESEARCHER)
+    async with asyncio.timeout(10):
+        while hub.runs._active:
+            await asyncio.sleep(0.01)
+    assert (await hub.runs.run_of(run.id)).over is (failures == 2)
+    monkeypatch.undo()
+    await hub.runs._recover()
+    assert (await hub.runs.run_of(run.id)).over

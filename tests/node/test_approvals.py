@@ -126,7 +126,10 @@ async def test_only_the_proposer_withdraws_and_only_while_it_lasts(desk: Desk) -
     """Then it is closed for everybody."""
     put = await desk.put()
     with pytest.raises(Denied):
-        await desk.approvals.withdraw(put.id, officer["chen"])
+        await desk.approvals.withdraw(put.id, officer["chen"], address="10.0.0.7")
+    (entry,) = await desk.log.search(kind=EventKind.ACCESS_REFUSED)
+    assert (entry.event.actor, entry.event.address) == (officer["chen"].actor, "10.0.0.7")
+    assert entry.event.detail == {"proposal": put.id, "code": "not-the-proposer"}
     assert (await desk.approvals.withdraw(put.id, person(login="wang"))).state is State.WITHDRAWN
     with pytest.raises(Conflict):
         await desk.approvals.withdraw(put.id, person(login="wang"))

@@ -481,12 +481,19 @@ async def test_research_gets_nothing_without_consent_or_plan(node: NodeFixture) 
     """No directive, no image; the rules are asked for every study."""
     await treated(node)
     job = Principal("training", Role.JOB, "Training", node.node_id)
+    asked: list[str] = []
+
+    async def approved(plan: str) -> bool:
+        asked.append(plan)
+        return True
+
     found = [
         made
         async for made in node.gateway.training_instances(
-            job, Query.of(Level.STUDY), plan="0" * 64, plan_approved=True, project_key=bytes(32)
+            job, Query.of(Level.STUDY), plan="0" * 64, approved=approved, project_key=bytes(32)
         )
     ]
+    assert asked == ["0" * 64]
     assert found == []
 
 

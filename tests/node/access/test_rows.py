@@ -268,14 +268,36 @@ async def test_rows_sealed_by_another_node_are_refused(staffed: Desk) -> None:
 
 
 async def test_who_tries_in_a_transaction_of_its_own_is_told_and_logged(staffed: Desk) -> None:
-    """The entry waits until that transaction is gone, instead of waiting for itself."""
+    """The entry waits until that transaction is gone, instead of waiting for itself; the error waits for the entry."""
     await alter(staffed, "UPDATE care SET ends = NULL")
     with pytest.raises(RowAltered):
         async with staffed.database.write() as tx:
             await staffed.care.related("li", PATIENT, staffed.clock.now(), tx=tx)
-    async with asyncio.timeout(5):
-        while not await staffed.events(EventKind.INTEGRITY_FAILED):
-            await asyncio.sleep(0.01)
+    assert await staffed.events(EventKind.INTEGRITY_FAILED)
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+async def test_an_altered_row_is_on_record_though_the_caller_goes_on_or_is_cancelled(
+    staffed: Desk, kind: str
+) -> None:
+    """In a transaction that swallows the error and commits, and in one that is cancelled on the way out."""
+    await alter(staffed, "UPDATE care SET ends = NULL")
+    met = asyncio.Event()
+
+    async def ask() -> None:
+        opened = staffed.database.read if kind == "read" else staffed.database.write
+        async with opened() as tx:
+            with pytest.raises(RowAltered):
+                await staffed.care.related("li", PATIENT, staffed.clock.now(), tx=tx)
+            met.set()
+            await asyncio.sleep(10)
+
+    task = asyncio.create_task(ask())
+    await met.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await staffed.events(EventKind.INTEGRITY_FAILED)
 
 
 async def _column(desk: Desk, query: str, **values: Any) -> list[str]:

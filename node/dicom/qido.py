@@ -18,9 +18,10 @@ from consent.vocabulary import Purpose
 from node.dicom import accept
 from node.dicom.body import FRESH
 from node.dicom.wado import accept_of, studies_url
+from node.gateway.fields import Fields
 from node.imaging.dictionary import tag_of
 from node.index import Level, Match, Query
-from node.index.query import ATTRIBUTES, attribute_of
+from node.index.query import ATTRIBUTES, attribute_of, dicom_json
 from node.web.keys import GATEWAY
 from node.web.kit import address_of, current_person
 from node.web.openapi import Parameter, described
@@ -85,10 +86,10 @@ async def _search(request: web.Request, level: Level) -> web.Response:
     page, fields = await request.app[GATEWAY].search_with_fields(
         current_person(request), level, query, wanted, Purpose.TREATMENT, address_of(request)
     )
-    found = fields or [{}] * len(page.matches)
-    base = studies_url(request)
-    answers = [_answer(match, level, base, extra) for match, extra in zip(page.matches, found, strict=True)]
-    body = json.dumps(answers, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    writer = _Answers(level, studies_url(request))
+    extras = fields or [{}] * len(page.matches)
+    answers = [writer.text(match, extra) for match, extra in zip(page.matches, extras, strict=True)]
+    body = f"[{','.join(answers)}]".encode("utf-8", "replace")
     response = web.Response(body=body, content_type=kind, headers=FRESH)
     for warning in _warnings(query, unknown, page.more):
         response.headers.add("Warning", f'299 accord "{warning}"')
@@ -155,22 +156,58 @@ def _switch(request: web.Request, name: str) -> bool:
     return text == "true"
 
 
-def _answer(match: Match, level: Level, studies: str, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """One answer with the attributes that a service adds to those of the index (PS3.18 §10.6.3.3), in order of their tags."""
-    values = match.values
-    url = studies + str(values["StudyInstanceUID"])
-    if level is not Level.STUDY:
-        url += f"/series/{values['SeriesInstanceUID']}"
-    if level is Level.INSTANCE:
-        url += f"/instances/{values['SOPInstanceUID']}"
-    answer = {
-        **extra,
-        "00080005": {"vr": "CS", "Value": ["ISO_IR 192"]},
-        "00080056": {"vr": "CS", "Value": ["ONLINE"]},
-        "00081190": {"vr": "UR", "Value": [url]},
-        **match.to_dicom_json(),
-    }
-    return dict(sorted(answer.items()))
+class _Answers:
+    """Writes answers in DICOM JSON. What many of them share, a study's or a series' values, is put into words once."""
+
+    def __init__(self, level: Level, studies: str) -> None:
+        self._level = level
+        self._studies = studies
+        self._written: dict[tuple[str, object], tuple[str, str]] = {}
+
+    def text(self, match: Match, extra: Fields) -> str:
+        """One answer with the attributes that a service adds to those of the index (PS3.18 §10.6.3.3), in order of tags."""
+        values = match.values
+        members = [self._member(name, value) for name, value in values.items() if name in ATTRIBUTES]
+        members += [
+            *_OF_THE_SERVICE,
+            (RETRIEVE_URL, _json(RETRIEVE_URL, {"vr": "UR", "Value": [self._url(values)]})),
+        ]
+        known = {tag for tag, _ in members}
+        members += [(tag, _json(tag, element)) for tag, element in extra.items() if tag not in known]
+        return "{" + ",".join(text for _, text in sorted(members)) + "}"
+
+    def _member(self, name: str, value: object) -> tuple[str, str]:
+        if isinstance(value, list):
+            return self._made(name, value)
+        key = (name, value)
+        found = self._written.get(key)
+        if found is None:
+            found = self._written[key] = self._made(name, value)
+        return found
+
+    @staticmethod
+    def _made(name: str, value: object) -> tuple[str, str]:
+        ((tag, element),) = dicom_json({name: value}).items()
+        return tag, _json(tag, element)
+
+    def _url(self, values: Mapping[str, Any]) -> str:
+        url = self._studies + str(values["StudyInstanceUID"])
+        if self._level is not Level.STUDY:
+            url += f"/series/{values['SeriesInstanceUID']}"
+        if self._level is Level.INSTANCE:
+            url += f"/instances/{values['SOPInstanceUID']}"
+        return url
+
+
+def _json(tag: str, element: Any) -> str:
+    return f'"{tag}":{json.dumps(element, ensure_ascii=False, separators=(",", ":"))}'
+
+
+RETRIEVE_URL = "00081190"
+_OF_THE_SERVICE = (
+    ("00080005", _json("00080005", {"vr": "CS", "Value": ["ISO_IR 192"]})),
+    ("00080056", _json("00080056", {"vr": "CS", "Value": ["ONLINE"]})),
+)
 
 
 def _warnings(query: Query, unknown: tuple[str, ...], more: bool) -> list[str]:

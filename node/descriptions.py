@@ -136,6 +136,8 @@ class Descriptions:
                 await self._describe(key)
 
     async def _describe(self, key: tuple[str, str]) -> None:
+        if key not in self._waiting:
+            return  # described meanwhile: this runs in the background and from `settled`
         series = self._forget(key)
         try:
             lines: dict[str, bytes] = {}

@@ -66,7 +66,7 @@ async def _nobody(_study: str) -> bool:
 
 
 class Compaction:
-    """Writes packs of this node anew. `named(study)` says whether a living grant names the pack."""
+    """Writes packs of this node anew."""
 
     def __init__(
         self,
@@ -79,7 +79,6 @@ class Compaction:
         log: Log,
         database: Database,
         clock: Clock,
-        named: Callable[[str], Awaitable[bool]] = _nobody,
     ) -> None:
         self._vault = vault
         self._blobs = blobs
@@ -89,6 +88,10 @@ class Compaction:
         self._log = log
         self._database = database
         self._clock = clock
+        self._named: Callable[[str], Awaitable[bool]] = _nobody
+
+    def leave_alone(self, named: Callable[[str], Awaitable[bool]]) -> None:
+        """Ask `named(study)` whether a living grant names the pack: then it stays as it is."""
         self._named = named
 
     async def waste(self, study: str) -> Waste:
@@ -134,13 +137,18 @@ class Compaction:
         return Compacted(study, before, after)
 
     async def recover(self) -> int:
-        """Make the rows right for what was cut short; return how many studies. Before anything is read or taken in."""
+        """Make the rows right for what was cut short; return how many studies.
+
+        Before anything is read or taken in, and as a duty: a database that could not be written then may be now.
+        """
         async with self._database.read() as tx:
             studies = (await tx.execute(select(vault_compaction.c.study))).scalars().all()
         for study in studies:
             try:
-                await self._vault.settle(study)
-                await self._settle(study, "system", None)
+                async with self._vault.alone(study):
+                    await self._ingest.flushed()
+                    await self._vault.settle(study)
+                    await self._settle(study, "system", None)
             except AccordError as error:  # its pack may be damaged: named, and tried again at the next start
                 logger.warning("compaction not settled", study=study, error=error.message)
         return len(studies)

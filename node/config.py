@@ -49,6 +49,12 @@ class NodeSection(Section):
 class StorageSection(Section):
     database: str = "sqlite+aiosqlite:///accord.db"
     packs: Path = Path("packs")
+    roots: tuple[Path, ...] = Field((), max_length=9)
+    quorum: int = Field(0, ge=0, le=9)
+    scrub_days: float = Field(7.0, gt=0)
+    deep_scrub_days: float = Field(30.0, gt=0)
+    scrub_mib_per_second: float = Field(32.0, gt=0)
+    refill_mib_per_second: float = Field(128.0, gt=0)
 
 
 class KeysSection(Section):
@@ -187,6 +193,11 @@ class Settings(Section):
         return relative if relative.is_absolute() else self.folder / relative
 
     @property
+    def storage_roots(self) -> tuple[Path, ...]:
+        """The folders that hold the packs: several copies, or one."""
+        return tuple(self.path(root) for root in self.storage.roots or (self.storage.packs,))
+
+    @property
     def database_url(self) -> str:
         """The database URL with a relative SQLite file placed in the folder."""
         scheme, _, rest = self.storage.database.partition(":///")
@@ -266,7 +277,13 @@ KEY_WORDS = {
     "node.ae_title": "The AE title that devices call (16 characters at most).",
     "node.kind": "'hospital', or 'hub' for the region's hub.",
     "storage.database": "Database URL. A relative SQLite file lies in this folder.",
-    "storage.packs": "Folder of the sealed study packs.",
+    "storage.packs": "Folder of the sealed study packs, when there is one copy of them.",
+    "storage.roots": "Folders of the copies, each best on a disk of its own; three are usual. Empty: one copy, in 'packs'.",
+    "storage.quorum": "How many copies must be on the disk before an image is acknowledged; 0: more than half of the roots.",
+    "storage.scrub_days": "How often every byte of every copy is read and checked.",
+    "storage.deep_scrub_days": "How often every instance is also opened and held against its first digest, and the index against the packs.",
+    "storage.scrub_mib_per_second": "How fast a scrub reads at most.",
+    "storage.refill_mib_per_second": "How fast a root that comes back is brought up to date at most.",
     "keys.credential_file": "File with the credential that opens the keystore. Best on another medium, or a systemd credential.",
     "keys.keystore": "The wrapped root key.",
     "custody.kind": "'keystore', 'pkcs11' or 'vault'. To change it in a node that has keys: accord keys move.",

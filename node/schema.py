@@ -9,10 +9,13 @@ import node.access.sessions
 import node.approvals
 import node.audit.log
 import node.audit.witness
+import node.compaction
 import node.dicom.promises
 import node.index.tables
 import node.records
-import node.vault.keys  # noqa: F401
+import node.scrubbing
+import node.vault.keys
+import node.vault.roots  # noqa: F401
 from node.database import metadata
 
 __all__ = ["metadata"]

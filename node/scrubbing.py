@@ -29,11 +29,10 @@ from node.database import Database, UtcDateTime, metadata
 from node.index import Index
 from node.rebuilding import Rebuilding
 from node.vault.blobs import FileBlobs
-from node.vault.lanes import Root
 from node.vault.pack import pack_name
 from node.vault.reconcile import Pace
 from node.vault.replicas import Replicas
-from node.vault.upkeep import Healed, heal
+from node.vault.upkeep import Healed, OnlyRoot, heal
 from node.vault.vault import INSTANCE, Vault
 
 ACTOR = "job:scrub"
@@ -112,12 +111,6 @@ class Scrubbing:
         self._pace = pace
         self._every = every
         self._deep_every = deep_every
-        self._single = Root("single", 1, blobs.root) if isinstance(blobs, FileBlobs) else None
-
-    def close(self) -> None:
-        """End the thread that looks after a single root."""
-        if self._single is not None:
-            self._single.close()
 
     async def progress(self) -> Progress:
         """How far the pass has come."""
@@ -222,10 +215,9 @@ class Scrubbing:
     def _heal(self, name: str, expected: dict[int, bytes]) -> Healed:
         if isinstance(self._blobs, Replicas):
             return self._blobs.heal(name, expected, self._pace)
-        assert self._single is not None
         file = self._blobs.existing(name)
         try:
-            return heal(name, {self._single: file}, expected=expected, pace=self._pace)
+            return heal(name, {OnlyRoot(): file}, expected=expected, pace=self._pace)
         finally:
             file.close()
 

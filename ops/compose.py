@@ -50,14 +50,16 @@ from node.index import Index
 from node.ingest import Ingest
 from node.jobs import Job, Jobs
 from node.regrading import Regrading
+from node.replication import StorageMetrics
 from node.vault.blobs import FileBlobs
+from node.vault.replicas import Replicas
 from node.vault.vault import Vault
 from node.web import api as node_api
 from node.web import keys as people
 from node.web.kit import Box, Listener, make_app
 from node.web.metrics import HttpMetrics
 from node.web.openings import Openings
-from ops import health, oversight
+from ops import health, oversight, storage
 from ops.checks import Checks
 from ops.dicom_door import COMMITMENT_SECONDS, build_commitment, build_devices, build_gate
 from ops.doors import LOOPBACK_NAMES, Doors
@@ -65,6 +67,7 @@ from ops.findings import Findings
 from ops.foundation import Foundation
 from ops.region import build_channel
 from ops.sightings import Overseer
+from ops.storage import Upkeep, build_blobs, build_upkeep
 
 if TYPE_CHECKING:
     from federation.discovery import Discovery
@@ -89,24 +92,30 @@ DEVICE_REFRESH_SECONDS = 2.0
 class LocalArchive:
     """Vault, index and the one way in: what `accord import` needs of a node."""
 
-    blobs: FileBlobs
+    blobs: FileBlobs | Replicas
     vault: Vault
     index: Index
     ingest: Ingest
     regrading: Regrading
+    upkeep: Upkeep
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[LocalArchive]:
         """Recover what a crash left unindexed, then take instances until the block ends."""
         await self.index.load()
+        await self.upkeep.replication.tell()
+        await self.upkeep.compaction.recover()
         await self.regrading.recover()
         await self.ingest.recover()
         try:
             async with self.ingest:
                 yield self
         finally:
+            await self.upkeep.close()
             self.index.close()
             await self.vault.close()
+            if isinstance(self.blobs, Replicas):
+                await asyncio.to_thread(self.blobs.close)
 
 
 @dataclass(frozen=True)
@@ -171,7 +180,7 @@ class Node:
 async def build_archive(foundation: Foundation) -> LocalArchive:
     """Build vault, index and ingest."""
     base = foundation
-    blobs = FileBlobs(base.settings.path(base.settings.storage.packs))
+    blobs = await build_blobs(base)
     vault = Vault(blobs, base.keys, base.clock)
     index = Index(base.database, await base.keys.secret("index"))
     ingest = Ingest(
@@ -193,7 +202,8 @@ async def build_archive(foundation: Foundation) -> LocalArchive:
         database=base.database,
         clock=base.clock,
     )
-    return LocalArchive(blobs, vault, index, ingest, regrading)
+    upkeep = build_upkeep(base, blobs, vault, index, ingest)
+    return LocalArchive(blobs, vault, index, ingest, regrading, upkeep)
 
 
 async def build_node(foundation: Foundation) -> Node:
@@ -242,7 +252,9 @@ async def build_node(foundation: Foundation) -> Node:
     )
     findings = Findings(base.database, base.log, base.clock)
     jobs = Jobs(_duties(base, gateway, exchange, doors, watch), base.clock)
-    for duty in _after_trouble(archive):
+    archive.upkeep.compaction.leave_alone(exchange.grants.covers)
+    registry.register(StorageMetrics(archive.upkeep.replication))
+    for duty in (*_after_trouble(archive), *storage.duties(archive.upkeep)):
         jobs.add(duty)
     jobs.add(Job("commitments", COMMITMENT_SECONDS, commitment.deliver))
     for duty in _oversight(base, findings, jobs, registry):
@@ -255,6 +267,8 @@ async def build_node(foundation: Foundation) -> Node:
         people.INGEST: archive.ingest,
         people.INDEX: archive.index,
         people.REGRADING: archive.regrading,
+        people.REPLICATION: archive.upkeep.replication,
+        people.SCRUBBING: archive.upkeep.scrubbing,
         people.KEY_DUTY: lambda: jobs.wake("keys"),
         people.PSEUDONYMS: archive.index.pseudonyms,
         people.DEVICE_WATCH: watch,

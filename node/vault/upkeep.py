@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from consent.errors import AccordError, Corrupt, Invalid, NotFound, Unavailable
 from node.vault.blobs import FileAppendable, FileBlobs
@@ -30,11 +31,31 @@ from node.vault.reconcile import (
     unhurried,
 )
 
+N = TypeVar("N", bound="Numbered")
+
 MAX_ROUNDS = 20
 """How often a root that comes back follows what arrived meanwhile before it gives up for now."""
 LOOK_BYTES = 64 * 1024
 FEW = 16
 """So many changed packs are brought level while everybody waits."""
+
+
+class Numbered(Protocol):
+    """What names the place of a copy."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def number(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class OnlyRoot:
+    """The folder of an archive that has one."""
+
+    id: str = "only"
+    number: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,7 +92,7 @@ def bring_level(name: str, files: Mapping[Root, FileAppendable]) -> dict[Root, A
 
 def heal(
     name: str,
-    copies: Mapping[Root, FileAppendable],
+    copies: Mapping[N, FileAppendable],
     *,
     expected: Mapping[int, bytes] | None = None,
     pace: Pace = unhurried,
@@ -81,7 +102,7 @@ def heal(
     Writers may go on: only what was there when the files were opened is looked at.
     """
     study = _study(name)
-    bad: dict[Root, AccordError] = {}
+    bad: dict[N, AccordError] = {}
     read_copies = [_copy(root, file, bad) for root, file in copies.items()]
     try:
         merged = merge(study, read_copies, expected=expected, pace=pace)
@@ -169,7 +190,7 @@ def _level(
             failed[root] = error
 
 
-def _copy(root: Root, file: FileAppendable, bad: dict[Root, AccordError]) -> Copy:
+def _copy(root: N, file: FileAppendable, bad: dict[N, AccordError]) -> Copy:
     """A copy whose failures to read are put down to its root."""
 
     def read(offset: int, length: int) -> bytes:

@@ -31,11 +31,15 @@ if TYPE_CHECKING:
     from node.policies import Policies
     from node.records import Records
     from node.regrading import Regrading
+    from node.replication import Replication
     from node.rotation import Rotation
+    from node.scrubbing import Scrubbing
     from node.vault.keys import KeyRing
     from node.web.metrics import HttpMetrics
     from node.web.openings import Openings
 
+REPLICATION: web.AppKey[Replication] = web.AppKey("replication")
+SCRUBBING: web.AppKey[Scrubbing] = web.AppKey("scrubbing")
 GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway")
 RENDERER: web.AppKey[Renderer] = web.AppKey("renderer")
 INGEST: web.AppKey[Ingest] = web.AppKey("ingest")

@@ -413,6 +413,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", "bucket", name=op.f("pk_row_state")),
     )
     op.create_table(
+        "vault_compaction",
+        sa.Column("study", sa.String(length=80), nullable=False),
+        sa.Column("begun", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("study", name=op.f("pk_vault_compaction")),
+    )
+    op.create_table(
         "vault_kek",
         sa.Column("grade", sa.Integer(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
@@ -424,6 +430,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("grade", "version", name=op.f("pk_vault_kek")),
     )
     op.create_table(
+        "vault_membership",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("epoch", sa.BigInteger(), nullable=False),
+        sa.Column("quorum", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_vault_membership")),
+    )
+    op.create_table(
         "vault_regrade",
         sa.Column("study", sa.String(length=80), nullable=False),
         sa.Column("grade", sa.Integer(), nullable=False),
@@ -432,6 +445,32 @@ def upgrade() -> None:
         sa.Column("actor", sa.String(length=200), nullable=False),
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("study", name=op.f("pk_vault_regrade")),
+    )
+    op.create_table(
+        "vault_root",
+        sa.Column("id", sa.String(length=40), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("in_sync", sa.Boolean(), nullable=False),
+        sa.Column("since", sa.BigInteger(), nullable=False),
+        sa.Column("mounted", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_vault_root")),
+    )
+    op.create_table(
+        "vault_scrub",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("asked", sa.String(length=8), nullable=False),
+        sa.Column("deep", sa.Boolean(), nullable=False),
+        sa.Column("started", sa.BigInteger(), nullable=True),
+        sa.Column("finished", sa.BigInteger(), nullable=True),
+        sa.Column("deep_finished", sa.BigInteger(), nullable=True),
+        sa.Column("reached", sa.String(length=80), nullable=False),
+        sa.Column("packs", sa.Integer(), nullable=False),
+        sa.Column("total", sa.Integer(), nullable=False),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("healed_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("faults", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_vault_scrub")),
     )
     op.create_table(
         "vault_secret",

@@ -1,0 +1,116 @@
+"""Where a node's packs lie and who looks after them: one folder, or replicas on several roots, built from the settings.
+
+Holds the choice of the blob store, the parts that keep it whole, and their duties. `ops.compose` puts them into a node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import timedelta
+
+from node.compaction import Compaction
+from node.index import Index
+from node.ingest import Ingest
+from node.jobs import Job
+from node.rebuilding import Rebuilding
+from node.replication import Replication
+from node.scrubbing import Scrubbing
+from node.vault.blobs import FileBlobs
+from node.vault.quorum import Quorum
+from node.vault.replicas import Replicas
+from node.vault.roots import DatabaseLedger
+from node.vault.throttle import Throttle
+from node.vault.vault import Vault
+from ops.foundation import Foundation
+
+MIB = 1024 * 1024
+WATCH_SECONDS = 1.0
+SCRUB_SECONDS = 30.0
+"""How soon a pass begins that is due or was asked for."""
+COMPACTION_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What keeps the packs, and the index over them, whole."""
+
+    replication: Replication
+    compaction: Compaction
+    rebuilding: Rebuilding
+    scrubbing: Scrubbing
+    pace: Throttle
+
+    async def close(self) -> None:
+        """End what runs in threads."""
+        self.pace.stop()
+        await self.replication.close()
+
+
+async def build_blobs(base: Foundation) -> FileBlobs | Replicas:
+    """The store that the settings name, found and begun. Raises Conflict when the roots do not fit the settings."""
+    roots = base.settings.storage_roots
+    if len(roots) == 1:
+        return FileBlobs(roots[0])
+    ledger = DatabaseLedger(base.database)
+    replicas = Replicas(
+        Quorum(
+            roots,
+            node=base.identity.node_id,
+            clock=base.clock,
+            ledger=ledger,
+            membership=await ledger.load(),
+            quorum=base.settings.storage.quorum,
+        )
+    )
+    await asyncio.to_thread(replicas.start)
+    return replicas
+
+
+def build_upkeep(
+    base: Foundation, blobs: FileBlobs | Replicas, vault: Vault, index: Index, ingest: Ingest
+) -> Upkeep:
+    """Build what looks after the packs."""
+    settings = base.settings.storage
+    pace = Throttle(settings.scrub_mib_per_second * MIB)
+    compaction = Compaction(
+        vault=vault,
+        blobs=blobs,
+        keys=base.keys,
+        index=index,
+        ingest=ingest,
+        log=base.log,
+        database=base.database,
+        clock=base.clock,
+    )
+    rebuilding = Rebuilding(vault, index, base.log, base.database)
+    scrubbing = Scrubbing(
+        blobs=blobs,
+        vault=vault,
+        index=index,
+        rebuilding=rebuilding,
+        compaction=compaction,
+        log=base.log,
+        database=base.database,
+        clock=base.clock,
+        pace=pace,
+        every=timedelta(days=settings.scrub_days),
+        deep_every=timedelta(days=settings.deep_scrub_days),
+    )
+    refill = Throttle(settings.refill_mib_per_second * MIB)
+    replication = Replication(blobs, log=base.log, clock=base.clock, pace=refill)
+    replication.examine_with(scrubbing.study)
+    return Upkeep(replication, compaction, rebuilding, scrubbing, pace)
+
+
+def duties(upkeep: Upkeep) -> list[Job]:
+    """What is done for the packs while a node runs."""
+
+    async def compaction() -> None:
+        await upkeep.compaction.recover()
+
+    return [
+        Job("storage", WATCH_SECONDS, upkeep.replication.watch),
+        Job("scrub", SCRUB_SECONDS, upkeep.scrubbing.run, delay_seconds=SCRUB_SECONDS),
+        Job("compaction", COMPACTION_SECONDS, compaction, delay_seconds=COMPACTION_SECONDS),
+    ]

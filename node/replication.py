@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,7 +29,7 @@ from node.vault.blobs import FileBlobs
 from node.vault.lanes import Root
 from node.vault.quorum import Slot
 from node.vault.replicas import Replicas
-from node.vault.roots import Place
+from node.vault.roots import Found, Membership, Place, look_at
 from node.vault.throttle import Throttle
 
 ACTOR = "system"
@@ -226,6 +226,30 @@ class Replication:
             self._failed_at[root.id] = asyncio.get_running_loop().time()
             if error.code != "stopping":
                 logger.warning("storage root not brought back", root=root.number, error=error.message)
+
+
+def standing(paths: Sequence[Path], node: str, membership: Membership) -> list[RootStatus]:
+    """What can be said of the roots from outside: by their paths, and by what is remembered of them. Blocking."""
+    found = []
+    for number, path in enumerate(paths, 1):
+        free, total = _room(path)
+        row = next((row for row in membership.roots if row.number == number), None)
+        since = None if row is None else row.since
+        if len(paths) == 1:
+            state, words = (IN_SYNC, "") if path.is_dir() else (Place.AWAY.value, "The folder is not there.")
+        else:
+            stands = look_at(path, node, was_mounted=row is not None and row.mounted)
+            state, words = _outside(stands, membership)
+        found.append(RootStatus(number, str(path), state, words, since, free, total))
+    return found
+
+
+def _outside(stands: Found, membership: Membership) -> tuple[str, str]:
+    if stands.place is Place.EMPTY or (stands.place is Place.ROOT and stands.identity is None):
+        return BEHIND, "It is empty."
+    if stands.place is not Place.ROOT or stands.identity is None:
+        return stands.place.value, stands.words
+    return (IN_SYNC if stands.identity.id in membership.in_sync else BEHIND), ""
 
 
 class StorageMetrics(Collector):

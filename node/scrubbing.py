@@ -114,7 +114,7 @@ class Scrubbing:
 
     async def progress(self) -> Progress:
         """How far the pass has come."""
-        return await self._database.read_in_one(_loaded)
+        return await self._database.read_in_one(loaded)
 
     async def ask(self, *, deep: bool = False) -> None:
         """Have a pass begin soon, after the one under way."""
@@ -303,10 +303,11 @@ class Scrubbing:
         return replace(progress, asked=(await self.progress()).asked)
 
     async def _save(self, progress: Progress) -> None:
-        await self._database.write_in_one(lambda connection: _saved(connection, progress))
+        await self._database.write_in_one(lambda connection: saved(connection, progress))
 
 
-def _loaded(connection: Connection) -> Progress:
+def loaded(connection: Connection) -> Progress:
+    """How far the pass has come, in one transaction."""
     row = connection.execute(select(vault_scrub)).first()
     if row is None:
         return Progress()
@@ -315,6 +316,7 @@ def _loaded(connection: Connection) -> Progress:
     return Progress(**values)
 
 
-def _saved(connection: Connection, progress: Progress) -> None:
+def saved(connection: Connection, progress: Progress) -> None:
+    """Remember how far it has come."""
     connection.execute(delete(vault_scrub))
     connection.execute(insert(vault_scrub).values(id=1, **progress.__dict__))

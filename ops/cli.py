@@ -34,6 +34,8 @@ WORDS: Mapping[str, tuple[str, str, str]] = {
         "List what needs somebody: refused devices, integrity faults, full disks, expiring certificates.",
     ),
     "access": ("access", "access", "The sealed rows that decide who may do what."),
+    "replicas": ("replicas", "replicas", "The copies of the study packs on several roots."),
+    "index": ("replicas", "index", "The index over the study packs."),
     "import": ("files", "import_files", "Take DICOM files into a node that is not running."),
     "send": ("files", "send", "Send DICOM files by C-STORE."),
     "log": ("logs", "logs", "The tamper-evident log."),

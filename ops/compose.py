@@ -111,11 +111,15 @@ class LocalArchive:
             async with self.ingest:
                 yield self
         finally:
-            await self.upkeep.close()
-            self.index.close()
-            await self.vault.close()
-            if isinstance(self.blobs, Replicas):
-                await asyncio.to_thread(self.blobs.close)
+            await self.close()
+
+    async def close(self) -> None:
+        """End what runs in threads, and close every file."""
+        await self.upkeep.close()
+        self.index.close()
+        await self.vault.close()
+        if isinstance(self.blobs, Replicas):
+            await asyncio.to_thread(self.blobs.close)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 
+from consent.errors import Conflict
 from node.compaction import Compaction
+from node.config import Settings
 from node.index import Index
 from node.ingest import Ingest
 from node.jobs import Job
@@ -52,6 +54,7 @@ async def build_blobs(base: Foundation) -> FileBlobs | Replicas:
     roots = base.settings.storage_roots
     if len(roots) == 1:
         return FileBlobs(roots[0])
+    _require_all_packs(base.settings)
     ledger = DatabaseLedger(base.database)
     replicas = Replicas(
         Quorum(
@@ -65,6 +68,17 @@ async def build_blobs(base: Foundation) -> FileBlobs | Replicas:
     )
     await asyncio.to_thread(replicas.start)
     return replicas
+
+
+def _require_all_packs(settings: Settings) -> None:
+    """Refuse to begin on other folders while the studies of this node lie where they lay before."""
+    before = settings.path(settings.storage.packs)
+    if before not in settings.storage_roots and before.is_dir() and any(before.glob("??/*.pack")):
+        raise Conflict(
+            f"{before} holds studies and is not among storage.roots.",
+            mend="Name it first in storage.roots; the others are filled from it.",
+            code="packs-left-out",
+        )
 
 
 def build_upkeep(

@@ -188,6 +188,8 @@ class _Answers:
     @staticmethod
     def _made(name: str, value: object) -> tuple[str, str]:
         ((tag, element),) = dicom_json({name: value}).items()
+        if name == "ModalitiesInStudy":
+            element.setdefault("Value", [])  # the study lists of viewers count its values
         return tag, _json(tag, element)
 
     def _url(self, values: Mapping[str, Any]) -> str:

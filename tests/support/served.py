@@ -15,13 +15,21 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from consent.vocabulary import Role
-from node.config import DicomSection, HttpSection, MetricsSection, NodeSection, PeerSection, Settings
+from node.config import (
+    DicomSection,
+    HttpSection,
+    MetricsSection,
+    NodeSection,
+    PeerSection,
+    Settings,
+    StorageSection,
+)
 from node.dicom.sender import Peer
 from node.tls import KeyPair, dicom_client_context
 from ops.demo.processes import compile_own_code, free_ports
@@ -146,9 +154,14 @@ class Served:
         return int(found[1]) * 1024
 
 
-async def make_node(folder: Path, *, metrics: bool = False) -> Served:
-    """Make a node with a TLS device, a plain device (from 127.0.0.0/8), a chief physician and that person's token."""
-    await asyncio.to_thread(compile_own_code)  # as an installation has it; what starts must not compile each time
+async def make_node(folder: Path, *, metrics: bool = False, roots: Sequence[Path] = ()) -> Served:
+    """Make a node with a TLS device, a plain device (from 127.0.0.0/8), a chief physician and that person's token.
+
+    `roots` are the folders of its replicas; without them it keeps one copy.
+    """
+    await asyncio.to_thread(
+        compile_own_code
+    )  # as an installation has it; what starts must not compile each time
     plain, tls, http, watched = free_ports(4)
     settings = Settings(
         node=NodeSection(id="a-general", name="General Hospital", ae_title=AE),
@@ -156,6 +169,7 @@ async def make_node(folder: Path, *, metrics: bool = False) -> Served:
         dicom=DicomSection(port=tls, plain_port=plain),
         peer=PeerSection(port=0),
         metrics=MetricsSection(port=watched if metrics else 0),
+        storage=StorageSection(roots=tuple(roots)),
         folder=folder.resolve(),
     )
     create_folder(settings)

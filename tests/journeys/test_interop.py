@@ -619,7 +619,7 @@ async def orthanc(folder: Path, hospital: Hospital) -> AsyncIterator[Callable[..
 @needs_orthanc
 @pytest.mark.requirement("T1", "C1")
 async def test_orthanc_sends_and_asks(hospital: Hospital, tmp_path: Path) -> None:
-    """Orthanc echoes and stores by DICOM as a named plain device, then stores and searches by DICOMweb."""
+    """Orthanc echoes and stores by DICOM as a named plain device; by DICOMweb it stores, searches and takes back."""
     by_dicom, by_web = study(name="interop/orthanc", slices=3), study(name="interop/orthanc-web", slices=2)
     async with orthanc(tmp_path / "orthanc", hospital) as call:
 
@@ -642,6 +642,16 @@ async def test_orthanc_sends_and_asks(hospital: Hospital, tmp_path: Path) -> Non
                 ).raise_for_status()
                 found = call("POST", "/dicom-web/servers/node/qido", json={"Uri": "/studies"})
                 found.raise_for_status()
+                for held_id in held["web"]:
+                    call("DELETE", f"/instances/{held_id}").raise_for_status()
+                wanted = {
+                    "Resources": [{"Study": str(by_web[0].dataset().StudyInstanceUID)}],
+                    "Synchronous": True,
+                }
+                call("POST", "/dicom-web/servers/node/retrieve", json=wanted).raise_for_status()
+                for held_id, one in zip(held["web"], by_web, strict=True):
+                    back = pydicom.dcmread(BytesIO(call("GET", f"/instances/{held_id}/file").content))
+                    assert back.PixelData == one.dataset().PixelData
 
         await asyncio.to_thread(talk)
     for made in (by_dicom, by_web):

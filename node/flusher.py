@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
+from sqlalchemy import Connection
 
 from consent.errors import AccordError, Unavailable
 from consent.vocabulary import EventKind
@@ -188,11 +190,7 @@ class Flusher:
             for study, count in per_study.items()
             if self._packs[study].unflushed == count
         }
-        async with self._database.write() as tx:
-            fresh = await self._index.add(tx, [row.entry for row in stored], ends)
-            for row in derived:
-                await self._index.set_metadata(tx, row.study, row.series, row.place)
-            await self._log.append_many(tx, _events(stored, fresh))
+        fresh = await self._database.write_in_one(partial(self._written, stored, derived, ends))
         self._index.remember(fresh)
         for _ in batch:
             self._rows.popleft()
@@ -200,6 +198,20 @@ class Flusher:
             self._settle(study, count)
         self._committed([row.entry for row in stored])
         return len(batch)
+
+    def _written(
+        self,
+        stored: Sequence[Stored],
+        derived: Sequence[Derived],
+        ends: Mapping[str, int],
+        connection: Connection,
+    ) -> tuple[Entry, ...]:
+        """The transaction; return what was not in the index before."""
+        fresh = self._index.added(connection, [row.entry for row in stored], ends)
+        for row in derived:
+            self._index.described(connection, row.study, row.series, row.place)
+        self._log.appended(connection, _events(stored, fresh))
+        return fresh
 
     def _settle(self, study: str, count: int) -> None:
         pack = self._packs[study]

@@ -60,7 +60,7 @@ class Log:
 
     async def append_many(self, tx: Tx, events: Sequence[Event]) -> tuple[Entry, ...]:
         """Append several, in order, in the caller's transaction."""
-        return await tx.run_sync(self._appended, events) if events else ()
+        return await tx.run_sync(self.appended, events)
 
     async def record(self, event: Event) -> Entry:
         """Append in a transaction of its own, shared with everybody who calls at the same time.
@@ -215,7 +215,10 @@ class Log:
         at, event = read_record(self.sealer.open(row.position, row.sealed))
         return Entry(row.position, at, event, row.leaf)
 
-    def _appended(self, connection: Connection, events: Sequence[Event]) -> tuple[Entry, ...]:
+    def appended(self, connection: Connection, events: Sequence[Event]) -> tuple[Entry, ...]:
+        """`append_many` for a transaction that runs in one go."""
+        if not events:
+            return ()
         frontier = self._frontier(connection)
         entries: list[Entry] = []
         rows: list[dict[str, Any]] = []
@@ -260,7 +263,7 @@ class Log:
             batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
             try:
                 events = [event for event, _ in batch]
-                entries = await self.database.write_in_one(partial(self._appended, events=events))
+                entries = await self.database.write_in_one(partial(self.appended, events=events))
             except BaseException as error:
                 for _, future in batch:
                     if not future.done():

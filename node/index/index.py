@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
 from consent.errors import Corrupt, NotFound
@@ -66,9 +66,19 @@ _INSTANCES = (
 )
 _INSTANCE = select(INSTANCES).where(INSTANCES.c.instance == bindparam("instance"))
 _KNOWN = select(INSTANCES.c.instance, INSTANCES.c.fingerprint).where(INSTANCES.c.study == bindparam("study"))
+_INDEXED_TO = (
+    update(STUDIES)
+    .where(STUDIES.c.study == bindparam("in_study"), STUDIES.c.indexed_to < bindparam("end"))
+    .values(indexed_to=bindparam("end"))
+)
 _HOLDER = select(INSTANCES.c.study, INSTANCES.c.fingerprint).where(
     INSTANCES.c.instance == bindparam("instance")
 )
+
+
+def _taken(connection: Connection, instances: Sequence[str]) -> frozenset[str]:
+    query = select(INSTANCES.c.instance).where(INSTANCES.c.instance.in_(instances))
+    return frozenset(connection.execute(query).scalars())
 
 
 @dataclass(frozen=True)
@@ -100,19 +110,27 @@ class Index:
         self._reads.close()
 
     async def add(self, tx: Tx, entries: Sequence[Entry], indexed_to: Mapping[str, int]) -> tuple[Entry, ...]:
+        """`added` in the caller's transaction."""
+        return await tx.run_sync(self.added, entries, indexed_to)
+
+    def added(
+        self, connection: Connection, entries: Sequence[Entry], indexed_to: Mapping[str, int]
+    ) -> tuple[Entry, ...]:
         """Write the rows of new instances; return those that were not there before.
 
         `indexed_to` says for each study how many bytes of its pack are now indexed. What a study row already
         says of patient and study stays; its grade can only rise. Call `remember` with the result once the transaction has ended well.
         """
-        taken = await self._taken(tx, [entry.instance for entry in entries])
+        taken = _taken(connection, [entry.instance for entry in entries])
         fresh = tuple({entry.instance: entry for entry in entries if entry.instance not in taken}.values())
         if fresh:
-            await tx.execute(insert(INSTANCES), [self._instance_values(entry) for entry in fresh])
-            new_series = await self._add_series(tx, fresh)
-            await self._add_studies(tx, fresh, new_series)
-        for study, end in indexed_to.items():
-            await self.set_indexed_to(tx, study, end)
+            connection.execute(insert(INSTANCES), [self._instance_values(entry) for entry in fresh])
+            new_series = self._add_series(connection, fresh)
+            self._add_studies(connection, fresh, new_series)
+        if indexed_to:
+            connection.execute(
+                _INDEXED_TO, [{"in_study": study, "end": end} for study, end in indexed_to.items()]
+            )
         return fresh
 
     def remember(self, added: Iterable[Entry]) -> None:
@@ -123,16 +141,19 @@ class Index:
 
     async def set_indexed_to(self, tx: Tx, study: str, end: int) -> None:
         """Note that every object in the first `end` bytes of the study's pack is indexed."""
-        change = update(STUDIES).where(STUDIES.c.study == study, STUDIES.c.indexed_to < end)
-        await tx.execute(change.values(indexed_to=end))
+        await tx.execute(_INDEXED_TO, {"in_study": study, "end": end})
 
     async def set_metadata(self, tx: Tx, study: str, series: str, place: MetadataPlace) -> None:
+        """`described` in the caller's transaction."""
+        await tx.run_sync(self.described, study, series, place)
+
+    def described(self, connection: Connection, study: str, series: str, place: MetadataPlace) -> None:
         """Note where the pre-made metadata of a series lies."""
         text = json.dumps(
             {"object_id": place.object_id, "count": place.count, **place.placement.to_json()},
         )
         which = update(SERIES).where(SERIES.c.study == study, SERIES.c.series == series)
-        await tx.execute(which.values(metadata=text))
+        connection.execute(which.values(metadata=text))
 
     async def relocate(
         self,
@@ -324,20 +345,16 @@ class Index:
         """What stands in clear for a data set's digest."""
         return self.pseudonyms.blind("fingerprint", sha256.hex())
 
-    async def _taken(self, tx: Tx, instances: Sequence[str]) -> frozenset[str]:
-        query = select(INSTANCES.c.instance).where(INSTANCES.c.instance.in_(instances))
-        return frozenset((await tx.execute(query)).scalars())
-
-    async def _add_series(self, tx: Tx, fresh: Sequence[Entry]) -> dict[str, int]:
+    def _add_series(self, connection: Connection, fresh: Sequence[Entry]) -> dict[str, int]:
         """Upsert series; return how many new ones each study got."""
         groups = _grouped(fresh)
         studies = {study for study, _ in groups}
-        rows = await tx.execute(select(SERIES.c.study, SERIES.c.series).where(SERIES.c.study.in_(studies)))
+        rows = connection.execute(select(SERIES.c.study, SERIES.c.series).where(SERIES.c.study.in_(studies)))
         there = {(row.study, row.series) for row in rows}
         new = [key for key in groups if key not in there]
         if new:
-            await tx.execute(insert(SERIES), [self._series_values(groups[key][0]) for key in new])
-        await tx.execute(
+            connection.execute(insert(SERIES), [self._series_values(groups[key][0]) for key in new])
+        connection.execute(
             update(SERIES)
             .where(SERIES.c.study == bindparam("in_study"), SERIES.c.series == bindparam("in_series"))
             .values(instance_count=SERIES.c.instance_count + bindparam("more")),
@@ -351,11 +368,13 @@ class Index:
             counts[study] += 1
         return counts
 
-    async def _add_studies(self, tx: Tx, fresh: Sequence[Entry], new_series: Mapping[str, int]) -> None:
+    def _add_studies(
+        self, connection: Connection, fresh: Sequence[Entry], new_series: Mapping[str, int]
+    ) -> None:
         by_study: dict[str, list[Entry]] = {}
         for entry in fresh:
             by_study.setdefault(entry.study, []).append(entry)
-        rows = await tx.execute(
+        rows = connection.execute(
             select(STUDIES.c.study, STUDIES.c.modalities, STUDIES.c.grade).where(
                 STUDIES.c.study.in_(by_study)
             )
@@ -363,8 +382,8 @@ class Index:
         there = {row.study: row for row in rows}
         new = [self._study_values(entries[0]) for study, entries in by_study.items() if study not in there]
         if new:
-            await tx.execute(insert(STUDIES), new)
-        await tx.execute(
+            connection.execute(insert(STUDIES), new)
+        connection.execute(
             update(STUDIES)
             .where(STUDIES.c.study == bindparam("in_study"))
             .values(

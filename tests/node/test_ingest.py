@@ -284,11 +284,11 @@ async def test_rows_wait_while_the_database_cannot_write(
 ) -> None:
     """An instance that is durable is acknowledged; its row follows when the database is back."""
 
-    async def failing(*_: Any) -> None:
+    def failing(*_: Any) -> None:
         raise Unavailable("The database cannot write now.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(node.index, "add", failing)
+        patched.setattr(node.index, "added", failing)
         await node.ingest.receive(arrival(ct_slice()), node.source)
         with pytest.raises(Unavailable):
             await node.ingest.flushed()
@@ -317,14 +317,14 @@ async def test_an_error_that_nobody_foresaw_does_not_end_indexing(
 ) -> None:
     """The background duty tries again, so what was acknowledged is found later."""
     monkeypatch.setattr("node.flusher.RETRY_SECONDS", 0.01)
-    add, failures = node.index.add, [KeyError("column")]
+    added, failures = node.index.added, [KeyError("column")]
 
-    async def failing_once(*arguments: Any) -> Any:
+    def failing_once(*arguments: Any) -> Any:
         if failures:
             raise failures.pop()
-        return await add(*arguments)
+        return added(*arguments)
 
-    monkeypatch.setattr(node.index, "add", failing_once)
+    monkeypatch.setattr(node.index, "added", failing_once)
     await node.ingest.receive(arrival(ct_slice()), node.source)
     async with asyncio.timeout(5):
         while (await node.index.totals()).instances == 0:

@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from hashlib import sha256
+from types import SimpleNamespace
 from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
     Column,
     Executable,
-    Select,
     String,
     Table,
     Text,
@@ -38,7 +39,7 @@ from sqlalchemy import (
 
 from consent.errors import Conflict, Invalid, NotFound
 from consent.vocabulary import EventKind
-from node.audit.event import Event
+from node.audit.event import Detail, Event
 from node.audit.log import Log
 from node.clock import Clock
 from node.database import Database, Tx, UtcDateTime, metadata
@@ -52,7 +53,11 @@ MAX_PAGE: Final = 500
 KEPT: Final = timedelta(days=400)
 """How long a resolved finding stays in the table; the log keeps it longer."""
 MAX_KEPT: Final = 20_000
+MAX_ASKED: Final = 500
+"""Names looked up in one question."""
 JOB: Final = "job:findings"
+CONDITION_OVER: Final = "The condition is over."
+IT_HAS_WORKED: Final = "It has worked since."
 
 finding_table = Table(
     "finding",
@@ -172,6 +177,11 @@ class Mended:
     kinds: tuple[FindingKind, ...]
     subject: str
 
+    @property
+    def living(self) -> tuple[str, ...]:
+        """The names that these findings have while they live."""
+        return tuple(_living(kind, self.subject) for kind in self.kinds)
+
 
 @dataclass(frozen=True)
 class Handled:
@@ -207,6 +217,32 @@ class Finding:
         return self.state in LIVING
 
 
+@dataclass
+class _Batch:
+    """What is taken in together: the rows that are known, how many live of each kind, and what is still to be
+    written, repeats of one thing added up."""
+
+    known: dict[str, Any]
+    living: Counter[FindingKind]
+    pending: dict[str, Sighting] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+
+    def add(self, one: Sighting) -> None:
+        """Add a sighting to what is pending; to the overflow of its kind when too many live."""
+        if not self._has(one.living) and self.living[one.kind] >= MAX_LIVING:
+            one = Sighting(
+                one.kind, one.severity, OVERFLOW, "overflow", one.at, count=one.count, entry=one.entry
+            )
+        if not self._has(one.living):
+            self.living[one.kind] += 1
+        before = self.pending.get(one.living)
+        count, entry = (one.count, one.entry) if before is None else (before.count + one.count, before.entry)
+        self.pending[one.living] = replace(one, count=count, entry=entry)
+
+    def _has(self, living: str) -> bool:
+        return living in self.known or living in self.pending
+
+
 class Findings:
     """The findings of one node."""
 
@@ -216,12 +252,21 @@ class Findings:
         self._clock = clock
 
     async def take(self, tx: Tx, seen: Sequence[Sighting | Mended]) -> None:
-        """Open or count findings, and close those that are over, in the caller's transaction."""
+        """Open or count findings, and close those that are over, in the caller's transaction and in this order."""
+        batch = await self._batch(tx, seen)
         for one in seen:
-            if isinstance(one, Mended):
-                await self._mend(tx, one)
-            else:
-                await self._count(tx, one)
+            if isinstance(one, Sighting):
+                batch.add(one)
+                continue
+            for living in one.living:
+                if (sighting := batch.pending.pop(living, None)) is not None:
+                    batch.known[living] = await self._put(tx, batch, sighting)
+                if (row := batch.known.pop(living, None)) is not None:
+                    batch.living[FindingKind(row.kind)] -= 1
+                    batch.events.append(await self._close(tx, row, JOB, IT_HAS_WORKED))
+        for sighting in batch.pending.values():
+            await self._put(tx, batch, sighting)
+        await self._log.append_many(tx, batch.events)
 
     async def observe(self, kinds: Sequence[FindingKind], seen: Sequence[Sighting]) -> None:
         """What a look at conditions found: what is seen is opened or goes on, the rest of `kinds` is over.
@@ -236,11 +281,11 @@ class Findings:
             for one in seen:
                 row = known.pop(one.living, None)
                 if row is None:
-                    await self._open(tx, one)
+                    await self._log.append(tx, (await self._open(tx, one))[1])
                 else:
                     await self._change(tx, row.id, last_seen=one.at, severity=one.severity, **_told(one))
             for row in known.values():
-                await self._close(tx, row, JOB, "The condition is over.")
+                await self._log.append(tx, await self._close(tx, row, JOB, CONDITION_OVER))
 
     async def listed(
         self,
@@ -302,27 +347,33 @@ class Findings:
             await tx.execute(delete(finding_table).where(table.living.is_(None), old))
             await tx.execute(delete(finding_table).where(table.living.is_(None), table.id.not_in(newest)))
 
-    async def _count(self, tx: Tx, one: Sighting) -> None:
-        known = (await tx.execute(_living_query(one.living))).one_or_none()
-        if known is None and await self._crowded(tx, one.kind):
-            one = Sighting(
-                one.kind, one.severity, OVERFLOW, "overflow", one.at, count=one.count, entry=one.entry
-            )
-            known = (await tx.execute(_living_query(one.living))).one_or_none()
-        if known is None:
-            await self._open(tx, one)
-        else:
+    async def _batch(self, tx: Tx, seen: Sequence[Sighting | Mended]) -> _Batch:
+        """What is known of everything that was seen, in a few questions instead of one for each."""
+        names = {name for one in seen for name in ([one.living] if isinstance(one, Sighting) else one.living)}
+        names |= {_living(one.kind, OVERFLOW) for one in seen if isinstance(one, Sighting)}
+        table, known = finding_table.c, {}
+        for start in range(0, len(names), MAX_ASKED):
+            some = sorted(names)[start : start + MAX_ASKED]
+            for row in await tx.execute(select(finding_table).where(table.living.in_(some))):
+                known[row.living] = row
+        living = select(table.kind, func.count()).where(table.living.is_not(None)).group_by(table.kind)
+        counts = Counter({FindingKind(kind): int(count) for kind, count in await tx.execute(living)})
+        return _Batch(known, counts)
+
+    async def _put(self, tx: Tx, batch: _Batch, one: Sighting) -> Any:
+        """Write one sighting: into its finding, or into a new one. Returns the row."""
+        known = batch.known.get(one.living)
+        if known is not None:
             await self._change(tx, known.id, last_seen=one.at, count=known.count + one.count, **_told(one))
+            return known
+        row, event = await self._open(tx, one)
+        batch.events.append(event)
+        return row
 
-    async def _crowded(self, tx: Tx, kind: FindingKind) -> bool:
-        table = finding_table.c
-        living = select(func.count()).where(table.kind == kind, table.living.is_not(None))
-        return int((await tx.execute(living)).scalar_one()) >= MAX_LIVING
-
-    async def _open(self, tx: Tx, one: Sighting) -> None:
-        finding = secrets.token_hex(8)
+    async def _open(self, tx: Tx, one: Sighting) -> tuple[Any, Event]:
+        """Write a new finding; return its row and what the log is to say."""
         values = {
-            "id": finding,
+            "id": secrets.token_hex(8),
             "kind": one.kind,
             "severity": one.severity,
             "subject": one.subject[:MAX_SUBJECT_CHARACTERS],
@@ -334,8 +385,8 @@ class Findings:
             "entry": one.entry,
         }
         await tx.execute(insert(finding_table).values(values | _told(one)))
-        detail = {
-            "finding": finding,
+        detail: dict[str, Detail] = {
+            "finding": str(values["id"]),
             "kind": one.kind,
             "severity": one.severity,
             "subject": one.subject[:MAX_SUBJECT_CHARACTERS],
@@ -343,13 +394,7 @@ class Findings:
             "values": dict(one.values),
             "entry": one.entry,
         }
-        await self._log.append(tx, Event(EventKind.FINDING_OPENED, JOB, detail=detail))
-
-    async def _mend(self, tx: Tx, mended: Mended) -> None:
-        for kind in mended.kinds:
-            row = (await tx.execute(_living_query(_living(kind, mended.subject)))).one_or_none()
-            if row is not None:
-                await self._close(tx, row, JOB, "It has worked since.")
+        return SimpleNamespace(**values), Event(EventKind.FINDING_OPENED, JOB, detail=detail)
 
     async def _handle(self, finding: str, state: FindingState, words: str, by: str) -> None:
         words = words.strip()
@@ -372,12 +417,11 @@ class Findings:
                     mend="Load the page again: it has changed.",
                     code="finding-state",
                 )
-            if state is FindingState.RESOLVED:
-                await self._close(tx, row, by, words)
-            else:
-                await self._acknowledge(tx, row, by, words)
+            resolving = state is FindingState.RESOLVED
+            answer = self._close if resolving else self._acknowledge
+            await self._log.append(tx, await answer(tx, row, by, words))
 
-    async def _acknowledge(self, tx: Tx, row: Any, by: str, words: str) -> None:
+    async def _acknowledge(self, tx: Tx, row: Any, by: str, words: str) -> Event:
         now = self._clock.now()
         await self._change(
             tx,
@@ -387,22 +431,18 @@ class Findings:
             acknowledged_by=by,
             acknowledged_words=words,
         )
-        await self._tell(tx, EventKind.FINDING_ACKNOWLEDGED, row, by, words)
+        return _told_of(EventKind.FINDING_ACKNOWLEDGED, row, by, words)
 
-    async def _close(self, tx: Tx, row: Any, by: str, words: str) -> None:
+    async def _close(self, tx: Tx, row: Any, by: str, words: str) -> Event:
         now = self._clock.now()
         state = FindingState.RESOLVED
         await self._change(
             tx, row.id, state=state, living=None, resolved=now, resolved_by=by, resolved_words=words
         )
-        await self._tell(tx, EventKind.FINDING_RESOLVED, row, by, words)
+        return _told_of(EventKind.FINDING_RESOLVED, row, by, words)
 
     async def _change(self, tx: Tx, finding: str, **changes: Any) -> None:
         await tx.execute(update(finding_table).where(finding_table.c.id == finding).values(changes))
-
-    async def _tell(self, tx: Tx, kind: EventKind, row: Any, by: str, words: str) -> None:
-        detail = {"finding": row.id, "kind": row.kind, "subject": row.subject, "count": row.count}
-        await self._log.append(tx, Event(kind, by, reason=words, detail=detail))
 
     async def _rows(self, query: Executable) -> list[Any]:
         async with self._database.read() as tx:
@@ -420,8 +460,10 @@ def _living(kind: FindingKind, subject: str) -> str:
     return sha256(f"{kind.value}\x00{subject}".encode()).hexdigest()
 
 
-def _living_query(living: str) -> Select[Any]:
-    return select(finding_table).where(finding_table.c.living == living)
+def _told_of(kind: EventKind, row: Any, by: str, words: str) -> Event:
+    """What the log says of an answer to a finding."""
+    detail = {"finding": row.id, "kind": row.kind, "subject": row.subject, "count": row.count}
+    return Event(kind, by, reason=words, detail=detail)
 
 
 def _told(one: Sighting) -> dict[str, Any]:

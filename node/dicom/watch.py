@@ -57,10 +57,10 @@ class DeviceWatch:
         """A job: bring the table up to the log and the gate; end what must not go on."""
         for event in self._gate.late():
             await self._log.record(event)
-        survey = await self._registry.survey()
-        await self._expel(survey)
+        if self._gate.associations:
+            await self._expel(await self._registry.survey())
         for _ in range(MAX_READINGS):
-            if not await self._fold(survey):
+            if not await self._fold():
                 return
 
     async def live(self) -> tuple[LiveDevice, ...]:
@@ -78,7 +78,7 @@ class DeviceWatch:
         """Write down what is known when the node stops: nobody is associated any more."""
         for event in self._gate.late(everything=True):
             await self._log.record(event)
-        await self._fold(await self._registry.survey())
+        await self._fold()
 
     async def _expel(self, survey: Survey) -> None:
         """End the associations of devices that were put out of use since they came in."""
@@ -101,12 +101,15 @@ class DeviceWatch:
             if event is not None:
                 await self._log.record(event)
 
-    async def _fold(self, survey: Survey) -> bool:
+    async def _fold(self) -> bool:
         """Count new entries of the log; return whether there are more."""
         read = await news(self._log, READER, KINDS)
         if read.since != self._settled:  # another process has written since, or this is the first look
             self._written, self._settled = None, read.since
         known = await self._known()
+        if not read.worth_settling and not self._stirred(known):
+            return False
+        survey = await self._registry.survey()
         places = places_of(survey)
         fresh = dict(known)
         for entry in read.entries:
@@ -126,6 +129,11 @@ class DeviceWatch:
         self._written = {title: changed.get(title) or known[title] for title in fresh}
         self._settled = read.upto
         return read.more
+
+    def _stirred(self, known: Mapping[str, Activity]) -> bool:
+        """Whether the gate knows something that the table does not: most looks at a quiet door end here."""
+        heard = self._heard(known)
+        return any(_moved(known.get(title), one) for title, one in heard.items())
 
     async def _write(self, read: News, changed: Iterable[Activity], gone: Iterable[str]) -> None:
         table = activity_table.c.ae_title

@@ -268,6 +268,7 @@ async def test_an_altered_device_row_is_an_incident_that_no_repair_resolves(offi
     """The device comes back by being registered anew; the officer still has to look."""
     async with office.node.database.write() as tx:
         await tx.execute(text("UPDATE device SET address = '0.0.0.0/0'"))
+    assert (await office.node.registry.survey()).altered == ("CT1",)
     [finding] = await office.now()
     await office.node.registry.add_device("CT1", "127.0.0.1", plain_reason=PLAIN)
     await office.door.call("CT1")

@@ -7,15 +7,16 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from tests.bench.client import Client
 from tests.bench.meter import metered
 from tests.bench.results import Results
-from tests.bench.servers import Door, Keys, Server, Stage, plain_title, tls_title
+from tests.bench.servers import Door, Server, Stage, plain_title, tls_title
 from tests.bench.workload import write_study
 
 BOUNDARY = "a-boundary-of-the-benchmark"
@@ -55,48 +56,42 @@ def cstore(
                 with studies.fresh() as paths:
                     size = sum(path.stat().st_size for path in paths)
                     for server, door in turned(doors, run):
-                        with metered(server.pid) as cost:
-                            seconds = send(door, paths, stage.keys, count)
+                        with metered(server.pid, after=True) as cost:
+                            seconds = send(door, paths, count)
                         results.add(
                             what, server.name, "MB/s", size / seconds / 1e6,
                             cpu_seconds=cost.cpu_seconds / size * 1e8, peak_bytes=cost.peak_bytes,
                         )  # fmt: skip
 
 
-def send(door: Door, paths: Sequence[Path], keys: Keys, associations: int = 1) -> float:
+def send(door: Door, paths: Sequence[Path], associations: int = 1) -> float:
     """Send files over so many associations at once with `storescu`; return the seconds. Raises RuntimeError."""
+    return send_each(door, [paths[number::associations] for number in range(associations)])
+
+
+def send_each(door: Door, shares: Sequence[Sequence[Path]]) -> float:
+    """Send each share over an association of its own, all at once; return the seconds. Raises RuntimeError."""
     began = time.perf_counter()
-    senders = []
-    for number in range(associations):
-        title = tls_title(number) if door.tls else plain_title(number)
-        secure: list[str] = []
-        if door.tls:
-            certificate, key = keys.client(number)
-            secure = ["+tls", str(key), str(certificate), "+cf", str(keys.authority)]
-        command = [
-            "storescu",
-            "-q",
-            "-aet",
-            title,
-            "-aec",
-            door.ae_title,
-            *secure,
-            "127.0.0.1",
-            str(door.port),
-        ]
-        senders.append(
-            subprocess.Popen(
-                [*command, *map(str, paths[number::associations])],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "TCP_NODELAY": "1"},
-            )
-        )
+    senders = [_storescu(door, number, share) for number, share in enumerate(shares)]
     said = [sender.communicate()[0] for sender in senders]
     seconds = time.perf_counter() - began
     if any(sender.returncode for sender in senders):
         raise RuntimeError(f"storescu to port {door.port} failed: {b''.join(said)[-500:]!r}")
     return seconds
+
+
+def _storescu(door: Door, number: int, paths: Sequence[Path]) -> subprocess.Popen[bytes]:
+    title = tls_title(number) if door.tls else plain_title(number)
+    command = ["storescu", "-q", "-aet", title, "-aec", door.ae_title]
+    if door.tls:
+        certificate, key = door.tls.client(number)
+        command += ["+tls", str(key), str(certificate), "+cf", str(door.tls.authority)]
+    return subprocess.Popen(
+        [*command, "127.0.0.1", str(door.port), *map(str, paths)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "TCP_NODELAY": "1"},
+    )
 
 
 def stow(stage: Stage, studies: Studies, results: Results, *, runs: int, parallel: Sequence[int]) -> None:
@@ -108,7 +103,7 @@ def stow(stage: Stage, studies: Studies, results: Results, *, runs: int, paralle
                 files = [path.read_bytes() for path in paths]
                 for server in turned(stage.with_web(), run):
                     size = sum(map(len, files))
-                    with metered(server.pid) as cost:
+                    with metered(server.pid, after=True) as cost:
                         seconds = _post(server, [files[number::count] for number in range(count)])
                     results.add(
                         what, server.web_name, "MB/s", size / seconds / 1e6,
@@ -128,7 +123,7 @@ def _post(server: Server, shares: Sequence[Sequence[bytes]]) -> float:
     def post(number: int) -> None:
         statuses[number] = clients[number].post("/studies", content_type, bodies[number]).status
 
-    seconds = at_once([lambda number=number: post(number) for number in range(len(bodies))])  # type: ignore[misc]
+    seconds = at_once([partial(post, number) for number in range(len(bodies))])
     for client in clients:
         client.close()
     if any(status not in ALL_STORED for status in statuses):
@@ -144,9 +139,9 @@ def _multipart(files: Sequence[bytes]) -> list[bytes]:
     return [*pieces, f"--{BOUNDARY}--\r\n".encode()]
 
 
-def at_once(works: Sequence[object]) -> float:
+def at_once(works: Sequence[Callable[[], object]]) -> float:
     """Run callables in threads at the same time; return the seconds until all are done."""
-    threads = [threading.Thread(target=work) for work in works]  # type: ignore[arg-type]
+    threads = [threading.Thread(target=work) for work in works]
     began = time.perf_counter()
     for thread in threads:
         thread.start()

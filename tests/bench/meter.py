@@ -1,15 +1,21 @@
-"""What a server costs while something runs: CPU seconds and peak memory of its whole process tree, from /proc."""
+"""What a server costs: CPU seconds, resident and peak memory of its whole process tree, from /proc."""
 
 from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
+QUIET_SECONDS = 2.0
+"""A server that did next to nothing for so long is done: ours describes series when none has come for 1.5 s."""
+QUIET_SHARE = 0.1
+POLL_SECONDS = 0.25
+SETTLE_SECONDS = 60.0
 
 
 @dataclass
@@ -20,17 +26,48 @@ class Cost:
     peak_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Resident:
+    """Memory that a tree holds now: the sum of its processes' resident sizes, and with what they share counted once."""
+
+    bytes: int
+    shared_once_bytes: int
+
+
 @contextmanager
-def metered(pid: int) -> Iterator[Cost]:
-    """Measure what the process `pid` and its descendants use inside the block."""
+def metered(pid: int, *, after: bool = False) -> Iterator[Cost]:
+    """Measure what the process `pid` and its descendants use inside the block; `after`: and until they are quiet again."""
     cost = Cost()
     for process in tree(pid):
         with suppress(OSError):
             Path(f"/proc/{process}/clear_refs").write_text("5")  # resets the peak
     before = cpu_seconds(pid)
     yield cost
+    if after:
+        settle(pid)
     cost.cpu_seconds = cpu_seconds(pid) - before
-    cost.peak_bytes = sum(_peak_bytes(process) for process in tree(pid))
+    cost.peak_bytes = 1024 * sum(_kilobytes(process, "status", "VmHWM") for process in tree(pid))
+
+
+def settle(pid: int) -> bool:
+    """Wait until the tree is quiet; return whether it became so within SETTLE_SECONDS."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    quiet, before = 0.0, cpu_seconds(pid)
+    while quiet < QUIET_SECONDS and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        now = cpu_seconds(pid)
+        quiet = quiet + POLL_SECONDS if now - before <= QUIET_SHARE * POLL_SECONDS else 0.0
+        before = now
+    return quiet >= QUIET_SECONDS
+
+
+def resident(pid: int) -> Resident:
+    """What the tree holds now."""
+    processes = tree(pid)
+    return Resident(
+        sum(_kilobytes(process, "status", "VmRSS") for process in processes) * 1024,
+        sum(_kilobytes(process, "smaps_rollup", "Pss") for process in processes) * 1024,
+    )
 
 
 def tree(pid: int) -> list[int]:
@@ -55,9 +92,10 @@ def cpu_seconds(pid: int) -> float:
     return total / TICKS
 
 
-def _peak_bytes(pid: int) -> int:
+def _kilobytes(process: int, file: str, name: str) -> int:
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        text = Path(f"/proc/{process}/{file}").read_text()
     except OSError:
         return 0
-    return int(found[1]) * 1024 if found else 0
+    found = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) if found else 0

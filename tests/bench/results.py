@@ -1,21 +1,21 @@
-"""Measurements, their medians, and how many times as good as Orthanc they are, as Markdown and as JSON."""
+"""Measurements, their medians and percentiles, and how many times as good as another server they are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
 RIVAL = "Orthanc"
 OURS = "Accord"
+LESS_IS_BETTER = ("ms", "s", "MiB")
 
 
 @dataclass
 class Series:
     """One thing measured at one server. `values` stand in the order of the runs, so that runs can be compared pairwise.
 
-    `unit` is MB/s (more is better) or ms (less is better). CPU seconds are per 100 MB, or per request when `unit` is ms.
+    Of ms, s and MiB less is better, of MB/s, studies/s and × more. CPU seconds are per 100 MB where the unit is MB/s, per study
+    where it is studies/s, else in all.
     """
 
     what: str
@@ -33,7 +33,7 @@ class Series:
 
     def times_as_good_as(self, rival: Series) -> float:
         """Throughput: the median of the ratios run by run. Latency: the ratio of the medians."""
-        if self.unit == "ms":
+        if self.unit in LESS_IS_BETTER:
             return median(rival.values) / median(self.values)
         pairs = zip(self.values, rival.values, strict=False)
         return median(mine / theirs for mine, theirs in pairs)
@@ -61,62 +61,17 @@ class Results:
         series.cpu_seconds.append(cpu_seconds)
         series.peak_bytes = max(series.peak_bytes, peak_bytes)
 
-    def rival_of(self, series: Series) -> Series | None:
-        """Orthanc doing the same."""
+    def all(self) -> list[Series]:
+        """Every series, in the order in which they were first measured."""
+        return list(self._series.values())
+
+    def beside(self, series: Series, server: str) -> Series | None:
+        """A rival doing the same, whatever its web speaks."""
         return next(
             (
                 one
-                for one in self._series.values()
-                if one.what == series.what and one.server.startswith(RIVAL)
+                for one in self.all()
+                if one.what == series.what and one.server.partition(" (")[0] == server
             ),
             None,
         )
-
-    def table(self) -> str:
-        """Markdown, one row a measurement."""
-        lines = [
-            "| what | server | unit | median | min | max | p95 | × Orthanc | CPU s per 100 MB | peak RSS MiB |",
-            "|" + " --- |" * 10,
-        ]
-        lines += [self._row(series) for series in self._series.values()]
-        return "\n".join(lines)
-
-    def document(self) -> list[dict[str, Any]]:
-        """The same for programs, with every single value."""
-        return [
-            {
-                "what": one.what,
-                "server": one.server,
-                "unit": one.unit,
-                "median": median(one.values),
-                "values": one.values,
-                "times_orthanc": self._ratio(one),
-                "cpu_seconds": median(one.cpu_seconds),
-                "peak_bytes": one.peak_bytes,
-            }
-            for one in self._series.values()
-        ]
-
-    def _ratio(self, series: Series) -> float | None:
-        rival = self.rival_of(series)
-        return None if rival is None else series.times_as_good_as(rival)
-
-    def _row(self, one: Series) -> str:
-        ratio = self._ratio(one) if one.server.startswith(OURS) else None
-        cells: Sequence[str] = (
-            one.what,
-            one.server,
-            one.unit,
-            _short(median(one.values)),
-            _short(min(one.values)),
-            _short(max(one.values)),
-            _short(one.percentile(95)) if one.unit == "ms" else "",
-            "" if ratio is None else f"{ratio:.1f}",
-            f"{median(one.cpu_seconds):.2f}" if one.unit == "MB/s" and any(one.cpu_seconds) else "",
-            f"{one.peak_bytes / 2**20:.0f}" if one.peak_bytes else "",
-        )
-        return f"| {' | '.join(cells)} |"
-
-
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"

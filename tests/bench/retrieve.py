@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from tests.bench.client import Answer, Client
 from tests.bench.ingest import at_once, turned
 from tests.bench.meter import metered
 from tests.bench.results import Results
-from tests.bench.servers import Server, Stage, floor
-from tests.bench.workload import NAMES, ct_name, tiny_patient, tiny_uid
+from tests.bench.rivals import floor
+from tests.bench.servers import Server, Stage
+from tests.bench.workload import NAMES, ct_name, tiny_accession, tiny_patient, tiny_uid
 from tests.support.dicom import uid
 
 DICOM = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 JSON = "application/dicom+json"
 WARM_UPS = 3
+PAGE_ANSWERS = 100
+HALF_YEARS = 12
+"""Tiny studies lie evenly in twelve half years: a search for one finds a twelfth of them."""
 
 
 def wado(stage: Stage, study: int, results: Results, *, runs: int, parallel: int) -> None:
@@ -30,12 +35,8 @@ def wado(stage: Stage, study: int, results: Results, *, runs: int, parallel: int
             for run in range(runs):
                 for server, connected in turned(clients, run):
                     answers: list[Answer] = []
-                    works = [
-                        lambda client=client, server=server: answers.append(  # type: ignore[misc]
-                            client.get(bare_path if server is bare else path, DICOM)
-                        )
-                        for client in connected[:count]
-                    ]
+                    asked = bare_path if server is bare else path
+                    works = [partial(_collect, client, asked, answers) for client in connected[:count]]
                     for client in connected[:count]:
                         client.connect()
                     with metered(server.pid) as cost:
@@ -52,6 +53,10 @@ def wado(stage: Stage, study: int, results: Results, *, runs: int, parallel: int
                         results.add("WADO-RS study, first byte", server.web_name, "ms", first)
 
 
+def _collect(client: Client, path: str, answers: list[Answer]) -> None:
+    answers.append(client.get(path, DICOM))
+
+
 def metadata(stage: Stage, study: int, results: Results, *, count: int) -> None:
     """DICOM JSON of the series of the study."""
     name = ct_name(study)
@@ -60,20 +65,24 @@ def metadata(stage: Stage, study: int, results: Results, *, count: int) -> None:
 
 
 def qido(stage: Stage, results: Results, *, studies: int, count: int) -> None:
-    """Searches as a worklist makes them, among `studies` studies."""
-    questions: dict[str, Callable[[int], str]] = {
-        "QIDO PatientID": lambda n: f"/studies?PatientID={tiny_patient(n * 37 % studies)}",
-        "QIDO StudyInstanceUID": lambda n: f"/studies?StudyInstanceUID={tiny_uid(n * 41 % studies)}",
-        "QIDO PatientName wildcard, 50 answers": lambda n: (
-            f"/studies?PatientName={NAMES[n % len(NAMES)][:3]}*&limit=50"
-        ),
-        "QIDO StudyDate range, 50 answers": lambda n: (
-            f"/studies?StudyDate=202{n % 6}0101-202{n % 6}0630&limit=50"
-        ),
-        "QIDO series of a study": lambda n: f"/studies/{tiny_uid(n * 43 % studies)}/series",
+    """Searches as a worklist makes them, among `studies` tiny studies: for one answer, and for a page of answers."""
+    among = f"{studies:,} studies"
+    one: dict[str, Callable[[int], str]] = {
+        "StudyInstanceUID": lambda n: f"/studies?StudyInstanceUID={tiny_uid(n * 41 % studies)}",
+        "PatientID": lambda n: f"/studies?PatientID={tiny_patient(n * 37 % studies)}",
+        "AccessionNumber": lambda n: f"/studies?AccessionNumber={tiny_accession(n * 31 % studies)}",
+        "series of a study": lambda n: f"/studies/{tiny_uid(n * 43 % studies)}/series",
     }
-    for what, path in questions.items():
-        _timed(stage, results, what, path, JSON, count if "50" not in what else max(10, count // 3))
+    for what, path in one.items():
+        _timed(stage, results, f"QIDO {what}, {among}", path, JSON, count, answers=1)
+    page = max(1, min(PAGE_ANSWERS, studies // HALF_YEARS))
+    many: dict[str, Callable[[int], str]] = {
+        "PatientName wildcard": lambda n: f"/studies?PatientName={NAMES[n % len(NAMES)][:3]}*&limit={page}",
+        "StudyDate range": lambda n: f"/studies?StudyDate=202{n % 6}0101-202{n % 6}0630&limit={page}",
+    }
+    for what, path in many.items():
+        measured = f"QIDO {what}, {page} answers, {among}"
+        _timed(stage, results, measured, path, JSON, max(10, count // 3), answers=page)
 
 
 def rendered(stage: Stage, study: int, slices: int, results: Results, *, count: int) -> None:
@@ -102,13 +111,27 @@ def wait_until_indexed(stage: Stage, study: int, slices: int) -> None:
 
 
 def _timed(
-    stage: Stage, results: Results, what: str, path: Callable[[int], str], accept: str, count: int
+    stage: Stage,
+    results: Results,
+    what: str,
+    path: Callable[[int], str],
+    accept: str,
+    count: int,
+    *,
+    answers: int | None = None,
 ) -> None:
-    """Ask every server the same, request by request in turns; milliseconds until the last byte."""
+    """Ask every server the same, request by request in turns; milliseconds until the last byte.
+
+    Raises RuntimeError when a search has another number of answers than `answers`.
+    """
     with _clients(stage.with_web(), 1) as clients:
         for number in range(WARM_UPS):
             for server, (client,) in clients:
-                _require(client.get(path(number), accept), server)
+                answer = _require(client.get(path(number), accept, keep=answers is not None), server)
+                if answers is not None and len(json.loads(answer.body)) != answers:
+                    raise RuntimeError(
+                        f"{server.web_name} found another number than {answers}: {path(number)}"
+                    )
         for number in range(count):
             for server, (client,) in turned(clients, number):
                 client.connect()

@@ -50,11 +50,21 @@ def tiny_study(number: int) -> Instance:
     return ct_slice(
         patient_id=tiny_patient(number),
         patient_name=NAMES[number % len(NAMES)],
-        accession_number=f"T{number:08d}",
+        accession_number=tiny_accession(number),
         study=f"bench/tiny/{number}",
         study_date=f"202{number % 6}{number % 12 + 1:02d}{number % 28 + 1:02d}",
-        size=TINY_SIZE,
+        pixels=_tiny_pixels(),
     )
+
+
+@cache
+def _tiny_pixels() -> np.ndarray:
+    return phantom(TINY_SIZE, 1)
+
+
+def tiny_accession(number: int) -> str:
+    """The Accession Number of a tiny study."""
+    return f"T{number:08d}"
 
 
 def tiny_patient(number: int) -> str:

@@ -291,6 +291,8 @@ class Quorum:
                 write_identity(slot.path, new_identity(self._node, self._clock.now()))
                 slot.found = look_at(slot.path, self._node)
                 self._settle_slot(slot)
+            for slot in self.slots:
+                slot.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         rows = tuple(self._row(slot.root, in_sync=True) for slot in first if slot.root is not None)
         self._save(Membership(epoch, min(self.wanted, len(rows)), rows))
         self.look()

@@ -27,7 +27,7 @@ OUT_OF_RESOURCES = 0xA700
 IN_SYNC_SECONDS = 20.0
 INDEXED_SECONDS = 10.0
 STUDIES = 3
-INSTANCES = 24
+INSTANCES = 12
 
 
 @dataclass
@@ -127,22 +127,23 @@ async def test_losing_a_root_in_the_middle_stops_nothing_and_loses_nothing(
             senders = [asyncio.create_task(_send(one.node, truth, study)) for study in range(1, STUDIES + 1)]
             await _until(lambda: len(truth.acknowledged) >= STUDIES * INSTANCES // 4)
             break_it(one, number)
+            senders.append(asyncio.create_task(_send(one.node, truth, STUDIES + 1)))  # a pack that is new now
             for _ in range(4):
                 await _read_everything(web, truth)
             await asyncio.gather(*senders)
             await _read_everything(web, truth)
-            assert len(truth.acknowledged) == len(truth.sent) == STUDIES * INSTANCES
+            assert len(truth.acknowledged) == len(truth.sent) == (STUDIES + 1) * INSTANCES
             mend_it(one, number)
             await _until_in_sync(one.node)
             await _read_everything(web, truth)
         assert await one.node.stop() == 0, one.node.said()
         copies = [_files(root) for root in one.roots]
         assert copies[0] == copies[1] == copies[2]
-        assert len(copies[0]) == STUDIES
+        assert len(copies[0]) == STUDIES + 1
         findings = await examine(one.node.folder, truth)
         kinds = [entry.event.kind for entry in await all_entries(one.node.folder)]
     assert findings.clean, findings
-    assert findings.read == STUDIES * INSTANCES
+    assert findings.read == (STUDIES + 1) * INSTANCES
     assert EventKind.REPLICA_DEGRADED in kinds
     assert EventKind.REPLICA_HEALED in kinds
 

@@ -20,7 +20,8 @@ from node.clock import TrustedClock
 from node.config import Settings
 from node.deeds import log_altered
 from ops.doctor import MIN_FREE_BYTES
-from ops.findings import FindingKind, Findings, Severity, Sighting
+from ops.findings import Findings
+from ops.findingtables import FindingKind, Severity, Sighting
 
 if TYPE_CHECKING:
     from node.jobs import JobStatus

@@ -11,42 +11,42 @@ of its own; what follows from a log entry happens once.
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
-from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any, Final
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Executable,
-    String,
-    Table,
-    Text,
-    case,
-    delete,
-    func,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import Executable, delete, func, insert, select, update
 
 from consent.errors import Conflict, Invalid, NotFound
 from consent.vocabulary import EventKind
 from node.audit.event import Detail, Event
 from node.audit.log import Log
 from node.clock import Clock
-from node.database import Database, Tx, UtcDateTime, metadata
+from node.database import Database, Tx
+from ops.findingtables import (
+    GRAVEST_FIRST,
+    LIVING,
+    MAX_SUBJECT_CHARACTERS,
+    OVERFLOW,
+    TRANSITIONS,
+    Finding,
+    FindingKind,
+    FindingState,
+    Mended,
+    Severity,
+    Sighting,
+    finding_of,
+    finding_table,
+    living_name,
+    told_values,
+)
 
 MAX_LIVING: Final = 200
 """Living findings of one kind."""
-MAX_SUBJECT_CHARACTERS: Final = 200
 MIN_WORDS_CHARACTERS: Final = 3
 MAX_WORDS_CHARACTERS: Final = 1000
 MAX_PAGE: Final = 500
@@ -58,163 +58,6 @@ MAX_ASKED: Final = 500
 JOB: Final = "job:findings"
 CONDITION_OVER: Final = "The condition is over."
 IT_HAS_WORKED: Final = "It has worked since."
-
-finding_table = Table(
-    "finding",
-    metadata,
-    Column("id", String(16), primary_key=True),
-    Column("kind", String(40), nullable=False),
-    Column("severity", String(16), nullable=False),
-    Column("subject", String(MAX_SUBJECT_CHARACTERS), nullable=False),
-    Column("living", String(64), unique=True),
-    Column("code", String(64), nullable=False),
-    Column("told", Text, nullable=False),
-    Column("state", String(16), nullable=False, index=True),
-    Column("first_seen", UtcDateTime, nullable=False),
-    Column("last_seen", UtcDateTime, nullable=False),
-    Column("count", BigInteger, nullable=False),
-    Column("entry", BigInteger),
-    Column("acknowledged", UtcDateTime),
-    Column("acknowledged_by", String(120)),
-    Column("acknowledged_words", Text),
-    Column("resolved", UtcDateTime),
-    Column("resolved_by", String(120)),
-    Column("resolved_words", Text),
-)
-"""`living` names kind and subject while the finding is not resolved: so there is one of each."""
-
-
-class Severity(StrEnum):
-    """How grave. An incident is for the security officer at once."""
-
-    NOTICE = "notice"
-    WARNING = "warning"
-    INCIDENT = "incident"
-
-
-class FindingKind(StrEnum):
-    """What was found."""
-
-    DEVICE_REFUSED = "device-refused"
-    STRANGER_REFUSED = "stranger-refused"
-    DOOR_CROWDED = "door-crowded"
-    DEVICE_FAULTY = "device-faulty"
-    INSTANCE_REFUSED = "instance-refused"
-    INTEGRITY_FAILED = "integrity-failed"
-    ROW_ALTERED = "row-altered"
-    LOG_ALTERED = "log-altered"
-    WITNESS_ALARMED = "witness-alarmed"
-    STORAGE_DEGRADED = "storage-degraded"
-    SIGN_IN_RESET = "sign-in-reset"
-    SIGN_IN_DISOWNED = "sign-in-disowned"
-    ROSTER_REFUSED = "roster-refused"
-    MEMBER_REFUSED = "member-refused"
-    DISK_LOW = "disk-low"
-    CERTIFICATE_EXPIRING = "certificate-expiring"
-    CERTIFICATE_ENDED = "certificate-ended"
-    CLOCK_BEHIND = "clock-behind"
-    JOB_FAILING = "job-failing"
-
-
-class FindingState(StrEnum):
-    """Where it stands."""
-
-    OPEN = "open"
-    ACKNOWLEDGED = "acknowledged"
-    RESOLVED = "resolved"
-
-
-TRANSITIONS: Final[Mapping[FindingState, frozenset[FindingState]]] = {
-    FindingState.OPEN: frozenset({FindingState.ACKNOWLEDGED, FindingState.RESOLVED}),
-    FindingState.ACKNOWLEDGED: frozenset({FindingState.RESOLVED}),
-    FindingState.RESOLVED: frozenset(),
-}
-"""Everything else is a Conflict. What comes back after it was resolved opens a finding of its own."""
-LIVING: Final = (FindingState.OPEN, FindingState.ACKNOWLEDGED)
-CHOICES: Final[Mapping[str, tuple[FindingState, ...]]] = {
-    "living": LIVING,
-    "open": (FindingState.OPEN,),
-    "acknowledged": (FindingState.ACKNOWLEDGED,),
-    "resolved": (FindingState.RESOLVED,),
-    "all": tuple(FindingState),
-}
-"""What `state` may ask for, on the page, in the API and at the command line."""
-OVERFLOW: Final = "*"
-"""The subject of the finding that counts what has no room of its own."""
-
-
-@dataclass(frozen=True)
-class Sighting:
-    """Something seen once, or `count` times, about `subject`.
-
-    `code` names the words that say it (`sightings.WORDS`), `values` fill their places; `entry` is the index of the log
-    entry that showed it, None for a condition.
-    """
-
-    kind: FindingKind
-    severity: Severity
-    subject: str
-    code: str
-    at: datetime
-    values: Mapping[str, str] = field(default_factory=dict)
-    count: int = 1
-    entry: int | None = None
-    details: tuple[tuple[str, Mapping[str, str]], ...] = ()
-    """Further words with their values: each fault of a refusal that had several."""
-    key: str = ""
-    """What tells it from others of its kind, where the subject alone does not."""
-
-    @property
-    def living(self) -> str:
-        """The name that a living finding of this kind and subject has."""
-        return _living(self.kind, self.key or self.subject)
-
-
-@dataclass(frozen=True)
-class Mended:
-    """What shows that living findings of `kinds` about `subject` are over."""
-
-    kinds: tuple[FindingKind, ...]
-    subject: str
-
-    @property
-    def living(self) -> tuple[str, ...]:
-        """The names that these findings have while they live."""
-        return tuple(_living(kind, self.subject) for kind in self.kinds)
-
-
-@dataclass(frozen=True)
-class Handled:
-    """Who acknowledged or resolved, when, and in which words."""
-
-    at: datetime
-    by: str
-    words: str
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One finding, as it stands."""
-
-    id: str
-    kind: FindingKind
-    severity: Severity
-    subject: str
-    code: str
-    values: Mapping[str, str]
-    details: tuple[tuple[str, Mapping[str, str]], ...]
-    state: FindingState
-    first_seen: datetime
-    last_seen: datetime
-    count: int
-    entry: int | None
-    acknowledged: Handled | None
-    resolved: Handled | None
-
-    @property
-    def living(self) -> bool:
-        """Whether it is not resolved."""
-        return self.state in LIVING
 
 
 @dataclass
@@ -283,7 +126,9 @@ class Findings:
                 if row is None:
                     await self._log.append(tx, (await self._open(tx, one))[1])
                 else:
-                    await self._change(tx, row.id, last_seen=one.at, severity=one.severity, **_told(one))
+                    await self._change(
+                        tx, row.id, last_seen=one.at, severity=one.severity, **told_values(one)
+                    )
             for row in known.values():
                 await self._log.append(tx, await self._close(tx, row, JOB, CONDITION_OVER))
 
@@ -301,15 +146,15 @@ class Findings:
         for column, value in (("severity", severity), ("kind", kind), ("subject", subject)):
             if value is not None:
                 query = query.where(finding_table.c[column] == value)
-        rows = await self._rows(query.order_by(*_GRAVEST_FIRST).limit(max(1, min(limit, MAX_PAGE))))
-        return [_finding_of(row) for row in rows]
+        rows = await self._rows(query.order_by(*GRAVEST_FIRST).limit(max(1, min(limit, MAX_PAGE))))
+        return [finding_of(row) for row in rows]
 
     async def one(self, finding: str) -> Finding:
         """Raises NotFound."""
         rows = await self._rows(select(finding_table).where(finding_table.c.id == finding))
         if not rows:
             raise NotFound("There is no such finding.", mend="List the findings.")
-        return _finding_of(rows[0])
+        return finding_of(rows[0])
 
     async def counts(self) -> dict[tuple[Severity, FindingState], int]:
         """How many living findings there are, by severity and state."""
@@ -350,7 +195,7 @@ class Findings:
     async def _batch(self, tx: Tx, seen: Sequence[Sighting | Mended]) -> _Batch:
         """What is known of everything that was seen, in a few questions instead of one for each."""
         names = {name for one in seen for name in ([one.living] if isinstance(one, Sighting) else one.living)}
-        names |= {_living(one.kind, OVERFLOW) for one in seen if isinstance(one, Sighting)}
+        names |= {living_name(one.kind, OVERFLOW) for one in seen if isinstance(one, Sighting)}
         table, known = finding_table.c, {}
         for start in range(0, len(names), MAX_ASKED):
             some = sorted(names)[start : start + MAX_ASKED]
@@ -364,7 +209,9 @@ class Findings:
         """Write one sighting: into its finding, or into a new one. Returns the row."""
         known = batch.known.get(one.living)
         if known is not None:
-            await self._change(tx, known.id, last_seen=one.at, count=known.count + one.count, **_told(one))
+            await self._change(
+                tx, known.id, last_seen=one.at, count=known.count + one.count, **told_values(one)
+            )
             return known
         row, event = await self._open(tx, one)
         batch.events.append(event)
@@ -384,7 +231,7 @@ class Findings:
             "count": one.count,
             "entry": one.entry,
         }
-        await tx.execute(insert(finding_table).values(values | _told(one)))
+        await tx.execute(insert(finding_table).values(values | told_values(one)))
         detail: dict[str, Detail] = {
             "finding": str(values["id"]),
             "kind": one.kind,
@@ -449,47 +296,7 @@ class Findings:
             return list((await tx.execute(query)).all())
 
 
-_GRAVEST_FIRST: Final = (
-    case({Severity.INCIDENT: 0, Severity.WARNING: 1}, value=finding_table.c.severity, else_=2),
-    finding_table.c.last_seen.desc(),
-    finding_table.c.id,
-)
-
-
-def _living(kind: FindingKind, subject: str) -> str:
-    return sha256(f"{kind.value}\x00{subject}".encode()).hexdigest()
-
-
 def _told_of(kind: EventKind, row: Any, by: str, words: str) -> Event:
     """What the log says of an answer to a finding."""
     detail = {"finding": row.id, "kind": row.kind, "subject": row.subject, "count": row.count}
     return Event(kind, by, reason=words, detail=detail)
-
-
-def _told(one: Sighting) -> dict[str, Any]:
-    told = {"values": dict(one.values), "details": [[code, dict(values)] for code, values in one.details]}
-    return {"code": one.code, "told": json.dumps(told, ensure_ascii=False)}
-
-
-def _finding_of(row: Any) -> Finding:
-    told = json.loads(row.told)
-    return Finding(
-        row.id,
-        FindingKind(row.kind),
-        Severity(row.severity),
-        row.subject,
-        row.code,
-        told["values"],
-        tuple((code, values) for code, values in told["details"]),
-        FindingState(row.state),
-        row.first_seen,
-        row.last_seen,
-        row.count,
-        row.entry,
-        _handled(row.acknowledged, row.acknowledged_by, row.acknowledged_words),
-        _handled(row.resolved, row.resolved_by, row.resolved_words),
-    )
-
-
-def _handled(at: datetime | None, by: str | None, words: str | None) -> Handled | None:
-    return None if at is None else Handled(at, by or "", words or "")

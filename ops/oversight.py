@@ -34,18 +34,9 @@ from node.web.kit import (
     respond,
 )
 from node.web.problems import Problem, problem_of
-from ops.findings import (
-    CHOICES,
-    LIVING,
-    MAX_PAGE,
-    MAX_WORDS_CHARACTERS,
-    Finding,
-    FindingKind,
-    Findings,
-    FindingState,
-    Severity,
-)
-from ops.sightings import finding_json, tell
+from ops.findings import MAX_PAGE, MAX_WORDS_CHARACTERS, Findings
+from ops.findingtables import CHOICES, LIVING, Finding, FindingKind, FindingState, Severity
+from ops.findingwords import finding_json, tell
 
 PAGE_FINDINGS: Final = 200
 BOX_FINDINGS: Final = 5

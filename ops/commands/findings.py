@@ -12,10 +12,12 @@ from consent.errors import Invalid
 from ops.checks import Checks
 from ops.commands.arguments import Folder, Json, operator
 from ops.console import speaks, tell
-from ops.findings import CHOICES, MAX_PAGE, Finding, Findings
+from ops.findings import MAX_PAGE, Findings
+from ops.findingtables import CHOICES, Finding
+from ops.findingwords import finding_json
+from ops.findingwords import tell as say
 from ops.foundation import Foundation, opened
-from ops.sightings import Overseer, finding_json
-from ops.sightings import tell as say
+from ops.sightings import Overseer
 
 
 @speaks

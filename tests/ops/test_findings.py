@@ -21,19 +21,19 @@ from node.audit.event import Event
 from node.jobs import JobStatus
 from ops.checks import LOW_FREE_BYTES, Checks
 from ops.doctor import MIN_FREE_BYTES
-from ops.findings import (
+from ops.findings import MAX_WORDS_CHARACTERS, Findings
+from ops.findingtables import (
     CHOICES,
-    MAX_WORDS_CHARACTERS,
     OVERFLOW,
     TRANSITIONS,
     Finding,
     FindingKind,
-    Findings,
     FindingState,
     Severity,
     Sighting,
 )
-from ops.sightings import RESOLVED_BY_ITSELF, RULES, TITLES, WORDS, Overseer, finding_json, tell
+from ops.findingwords import RESOLVED_BY_ITSELF, TITLES, WORDS, finding_json, tell
+from ops.sightings import RULES, Overseer
 from tests.support.dicom import ct_slice
 from tests.support.door import Door, dicom_door
 from tests.support.node import NodeFixture, small_node

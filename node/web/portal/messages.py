@@ -84,7 +84,7 @@ SPOKEN_PLACES: Final = (
     "learning/api.py",
     "learning/plans.py",
     "ops/findings.py",
-    "ops/sightings.py",
+    "ops/findingwords.py",
 )
 HEADER: Final = "# What the portal says. Kept by: python -m node.web.portal.messages extract"
 
@@ -221,7 +221,8 @@ def _spoken(path: Path) -> Iterator[str]:
             yield from (
                 part.value
                 for part in node.args
-                if isinstance(part, ast.Constant) and re.search("[A-Za-z]{2}", re.sub(r"%\(\w+\)s", "", part.value))
+                if isinstance(part, ast.Constant)
+                and re.search("[A-Za-z]{2}", re.sub(r"%\(\w+\)s", "", part.value))
             )
         elif rules and _is_sentence(node) and id(node) not in docs:
             yield node.value  # type: ignore[attr-defined]

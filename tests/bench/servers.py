@@ -11,6 +11,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from tests.bench.client import Web
 START_SECONDS = 600.0
 """A node that holds 100,000 studies looks at every pack before its doors open."""
 STOP_SECONDS = 30.0
+LAST_WORDS_BYTES = 2000
 CLIENTS = 4
 AE = "BENCH"
 
@@ -116,33 +118,32 @@ def find(program: str) -> str | None:
 
 @contextmanager
 def process(arguments: Sequence[object], port: int) -> Iterator[int]:
+    """A program that listens on `port`, ended afterwards. Raises RuntimeError with its last words when it does not start."""
     environment = {**os.environ, "TCP_NODELAY": "1", "OMP_NUM_THREADS": "1"}
-    started = subprocess.Popen(
-        [str(argument) for argument in arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-    )
-    try:
-        _wait_for(port, started)
-        yield started.pid
-    finally:
-        started.send_signal(signal.SIGTERM)
+    command = [str(argument) for argument in arguments]
+    with tempfile.TemporaryFile() as said:
+        started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment)
         try:
-            started.wait(timeout=STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.wait()
+            if not _listens(port, started):
+                said.seek(0)
+                last = said.read()[-LAST_WORDS_BYTES:].decode(errors="replace")
+                raise RuntimeError(f"{' '.join(command[:4])} does not listen on port {port}: {last}")
+            yield started.pid
+        finally:
+            started.send_signal(signal.SIGTERM)
+            try:
+                started.wait(timeout=STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                started.kill()
+                started.wait()
 
 
-def _wait_for(port: int, started: subprocess.Popen[bytes]) -> None:
+def _listens(port: int, started: subprocess.Popen[bytes]) -> bool:
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if started.poll() is not None:
-            raise RuntimeError(f"{started.args!r} ended")
+    while started.poll() is None and time.monotonic() < deadline:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
+            return True
         except OSError:
             time.sleep(0.1)
-    raise RuntimeError(f"{started.args!r} does not listen on port {port}")
+    return False

@@ -29,6 +29,7 @@ class Body:
         self, request: web.Request, length: int | None, headers: Mapping[str, str], *, status: int = 200
     ) -> None:
         self._request = request
+        self.wanted = request.method != "HEAD"
         self.response = web.StreamResponse(status=status, headers={**FRESH, **headers})
         if length is None:
             self.response.enable_chunked_encoding()
@@ -47,7 +48,9 @@ class Body:
         self._waiting.clear()
 
     async def write(self, data: bytes | memoryview) -> None:
-        """Send `data` after what was written before, some of it perhaps later."""
+        """Send `data` after what was written before, some of it perhaps later; nothing in answer to HEAD."""
+        if not self.wanted:
+            return
         view = memoryview(data)
         if self._size:
             room = WRITE_BYTES - self._size
@@ -87,7 +90,7 @@ class Piece:
 
 async def send_one(request: web.Request, piece: Piece) -> web.StreamResponse:
     """Answer with one body that is in memory, or with the range of it that was asked for."""
-    span = span_of(request.headers.get("Range"), len(piece.body))
+    span = span_asked(request, len(piece.body))
     headers = {"Content-Type": piece.content_type, **range_headers(span)}
     if piece.location:
         headers["Content-Location"] = piece.location
@@ -133,6 +136,11 @@ async def stream_parts(
                 first, piece = False, await anext(pieces, None)
             await answer.write(writer.end())
             return await answer.end()
+
+
+def span_asked(request: web.Request, total: int) -> Span | None:
+    """The range of a body that a request asks for; ranges are of GET alone (RFC 9110 §14.2). Raises Invalid (416)."""
+    return span_of(request.headers.get("Range") if request.method == "GET" else None, total)
 
 
 def range_headers(span: Span | None) -> dict[str, str]:

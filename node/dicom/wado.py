@@ -7,7 +7,7 @@ length, and a stream that cannot be completed is cut, never closed as if it were
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -17,9 +17,8 @@ from consent.errors import Invalid, NotFound
 from consent.vocabulary import Action
 from node.descriptions import at_address
 from node.dicom import accept
-from node.dicom.body import FRESH, Body, Piece, range_headers, send_one, send_parts, stream_parts
+from node.dicom.body import FRESH, Body, Piece, range_headers, send_one, send_parts, span_asked, stream_parts
 from node.dicom.multipart import MultipartWriter
-from node.dicom.ranges import span_of
 from node.imaging.part10 import part10_head
 from node.index import InstanceRow
 from node.openings import Opening
@@ -173,6 +172,8 @@ async def _files(request: web.Request, opening: Opening, rows: Sequence[Instance
         for number, (row, head) in enumerate(zip(rows, heads, strict=True))
     ]
     length = sum(map(len, before)) + sum(row.size_bytes for row in rows) + len(writer.end())
+    if request.method == "HEAD":
+        return await _nothing(request, length, {"Content-Type": writer.content_type})
     stream = request.app[GATEWAY].stream(opening, rows)
     async with aclosing(stream):
         # The first instance is read and proved before the status goes out: most failures are still a clear refusal.
@@ -196,8 +197,10 @@ async def _file(request: web.Request, opening: Opening, row: InstanceRow) -> web
     gateway = request.app[GATEWAY]
     head = part10_head(row.sop_class_uid, row.sop_instance_uid, row.transfer_syntax_uid)
     total = len(head) + row.size_bytes
-    span = span_of(request.headers.get("Range"), total)
+    span = span_asked(request, total)
     headers = {"Content-Type": _part_type(row), **range_headers(span)}
+    if request.method == "HEAD":
+        return await _nothing(request, total, headers)
     if span is None:
         stream = gateway.stream(opening, [row])
         async with aclosing(stream):
@@ -220,6 +223,12 @@ async def _file(request: web.Request, opening: Opening, row: InstanceRow) -> web
             await body.write(
                 await gateway.part(opening, row.sop_instance_uid, start, min(READ_BYTES, end - start))
             )
+        return await body.end()
+
+
+async def _nothing(request: web.Request, length: int, headers: Mapping[str, str]) -> web.StreamResponse:
+    """The answer to HEAD: how long the answer to GET would be, for which nothing has to be read."""
+    async with Body(request, length, headers) as body:
         return await body.end()
 
 

@@ -114,7 +114,9 @@ def _routes(app: web.Application, prefix: str) -> Iterator[tuple[str, str, str, 
 def _operation(method: str, path: str, pattern: str, handler: Callable[..., Any]) -> dict[str, Any]:
     said: Described = getattr(handler, _MARK, Described())
     summary, call, rest = _words(handler)
-    query = said.query or [Parameter(name, "") for name in dict.fromkeys(_ASKED.findall(_BRACES.sub("", call)))]
+    query = said.query or [
+        Parameter(name, "") for name in dict.fromkeys(_ASKED.findall(_BRACES.sub("", call)))
+    ]
     operation: dict[str, Any] = {
         "operationId": _operation_id(method, path),
         "summary": summary,

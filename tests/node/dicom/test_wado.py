@@ -293,3 +293,23 @@ async def test_a_changed_byte_stops_every_way_out(door: Door, at: Place) -> None
         assert (await door.get(who, path, kind, **more))[0] == 500, path
 
     assert len(await door.node.events(EventKind.INTEGRITY_FAILED)) == 6
+
+
+@pytest.mark.requirement("F5")
+async def test_the_head_of_an_answer_comes_alone(door: Door, at: Place) -> None:
+    """HEAD tells length and type, hands nothing over and counts nothing; the connection stays in step."""
+    await door.node.store(*study(name=at.name, slices=2))
+    headers = {"Authorization": f"Bearer {await door.token(await chief(door))}"}
+    for path in (
+        at.study,
+        at.instance(),
+        f"{at.instance()}/frames/1",
+        f"{at.study}/metadata",
+        f"{at.study}/pixeldata",
+    ):
+        for _ in range(2):
+            async with door.http.head(door.url + path, headers=headers) as head:
+                assert (head.status, await head.read()) == (200, b""), path
+        async with door.http.get(door.url + path, headers=headers) as answer:
+            whole = await answer.read()
+        assert head.headers.get("Content-Length", str(len(whole))) == str(len(whole)), path

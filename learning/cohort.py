@@ -49,12 +49,13 @@ _CODE_VALUE, _SCHEME, _MODIFIERS = "00080100", "00080102", "00082230"
 
 @dataclass(frozen=True)
 class Example:
-    """One image as the trainer gets it, and whose it is (the pseudonym of the project)."""
+    """One image as the trainer gets it, its SHA-256, and whose it is (the pseudonym of the project)."""
 
     image: NDArray[np.float32]
     label: int
     held_out: bool
     patient: str
+    digest: bytes
 
 
 @dataclass
@@ -96,7 +97,11 @@ class Cohorts:
             allowed = await self._take_in(plan, kept)
             kept.studies = {study: some for study, some in kept.studies.items() if study in allowed}
             kept.used = monotonic()
-            examples = [one for study in sorted(kept.studies) for one in kept.studies[study]]
+            # By content: names of studies are drawn per node, and the plan's seed must give the same batches again.
+            examples = sorted(
+                (one for some in kept.studies.values() for one in some),
+                key=lambda one: (one.label, one.digest),
+            )
         if len({one.patient for one in examples}) < plan.body.cohort.minimum_patients:
             raise TooFewPatients("Fewer patients match than the plan's minimum.")
         return _stacked(examples)
@@ -159,7 +164,8 @@ class Cohorts:
                 media_type="image/png",
             )
             image = _grey(picture, plan.image.rows, plan.image.columns)
-            into.append(Example(image, label, _held_out(plan, made.patient_id, modifiers), made.patient_id))
+            held_out = _held_out(plan, made.patient_id, modifiers)
+            into.append(Example(image, label, held_out, made.patient_id, sha256(image.tobytes()).digest()))
         except (AccordError, OSError, ValueError):
             return
         finally:

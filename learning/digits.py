@@ -3,7 +3,9 @@
 1,797 real scans (8×8, 0..16), one patient per image. The class is coded in PrimaryAnatomicStructureSequence
 (0008,2228), scheme 99ACCORD-DIGITS, code value digit-0 … digit-9; a held-out image carries the modifier code
 REFERENCE in PrimaryAnatomicStructureModifierSequence (0008,2230). PS3.15 Table E.1-1 names neither attribute,
-so de-identification keeps the codes. Sites are skewed on purpose: each has most of a third of the classes.
+so de-identification keeps the codes. Sites are skewed on purpose: each has most of a third of the classes. The
+references are the same at every site, as a set that was handed to all of them, so that what one site measures can
+be held against what another does; no site trains on any of them.
 Names, IDs and birth dates are invented. Format: docs/formats/training-plan.md, "The digits corpus".
 """
 
@@ -25,7 +27,7 @@ from learning.dataset import Examples
 OWN_SHARE = 0.95
 """Of the images of its own third of the classes, this share lies at a site; the rest is spread over the others."""
 
-REFERENCE_SHARE = 0.25
+REFERENCE_SHARE = 0.15
 SEED = 20260101
 _ROOT = "2.25"
 
@@ -41,9 +43,10 @@ class Digit:
 
 
 def digits_of(site: int, sites: int, *, limit: int | None = None) -> list[Digit]:
-    """The scans of one of `sites` sites (0-based). References come in all classes, the rest is skewed.
+    """The scans of one of `sites` sites (0-based): references, the same at every site and in all classes evenly,
+    then the skewed rest, of which no scan lies at two sites.
 
-    With `limit`, about that many of them, the same classes in the same shares. Together the sites' sets are disjoint.
+    With `limit`, at most so many of them, the same number of references at every site.
     """
     from sklearn.datasets import load_digits
 
@@ -51,21 +54,22 @@ def digits_of(site: int, sites: int, *, limit: int | None = None) -> list[Digit]
         raise ValueError(f"there is no site {site} among {sites}")
     corpus = load_digits()
     generator = np.random.default_rng(SEED)
-    chosen: list[Digit] = []
+    references: list[tuple[int, Digit]] = []
+    mine: list[Digit] = []
     for label in range(CLASSES):
         numbers = generator.permutation(np.flatnonzero(corpus.target == label))
         held = round(len(numbers) * REFERENCE_SHARE)
-        owner = label * sites // CLASSES
-        references, rest = numbers[:held], numbers[held:]
-        chosen += [_digit(corpus, number, True) for number in references[site::sites]]
-        own = round(len(rest) * OWN_SHARE)
-        foreign = rest[own:]
-        mine = rest[:own] if site == owner else foreign[(site - owner - 1) % sites :: max(1, sites - 1)]
-        chosen += [_digit(corpus, number, False) for number in mine]
-    if limit is None or limit >= len(chosen):
-        return chosen
-    order = generator.permutation(len(chosen))[:limit]
-    return [chosen[index] for index in sorted(order)]
+        references += [(turn, _digit(corpus, number, True)) for turn, number in enumerate(numbers[:held])]
+        mine += [_digit(corpus, number, False) for number in _part(numbers[held:], label, site, sites)]
+    references.sort(key=lambda one: one[0])
+    chosen = [digit for _, digit in references]
+    if limit is None:
+        return chosen + mine
+    # The number of references must not depend on the site, whose total does.
+    average = len(chosen) + (len(corpus.target) - len(chosen)) / sites
+    held = round(min(1.0, limit / average) * len(chosen))
+    order = sorted(generator.permutation(len(mine))[: limit - held])
+    return chosen[:held] + [mine[index] for index in order]
 
 
 def digits_as_dicom(site: int, sites: int, *, limit: int | None = None) -> Iterator[bytes]:
@@ -106,6 +110,15 @@ def part10(digit: Digit) -> bytes:
 def patient_id(number: int) -> str:
     """The invented patient ID of scan `number`."""
     return f"DIGIT-{number:04d}"
+
+
+def _part(numbers: NDArray[np.int64], label: int, site: int, sites: int) -> NDArray[np.int64]:
+    """Which scans of a class, references apart, lie at a site."""
+    owner = label * sites // CLASSES
+    own = round(len(numbers) * OWN_SHARE)
+    if site == owner:
+        return numbers[:own]
+    return numbers[own:][(site - owner - 1) % sites :: max(1, sites - 1)]
 
 
 def _digit(corpus: object, number: np.int64, reference: bool) -> Digit:

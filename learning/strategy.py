@@ -33,7 +33,8 @@ SETTLE_SECONDS = 20.0
 
 PATIENCE = 3.0
 PATIENCE_SECONDS_MIN = 20.0
-"""Once k sites have answered, the rest get PATIENCE times as long as the k-th took, and never less than this."""
+"""Once k sites have answered, the rest get PATIENCE times as long as the k-th took in the slowest round so far, and
+never less than this: a site that joins later reads its images and loads its trainer as the others did at first."""
 
 NORM_SLACK = 1.001
 
@@ -78,6 +79,7 @@ class Rounds:
         self._grid, self._plan, self._store = grid, plan, store
         self._run, self._digest, self._members = run, digest, dict(members)
         self._minimum = plan.schedule.minimum_sites
+        self._slowest = 0.0
         self._end = time.monotonic() + plan.schedule.deadline_seconds
         self._average = FedAvg(min_available_nodes=self._minimum, weighted_by_key=WEIGHT)
 
@@ -128,6 +130,8 @@ class Rounds:
             results[self._members[node]] = result
             if result.state in ("trained", "measured"):
                 good.append(reply)
+        # Sums of floats depend on their order: the sites', not that in which the replies happened to come.
+        good.sort(key=lambda reply: self._members[ids[reply.metadata.reply_to_message_id]])
         return good, results
 
     def _replies(self, ids: Mapping[str, int], good: list[Message]) -> Iterable[Message]:
@@ -141,7 +145,8 @@ class Rounds:
             self._check_deadline()
             if len(good) >= self._minimum:
                 enough_at = enough_at or now
-                if now - enough_at > max(PATIENCE_SECONDS_MIN, PATIENCE * (enough_at - start)):
+                self._slowest = max(self._slowest, enough_at - start)
+                if now - enough_at > max(PATIENCE_SECONDS_MIN, PATIENCE * self._slowest):
                     return
             if now - start > self._plan.schedule.round_seconds:
                 return

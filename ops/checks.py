@@ -67,7 +67,9 @@ class Checks:
         jobs: Callable[[], Iterable[JobStatus]] | None = None,
     ) -> Checks:
         """The conditions of the node with these settings."""
-        folders = {"database": settings.folder, "packs": settings.path(settings.storage.packs)}
+        roots = settings.storage_roots
+        places = (f"root {number}" if len(roots) > 1 else "packs" for number in range(1, len(roots) + 1))
+        folders = {"database": settings.folder, **dict(zip(places, roots, strict=True))}
         return cls(findings, registry, log, clock, folders, jobs)
 
     async def look(self) -> None:

@@ -18,6 +18,7 @@ from consent.errors import Conflict, Invalid, NotFound
 from consent.vocabulary import EventKind, Outcome
 from node.access.devices import DeviceState
 from node.audit.event import Event
+from node.config import NodeSection, Settings, StorageSection
 from node.jobs import JobStatus
 from ops.checks import LOW_FREE_BYTES, Checks
 from ops.doctor import MIN_FREE_BYTES
@@ -389,6 +390,27 @@ async def test_a_disk_that_fills_is_a_warning_then_an_incident_and_then_over(off
 
     assert await office.findings.listed() == []
     assert len(await office.node.events(EventKind.FINDING_OPENED)) == 1
+
+
+@pytest.mark.requirement("V2", "F4")
+def test_the_disk_of_every_storage_root_counts(tmp_path: Path) -> None:
+    """By the number that the other commands use; one copy alone is called packs."""
+    section = NodeSection(id="a1", name="A")
+    several = StorageSection(roots=(Path("a"), Path("/b")))
+    anything: Any = None
+
+    def places(settings: Settings) -> dict[str, Path]:
+        return dict(Checks.of(settings, anything, anything, anything, anything).folders)
+
+    assert places(Settings(node=section, folder=tmp_path)) == {
+        "database": tmp_path,
+        "packs": tmp_path / "packs",
+    }
+    assert places(Settings(node=section, storage=several, folder=tmp_path)) == {
+        "database": tmp_path,
+        "root 1": tmp_path / "a",
+        "root 2": Path("/b"),
+    }
 
 
 @pytest.mark.requirement("C1")

@@ -79,6 +79,7 @@ class Carried:
 
     began: float = field(default_factory=monotonic)
     rows: int | None = None
+    committed: bool = False
     afterwards: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
 
@@ -126,6 +127,7 @@ class Database:
                             await connection.begin()
                         yield connection
                         await connection.commit()
+                        with_it.committed = True
                     except BaseException:
                         await connection.rollback()
                         raise
@@ -158,6 +160,8 @@ class Database:
                     connection.info[_CARRIED] = with_it
                     if self._engine.dialect.name == "sqlite":
                         await connection.exec_driver_sql("BEGIN")
+                    else:
+                        await connection.execution_options(isolation_level="REPEATABLE READ")
                     yield connection
                     await connection.rollback()
         finally:

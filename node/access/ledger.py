@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -42,7 +42,7 @@ from sqlalchemy import (
 )
 
 from node.access.rowseal import RowAltered, RowSeal, group_column, row_name
-from node.database import carried, metadata
+from node.database import Carried, carried, metadata
 
 BUCKETS: Final = 1024
 """Of each table. What does not fit makes the rows of one bucket unbelievable, not the table."""
@@ -163,22 +163,27 @@ class Ledger:
                     digest, rows = digest + sign * self._element(change.place[0], mac), rows + sign
             by_place[change.place] = (digest, rows)
         turn = 0
+        written = {}
         for place, (digest, rows) in by_place.items():
             before = self._state(on, place)
             self._not_older(place, before)
             after = before.after(digest, rows)
             turn += self.element_of_state(place, after) - self.element_of_state(place, before)
             self._put(on, place, after)
-        self._put(on, TOTAL, total.after(turn, 0, counted=counted))
-        # What was replaced is not believed a moment longer, once the transaction has ended.
-        carried(on).afterwards.append(partial(self._forget, tuple(by_place)))
+            written[place] = after
+        written[TOTAL] = total.after(turn, 0, counted=counted)
+        self._put(on, TOTAL, written[TOTAL])
+        # Once the transaction has ended, what was replaced is not believed a moment longer.
+        carried(on).afterwards.append(partial(self._written_down, carried(on), written))
         if counted:
             carried(on).rows = total.changes + 1
 
-    async def _forget(self, places: Iterable[Place]) -> None:
-        for place in places:
+    async def _written_down(self, transaction: Carried, states: Mapping[Place, State]) -> None:
+        for place, state in states.items():
             self._written[place] = monotonic()
             self._proved.pop(place, None)
+            if transaction.committed:
+                self._see(place, state)
 
     def reset(self, on: Connection, states: dict[Place, State], at_least: int) -> int:
         """Replace every state, after an inquiry; return the new count of changes, which is above `at_least`."""

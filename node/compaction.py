@@ -131,7 +131,7 @@ class Compaction:
             finally:
                 # Whether the new file is in place or the old one stands: the rows say where things lie.
                 try:
-                    after = await asyncio.shield(self._settle(study, actor, before))
+                    after = await asyncio.shield(self._settled(study, actor, before))
                 finally:
                     self._keys.end_exchange(study)
         return Compacted(study, before, after)
@@ -147,8 +147,7 @@ class Compaction:
             try:
                 async with self._vault.alone(study):
                     await self._ingest.flushed()
-                    await self._vault.settle(study)
-                    await self._settle(study, "system", None)
+                    await self._settled(study, "system", None)
             except AccordError as error:  # its pack may be damaged: named, and tried again at the next start
                 logger.warning("compaction not settled", study=study, error=error.message)
         return len(studies)
@@ -171,8 +170,9 @@ class Compaction:
         }
         return lambda stored: stored.kind != METADATA or (stored.object_id, stored.offset) in places
 
-    async def _settle(self, study: str, actor: str, before: int | None) -> int:
+    async def _settled(self, study: str, actor: str, before: int | None) -> int:
         """Make the rows say what lies there now, in one transaction; return the pack's length."""
+        await self._vault.settle(study)  # perhaps some roots have the new file and some the old one
         found = await self._vault.objects(study)
         places = {
             data_set.object_id: (placement(data_set), placement(description))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,12 +17,15 @@ from pathlib import Path
 import pytest
 
 from consent.errors import Unavailable
-from consent.vocabulary import EventKind
+from consent.vocabulary import Action, EventKind, Role
 from node.dicom.sender import Outgoing, send
+from node.rebuilding import Rebuilding
 from ops.demo.processes import accord
 from tests.faults.examination import all_entries, examine
 from tests.faults.slices import Truth, outgoing, study_uid
+from tests.support.dicom import ct_slice
 from tests.support.dicomweb import DicomWeb
+from tests.support.node import small_node
 from tests.support.served import Served, make_node
 
 OUT_OF_RESOURCES = 0xA700
@@ -200,6 +205,52 @@ async def test_killed_while_a_root_is_refilled_it_goes_on(tmp_path: Path) -> Non
         findings = await examine(one.node.folder, truth)
     assert copies[0] == copies[1] == copies[2]
     assert findings.clean, findings
+
+
+COMPACTING = """
+import asyncio, sys
+from pathlib import Path
+from tests.support.node import small_node
+
+async def main():
+    async with small_node(Path(sys.argv[1]), roots=3) as node:
+        print("begins", flush=True)
+        while True:
+            await node.compaction.compact(sys.argv[2], "system")
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.requirement("V2", "F4")
+async def test_killed_while_packs_are_written_anew_nothing_is_lost(tmp_path: Path) -> None:
+    """SIGKILL at random moments of compaction after compaction: old file or new one, alike on all roots, index in step."""
+    async with small_node(tmp_path, roots=3) as node:
+        slices = [ct_slice(size=64, StudyInstanceUID="1.2.3", SOPInstanceUID=f"1.2.3.{n}") for n in range(12)]
+        (receipt, *_) = await node.store(*slices)
+        study = receipt.study
+        sent = {row.sop_instance_uid: row.sha256 for row in await node.index.instances(study)}
+    for _ in range(4):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", COMPACTING, str(tmp_path), study, stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"begins\n"
+        await asyncio.sleep(random.uniform(0.0, 0.15))
+        process.kill()
+        await process.wait()
+    async with small_node(tmp_path, roots=3) as node:
+        chief = await node.person(Role.CHIEF_PHYSICIAN)
+        opening = await node.gateway.open(chief, study, action=Action.DOWNLOAD)
+        for uid, digest in sent.items():
+            assert sha256((await node.gateway.instance(opening, uid)).data).digest() == digest
+        rebuilding = Rebuilding(node.vault, node.index, node.log, node.database)
+        assert await rebuilding.one(study, mend=False) == (12, True)
+        assert node.replicas is not None
+        copies = {root.blobs.read(f"{study}.pack", 0, 2**30) for root in node.replicas.quorum.in_sync}
+        assert len(copies) == 1
+        assert len(node.replicas.quorum.in_sync) == 3
 
 
 async def _send(node: Served, truth: Truth, study: int, *, count: int = INSTANCES, side: int = 64) -> None:

@@ -6,6 +6,7 @@ restart. Time stands still until a test moves `node.clock`.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from node.access.care import Care
 from node.access.passwords import Passwords
 from node.access.registry import Registry
 from node.audit.log import Entry, Log
+from node.compaction import Compaction
 from node.database import Database
 from node.gateway import Gateway
 from node.identity import Identity
@@ -32,6 +34,9 @@ from node.vault.blobs import FileBlobs
 from node.vault.custody.keystore import Effort, Keystore
 from node.vault.keks import GuardedCustody
 from node.vault.keys import KeyRing
+from node.vault.quorum import Quorum
+from node.vault.replicas import Replicas
+from node.vault.roots import DatabaseLedger
 from node.vault.vault import Vault
 from tests.support.clock import FakeClock
 from tests.support.dicom import Instance
@@ -64,6 +69,9 @@ class NodeFixture:
     ingest: Ingest
     renderer: Renderer
     gateway: Gateway
+    replicas: Replicas | None
+    """The store over several roots; `blobs` is the first of them then."""
+    compaction: Compaction
 
     @property
     def device(self) -> Principal:
@@ -122,8 +130,9 @@ async def small_node(
     clock: FakeClock | None = None,
     parameters: Parameters | None = None,
     guarded: Mapping[Grade, GuardedCustody] | None = None,
+    roots: int = 1,
 ) -> AsyncIterator[NodeFixture]:
-    """Build, recover and run a node in `path`, or start again the one that is there."""
+    """Build, recover and run a node in `path`, or start again the one that is there; with `roots` copies."""
     clock = clock or FakeClock()
     database = Database(f"sqlite+aiosqlite:///{path}/node.db")
     await database.create_tables(node.schema.metadata)
@@ -149,7 +158,9 @@ async def small_node(
     registry = Registry(database, log, clock, key=key, node=node_id, ae_title="ACCORD", passwords=passwords)
     care = Care(database, log, clock, key=key)
     blobs = FileBlobs(path / "studies")
-    vault = Vault(blobs, keys, clock)
+    replicas = await _replicas(path, roots, node_id, clock, database) if roots > 1 else None
+    store = replicas or blobs
+    vault = Vault(store, keys, clock)
     index = Index(database, await keys.secret("index"))
     await index.load()
     ingest = Ingest(
@@ -165,7 +176,7 @@ async def small_node(
     gateway = Gateway(
         identity=identity,
         policies=policies,
-        blobs=blobs,
+        blobs=store,
         keys=keys,
         index=index,
         log=log,
@@ -175,10 +186,21 @@ async def small_node(
         descriptions=ingest.descriptions,
         clock=clock,
     )
+    compaction = Compaction(
+        vault=vault,
+        blobs=store,
+        keys=keys,
+        index=index,
+        ingest=ingest,
+        log=log,
+        database=database,
+        clock=clock,
+    )
+    await compaction.recover()
     await ingest.recover()
     fixture = NodeFixture(
         path, node_id, clock, database, keys, blobs, vault, identity, log, records, policies,
-        registry, care, index, ingest, renderer, gateway,
+        registry, care, index, ingest, renderer, gateway, replicas, compaction,
     )  # fmt: skip
     try:
         async with ingest, renderer:
@@ -187,6 +209,17 @@ async def small_node(
         await gateway.close()
         await log.close()
         await vault.close()
+        if replicas is not None:
+            replicas.close()
         index.close()
         passwords.close()
         await database.close()
+
+
+async def _replicas(path: Path, roots: int, node_id: str, clock: FakeClock, database: Database) -> Replicas:
+    folders = [path / "studies", *(path / f"studies{number}" for number in range(2, roots + 1))]
+    ledger = DatabaseLedger(database)
+    membership = await ledger.load()
+    replicas = Replicas(Quorum(folders, node=node_id, clock=clock, ledger=ledger, membership=membership))
+    await asyncio.to_thread(replicas.start)
+    return replicas

@@ -222,6 +222,7 @@ def _spoken(path: Path) -> Iterator[str]:
                 part.value
                 for part in node.args
                 if isinstance(part, ast.Constant)
+                and isinstance(part.value, str)
                 and re.search("[A-Za-z]{2}", re.sub(r"%\(\w+\)s", "", part.value))
             )
         elif rules and _is_sentence(node) and id(node) not in docs:

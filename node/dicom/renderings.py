@@ -35,6 +35,8 @@ _DRAWING = (
 
 Target = tuple[InstanceRow, int]
 """An instance and one of its frames."""
+Targets = Sequence[tuple[InstanceRow, Sequence[int]]]
+"""Instances and which of their frames: never listed one by one, for an instance may claim to have any number."""
 
 
 @described(
@@ -47,9 +49,9 @@ async def rendered(request: web.Request) -> web.StreamResponse:
     opening = await visit(request, Action.VIEW)
     targets = await _targets(request, opening)
     if form.multipart:
-        if len(targets) > MAX_PICTURES:
+        if _count(targets) > MAX_PICTURES:
             raise Invalid(
-                f"These are {len(targets)} pictures; {MAX_PICTURES} are drawn at a time.",
+                f"These are {_count(targets)} pictures; {MAX_PICTURES} are drawn at a time.",
                 mend="Ask for one series or instance, or for some frames.",
                 code="too-large",
             )
@@ -108,34 +110,44 @@ class _View:
 
 
 async def _pictures(
-    request: web.Request, opening: Opening, targets: Sequence[Target], view: _View, kind: str
+    request: web.Request, opening: Opening, targets: Targets, view: _View, kind: str
 ) -> AsyncGenerator[Piece, None]:
-    for row, frame in targets:
-        picture = await view.draw(request, opening, row, frame, kind)
-        yield Piece(kind, picture, f"{instance_url(request, opening, row)}/frames/{frame}/rendered")
+    for row, numbers in targets:
+        for frame in numbers:
+            picture = await view.draw(request, opening, row, frame, kind)
+            yield Piece(kind, picture, f"{instance_url(request, opening, row)}/frames/{frame}/rendered")
 
 
-async def _targets(request: web.Request, opening: Opening) -> list[Target]:
+async def _targets(request: web.Request, opening: Opening) -> Targets:
     """Every frame that the address names. Raises NotFound when there is nothing to see."""
     where = request.match_info
     rows = await request.app[GATEWAY].rows(opening, where.get("series", ""), where.get("instance", ""))
     if "frames" in where:
-        return [(rows[0], number) for number in frame_list(where["frames"])]
+        return [(rows[0], frame_list(where["frames"]))]
     drawn = [row for row in rows if row.rows and row.columns] or (list(rows) if "instance" in where else [])
     if not drawn:
         raise NotFound("There is nothing to be seen in this.")
-    return [(row, number) for row in drawn for number in range(1, row.frames + 1)]
+    return [(row, range(1, row.frames + 1)) for row in drawn]
 
 
-def _standing_for(targets: Sequence[Target], request: web.Request) -> Target:
+def _count(targets: Targets) -> int:
+    return sum(len(numbers) for _, numbers in targets)
+
+
+def _standing_for(targets: Targets, request: web.Request) -> Target:
     """The picture that stands for all: the frame that was asked for, the first of an instance, the middle one of more."""
-    if "frames" in request.match_info and len(targets) > 1:
+    if "frames" in request.match_info and _count(targets) > 1:
         raise Invalid(
             "Several frames are drawn in parts.",
             mend=f'Accept multipart/related; type="{accept.PICTURES[0]}", or ask for one frame.',
             code="not-acceptable",
         )
-    return targets[0] if "instance" in request.match_info else targets[len(targets) // 2]
+    place = 0 if "instance" in request.match_info else _count(targets) // 2
+    for row, numbers in targets:
+        if place < len(numbers):
+            return row, numbers[place]
+        place -= len(numbers)
+    raise NotFound("There is nothing to be seen in this.")
 
 
 def window_of(text: str | None) -> Window | None:

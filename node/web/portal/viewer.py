@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -51,17 +52,17 @@ async def viewer_page(request: web.Request) -> web.Response:
 
 def _series_json(series: SeriesView, window: tuple[float, float] | None) -> Json:
     """Frames in order: one entry per frame of each instance, bounded. `window`: where dragging starts from."""
-    frames = [
+    frames = (
         {"sop": instance.uid, "frame": number, "number": instance.number}
         for instance in series.instances
         for number in range(1, instance.frames + 1)
-    ]
+    )
     return {
         "uid": series.uid,
         "number": series.number,
         "modality": series.modality,
         "description": series.description,
-        "frames": frames[:MAX_FRAMES],
+        "frames": list(islice(frames, MAX_FRAMES)),  # an instance may claim to have any number
         "window": window,
     }
 

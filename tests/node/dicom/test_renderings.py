@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.support.web_door import Door, chief, open_door
 pytestmark = pytest.mark.requirement("F5")
 PATH = f"/studies/{uid('image')}/series/{uid('image', 1)}/instances/"
 FILM, RLE = "1.2.840.10008.1.2.4.102", "1.2.840.10008.1.2.5"
+PARTS = 'multipart/related; type="image/jpeg"'
 STILL = np.zeros((4, 4), np.uint8)
 
 
@@ -73,3 +75,15 @@ async def test_what_cannot_be_drawn_is_refused_in_words(
     assert (answered, problem["type"]) == (status, f"urn:accord:problem:{code}")
     assert "ownload" in problem["mend"] or "maker" in problem["mend"]
     assert (await door.get(who, path_of(other, 1), accept="image/jpeg"))[0] == 200
+
+
+async def test_claimed_number_of_frames_costs_nothing(door: Door) -> None:
+    """An image that says it has ten million frames has them listed by nobody: the node answers at once."""
+    await door.node.store(image(np.full((8, 8), 9, np.uint8), frames=10_000_000))
+    who = await chief(door)
+    study, before = f"/studies/{uid('image')}", time.process_time()
+    thumbnail, _, _ = await door.get(who, f"{study}/thumbnail", accept="image/jpeg")
+    every, _, body = await door.get(who, f"{study}/rendered", accept=PARTS)
+
+    assert (thumbnail, every, json.loads(body)["type"]) == (400, 413, "urn:accord:problem:too-large")
+    assert time.process_time() - before < 1.0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from consent.errors import AccordError, Corrupt, Invalid, NotFound, Unavailable
@@ -76,18 +76,22 @@ def bring_level(name: str, files: Mapping[Root, FileAppendable]) -> dict[Root, A
 
     The caller has the pack's turn. Raises Corrupt when there is no telling what is right.
     """
-    left, failed = dict(files), dict[Root, AccordError]()
+    left, failed, bad = dict(files), dict[Root, AccordError](), dict[Root, AccordError]()
     while left:
         unreadable: dict[Root, AccordError] = {}
         try:
             _level(name, left, failed, unreadable)
-            return failed
         except Unavailable:
             if not unreadable:
                 raise
-            failed |= unreadable
-            left = {root: file for root, file in left.items() if root not in failed}
-    return failed
+            bad |= unreadable
+            left = {root: file for root, file in left.items() if root not in bad}
+        else:
+            for root in bad:  # perhaps other places of its disk can be written
+                if (error := _written_anew(name, left, root)) is not None:
+                    failed[root] = error
+            return failed
+    return bad
 
 
 def heal(
@@ -106,8 +110,17 @@ def heal(
     read_copies = [_copy(root, file, bad) for root, file in copies.items()]
     try:
         merged = merge(study, read_copies, expected=expected, pace=pace)
-    except (Corrupt, Invalid, Unavailable) as error:
+    except (Corrupt, Invalid) as error:
         return Healed(words=error.message)
+    except Unavailable as error:
+        if not bad or len(bad) == len(copies):
+            if error.code == "stopping":
+                raise
+            return Healed(words=error.message)
+        readable = {root: file for root, file in copies.items() if root not in bad}
+        found = heal(name, readable, expected=expected, pace=pace)
+        sizes = {root.number: copies[root].size() for root in bad}
+        return replace(found, strangers={**found.strangers, **sizes})
     written: dict[int, int] = {}
     strangers: dict[int, int] = {}
     words = ""
@@ -118,7 +131,11 @@ def heal(
         try:
             if count := carry(study, merged, read_copies, copy, file, cut=False, faithful=False, pace=pace):
                 written[root.number] = count
-        except (Corrupt, Unavailable) as error:
+        except Corrupt as error:
+            words = error.message
+        except Unavailable as error:
+            if error.code == "stopping":
+                raise
             words = error.message
     return Healed(written, strangers, (*merged.lost, *_contradicted(merged, expected or {})), words)
 
@@ -188,6 +205,19 @@ def _level(
                 )
         except Unavailable as error:
             failed[root] = error
+
+
+def _written_anew(name: str, files: Mapping[Root, FileAppendable], root: Root) -> AccordError | None:
+    """Give a root whose copy cannot be read another file; return why that failed."""
+    study = _study(name)
+    copies = [Copy(one.id, file.read, file.size()) for one, file in files.items()]
+    try:
+        merged = merge(study, copies, bodies_from=LAST_GROUP)
+        empty = Copy(root.id, _nothing, 0)
+        _replace(root.blobs, name, lambda new: carry(study, merged, copies, empty, new, cut=False))
+    except (Corrupt, Invalid, Unavailable) as error:
+        return error
+    return None
 
 
 def _copy(root: N, file: FileAppendable, bad: dict[N, AccordError]) -> Copy:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -359,3 +361,24 @@ def test_copies_equal_in_length_and_not_in_bytes_are_brought_level_before_writin
     fill(replicas, "in_3")
     assert len(set(copies(rack))) == 1
     assert read_whole(replicas, two)
+
+
+@pytest.mark.requirement("V2", "C3")
+def test_a_copy_that_cannot_be_read_is_written_anew(rack: Rack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad sector: readers go past it, and a scrub gives that root another file."""
+    replicas = rack.start()
+    (stored,) = fill(replicas, "in_1")
+    bad = rack.file(1, NAME).stat().st_ino
+    real = os.pread
+
+    def pread(descriptor: int, length: int, offset: int) -> bytes:
+        if os.fstat(descriptor).st_ino == bad and offset + length > stored.offset:
+            raise OSError(errno.EIO, "bad sector")
+        return real(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    healed = replicas.heal(NAME)
+    assert (healed.lost, healed.words, list(healed.bytes_by_root)) == ((), "", [2])
+    monkeypatch.undo()
+    assert rack.file(1, NAME).stat().st_ino != bad
+    assert len(set(copies(rack))) == 1

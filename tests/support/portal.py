@@ -11,6 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import aiohttp
@@ -27,9 +28,13 @@ from node.dicom.gate import Gate
 from node.dicom.services import Services
 from node.dicom.watch import DeviceWatch
 from node.grade_locks import GradeLocks
+from node.rebuilding import Rebuilding
 from node.regrading import Regrading
+from node.replication import Replication
 from node.rotation import Rotation
+from node.scrubbing import Scrubbing
 from node.tls import client_context, server_context
+from node.vault.throttle import Throttle
 from node.web import keys
 from node.web.api import NAV, ROUTES
 from node.web.kit import Box, HttpMetrics, Limits, Listener, make_app
@@ -130,6 +135,22 @@ async def portal(
         boxes=boxes,
         services={
             keys.GATEWAY: node.gateway,
+            keys.REPLICATION: Replication(
+                node.replicas or node.blobs, log=node.log, clock=node.clock, pace=Throttle(10**9)
+            ),
+            keys.SCRUBBING: Scrubbing(
+                blobs=node.replicas or node.blobs,
+                vault=node.vault,
+                index=node.index,
+                rebuilding=Rebuilding(node.vault, node.index, node.log, node.database),
+                compaction=node.compaction,
+                log=node.log,
+                database=node.database,
+                clock=node.clock,
+                pace=Throttle(10**9),
+                every=timedelta(days=7),
+                deep_every=timedelta(days=30),
+            ),
             keys.INGEST: node.ingest,
             keys.INDEX: node.index,
             keys.PSEUDONYMS: node.index.pseudonyms,

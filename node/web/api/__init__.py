@@ -11,7 +11,7 @@ from typing import Final
 from aiohttp import web
 
 from node.web import openapi
-from node.web.api import care, consents, devices, keys, log, session, studies
+from node.web.api import care, consents, devices, keys, log, session, storage, studies
 from node.web.portal.routes import NAV
 from node.web.portal.routes import ROUTES as PAGES
 
@@ -25,6 +25,7 @@ ROUTES: Final[list[web.RouteDef]] = [
     *log.ROUTES,
     *devices.ROUTES,
     *keys.ROUTES,
+    *storage.ROUTES,
     web.get("/api/openapi.json", openapi.serving("/api/", "Accord")),
     *PAGES,
 ]

@@ -23,6 +23,7 @@ from node.web.portal import (
     sign_in,
     sign_ins,
     staff,
+    storage,
     studies,
     viewer,
 )
@@ -73,6 +74,14 @@ NAV: Final[tuple[NavItem, ...]] = (
         N_("Age and rotation of the keys; the grade that two people unlock."),
     ),
     NavItem(
+        "/storage",
+        N_("Storage"),
+        (Role.ADMINISTRATOR,),
+        "storage",
+        N_("Administration"),
+        N_("Where the studies lie; copies, checks, mending."),
+    ),
+    NavItem(
         "/sign-ins",
         N_("One-time sign-ins"),
         tuple(sorted(APPROVERS)),
@@ -107,6 +116,7 @@ ROUTES: Final[list[web.RouteDef]] = [
     *consents.ROUTES,
     *care.ROUTES,
     *staff.ROUTES,
+    *storage.ROUTES,
     *sign_ins.ROUTES,
     *devices.ROUTES,
     *keys.ROUTES,

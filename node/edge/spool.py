@@ -55,13 +55,14 @@ class Spooled:
 
 @dataclass
 class Segment:
-    """A run of instances in one file. `closed`: nothing is added any more."""
+    """A run of instances in one file. `closed`: nothing is added any more. `damaged`: not all of it can be told."""
 
     name: str
     instances: list[Spooled] = field(default_factory=list)
     size_bytes: int = 0
     adding: int = 0
     closed: bool = False
+    damaged: bool = False
     committed: set[str] = field(default_factory=set)
 
     @property
@@ -80,28 +81,35 @@ class Spool:
         self._commit = GroupCommit(blobs, clock)
         self._segments: dict[str, Segment] = {}
         self._digests: dict[str, bytes] = {}
+        self._adding: dict[str, asyncio.Future[None]] = {}
+        """Instances on their way to the disk: whoever sends one again is answered no sooner than the first."""
         self._arrived = asyncio.Event()
         self.max_bytes = max_bytes
         self.used_bytes = 0
         self.damaged: list[str] = []
-        """Segments that could not be read at the start; their files stay."""
+        """Segments of which something could not be read at the start; their files stay."""
 
     async def load(self) -> int:
-        """Find what an earlier run left; return how many instances. A damaged segment is named and left where it is."""
+        """Find what an earlier run left; return how many instances.
+
+        A damaged segment is named and left where it is; what is sound in it waits like the rest.
+        """
         for name, size in await asyncio.to_thread(lambda: sorted(self._blobs.names())):
             segment = Segment(name.partition(".")[0], size_bytes=size, closed=True)
             self.used_bytes += size
             try:
-                segment.instances = await asyncio.to_thread(self._read_segment, segment.name)
+                segment.instances, fault = await asyncio.to_thread(self._read_segment, segment.name)
             except AccordError as error:
-                logger.error("edge_segment_damaged", segment=segment.name, error=error.message)
+                fault = error.message
+            if fault:
+                logger.error("edge_segment_damaged", segment=segment.name, error=fault)
                 self.damaged.append(segment.name)
-                continue
+                segment.damaged = True
             if segment.instances:
                 self._segments[segment.name] = segment
                 self._digests |= {one.sop_instance_uid: one.sha256 for one in segment.instances}
                 self._arrived.set()
-            else:  # made, and torn before anything in it was answered for
+            elif not segment.damaged:  # made, and torn before anything in it was answered for
                 await self._remove(segment)
         return self.count
 
@@ -121,6 +129,8 @@ class Spool:
 
         Raises Unavailable when the spool is full or the disk fails, Conflict for other bytes under a UID that waits here.
         """
+        while (first := self._adding.get(arrival.sop_instance_uid)) is not None:
+            await asyncio.wait([first])
         known = self._digests.get(arrival.sop_instance_uid)
         if known is not None:
             if known != arrival.sha256:
@@ -139,6 +149,7 @@ class Spool:
         self.used_bytes += room
         segment.adding += 1
         self._digests[arrival.sop_instance_uid] = arrival.sha256
+        done = self._adding[arrival.sop_instance_uid] = asyncio.get_running_loop().create_future()
         try:
             _, place = await self._commit.append(segment.name, drafts)
         except BaseException:
@@ -147,6 +158,8 @@ class Spool:
             raise
         finally:
             segment.adding -= 1
+            del self._adding[arrival.sop_instance_uid]
+            done.set_result(None)
         segment.instances.append(
             Spooled(
                 place.object_id,
@@ -201,7 +214,8 @@ class Spool:
             for one in segment.instances:
                 self._digests.pop(one.sop_instance_uid, None)
             self._segments.pop(segment.name, None)
-            await self._remove(segment)
+            if not segment.damaged:
+                await self._remove(segment)
 
     async def close(self) -> None:
         """Finish what is on its way."""
@@ -258,20 +272,23 @@ class Spool:
     def _segment_key(self, segment: str) -> bytes:
         return object_key(self._key, segment)
 
-    def _read_segment(self, segment: str) -> list[Spooled]:
-        """What lies in a segment. Raises Corrupt."""
+    def _read_segment(self, segment: str) -> tuple[list[Spooled], str]:
+        """What lies in a segment, and what is wrong with the rest ("": nothing). Raises Corrupt when it is no segment."""
         name = pack_name(segment)
         with self._blobs.opened(name) as read:
             found = survey(read, self._blobs.size(name), segment)
-            found.require_sound(segment)
+            fault = "Durable bytes were changed." if any(one.settled for one in found.damages) else ""
             described = {one.object_id: one for one in found.objects if one.kind == ATTRIBUTES}
             spooled = []
             for one in found.objects:
                 description = described.get(one.object_id + ATTRIBUTES_SUFFIX)
                 if one.kind == INSTANCE and description is not None:
                     body = read(description.offset, description.length)
-                    spooled.append(self._opened(segment, one, description, body))
-        return spooled
+                    try:
+                        spooled.append(self._opened(segment, one, description, body))
+                    except AccordError as error:
+                        fault = error.message
+        return spooled, fault
 
     def _opened(self, segment: str, one: StoredObject, description: StoredObject, body: bytes) -> Spooled:
         key = self._segment_key(segment)

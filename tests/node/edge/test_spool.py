@@ -80,6 +80,23 @@ async def test_the_same_instance_twice_is_kept_once_and_other_bytes_are_refused(
         assert one.count == 1
 
 
+async def test_the_same_instance_at_once_is_answered_when_it_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sent twice side by side while the disk fails: nobody is told that it is kept."""
+    async with spool(tmp_path) as one:
+
+        def full(*_: object) -> int:
+            raise OSError(errno.ENOSPC, "no space")
+
+        monkeypatch.setattr(os, "pwritev", full)
+        both = await asyncio.gather(one.add(instance(1)), one.add(instance(1)), return_exceptions=True)
+        monkeypatch.undo()
+        assert [type(answer) for answer in both] == [Unavailable, Unavailable]
+        assert one.count == 0
+        assert sorted(await asyncio.gather(one.add(instance(1)), one.add(instance(1)))) == [False, True]
+
+
 async def test_segment_goes_only_when_all_of_it_is_committed(tmp_path: Path) -> None:
     """What the node does not have for good stays, and is sent again after a restart."""
     async with spool(tmp_path) as one:
@@ -131,6 +148,25 @@ async def test_changed_byte_is_never_forwarded(tmp_path: Path) -> None:
         file.write_bytes(data)
         with pytest.raises(Corrupt):
             again.read(segment, segment.left[0])
+
+
+async def test_damaged_record_keeps_none_of_the_others_back(tmp_path: Path) -> None:
+    """The segment is named and its file stays, also when all that is sound in it was committed."""
+    async with spool(tmp_path) as one:
+        for number in (1, 2, 3):
+            await one.add(instance(number))
+        (segment,) = await one.waiting()
+        second = segment.left[1].place
+    (file,) = packs(tmp_path)
+    data = bytearray(file.read_bytes())
+    data[second.offset - 8] ^= 1  # in the header before the body
+    file.write_bytes(data)
+    async with spool(tmp_path) as again:
+        assert (again.count, len(again.damaged)) == (2, 1)
+        (segment,) = await again.waiting()
+        await again.committed(segment, [each.id for each in segment.left])
+        assert again.count == 0
+    assert packs(tmp_path) == [file]
 
 
 async def test_wrong_key_opens_nothing_and_destroys_nothing(tmp_path: Path) -> None:

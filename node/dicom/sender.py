@@ -63,7 +63,7 @@ class Outgoing:
     offset: int = 0
 
     def read(self) -> bytes:
-        """The data set. Blocks; raises OSError."""
+        """The data set. Blocks; raises OSError, or an error family of whoever keeps it."""
         if self.data is not None:
             return self.data
         assert self.path is not None
@@ -205,6 +205,8 @@ async def _store(call: Call, one: Outgoing) -> Sent:
         data = await asyncio.to_thread(one.read)
     except OSError as error:
         return Sent(one.label, one.sop_instance_uid, False, None, f"It cannot be read: {error.strerror}.")
+    except AccordError as error:  # this one is lost where it was kept; the others are not
+        return Sent(one.label, one.sop_instance_uid, False, None, error.message)
     answer = await call.exchange(Verb.C_STORE_RQ, context, sop_instance=one.sop_instance_uid, data=data)
     ok = answer.status == 0 or answer.status >> 12 == 0xB  # 0xBxxx: stored, with a warning
     reason = "" if answer.status == 0 else _status_words(answer)

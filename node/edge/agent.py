@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from consent.errors import AccordError, Conflict, Denied, Invalid, NotFound
 from consent.principals import Principal
-from consent.vocabulary import Role
+from consent.vocabulary import Outcome, Role
 from node.arrival import Arrival, Source
 from node.audit.event import Event
 from node.clock import Clock
@@ -73,7 +73,9 @@ class Agent:
         self.listener = Listener(gate, self, LOOPBACK, settings.listen.port)
 
     async def record(self, event: Event) -> None:
-        """Where a node has its log: one line on standard output, and a count."""
+        """Where a node has its log: of a refusal one line on standard output, and a count."""
+        if event.outcome is not Outcome.REFUSED:
+            return
         self.refused += 1
         logger.warning("edge_refused", kind=event.kind, reason=event.reason, code=event.detail.get("code"))
 
@@ -101,7 +103,9 @@ class Agent:
         named = self._settings.node
         context, authority = node_context(self._settings)
         host, port = named.host, named.port
-        if named.discover:
+        if (
+            named.discover and not host
+        ):  # whoever answers first on the network must not hide an address that is known
             from node.edge.announcement import find  # pays for zeroconf only where it is used
 
             found = await find(authority, interface=named.discover)

@@ -2,13 +2,15 @@
 
 Holds the loop, its pauses and what became of the instances. Leaves the wire to `node.dicom`. Whatever goes wrong with the
 network, nothing leaves the spool without the node's word that it is durable; what the node refuses for good stays, and is
-told, until somebody removes the cause or the instance.
+told, until somebody removes the cause or the instance. An instance at which associations break off goes last: it holds nobody
+else back.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -22,6 +24,7 @@ from node.safety import Reference
 
 FIRST_PAUSE_SECONDS = 1.0
 MAX_REFUSED_SHOWN = 100
+BROKEN_OFF = "association-broken"
 
 Reach = Callable[[], Awaitable[Peer]]
 """Where the node is now, and how to call it. Raises Unavailable when it is not to be found."""
@@ -67,6 +70,7 @@ class Forwarder:
         self._retry_seconds = retry_seconds
         self._commit_seconds = commit_seconds
         self._task: asyncio.Task[None] | None = None
+        self._broken_at: Counter[str] = Counter()
         self.progress = Progress()
 
     def start(self) -> None:
@@ -85,13 +89,7 @@ class Forwarder:
         while True:
             segments = await self._spool.waiting()
             try:
-                moved = False
-                for segment in segments:
-                    moved |= await self.forward(segment)
-                self.progress.trouble = ""
-            except AccordError as error:
-                self._troubled(error.message)
-                moved = False
+                moved = await self._round(segments)
             except (
                 Exception
             ) as error:  # the duty ends with the agent only: else the spool would fill for ever
@@ -101,15 +99,41 @@ class Forwarder:
             if not moved:
                 await asyncio.sleep(pause)
 
+    async def _round(self, segments: list[Segment]) -> bool:
+        """Forward each; whether the node has any more for good. One at which the association breaks off stops no other."""
+        moved, trouble = False, ""
+        for segment in segments:
+            try:
+                moved |= await self.forward(segment)
+            except AccordError as error:
+                trouble = error.message
+                if error.code != BROKEN_OFF:
+                    break
+        self._troubled(trouble)
+        return moved
+
     async def forward(self, segment: Segment) -> bool:
         """Send what is left of a segment and ask for commitment; whether the node has any more of it for good.
 
-        Raises Unavailable or Denied when the node cannot be reached or does not admit us.
+        Raises Unavailable or Denied when the node cannot be reached, does not admit us or broke off: then after asking
+        for commitment of what it had taken.
         """
         peer = await self._reach()
-        sent = [one async for one in self._send(peer, segment)]
-        if not sent:
-            return False
+        sent: list[Spooled] = []
+        broken: AccordError | None = None
+        try:
+            await self._send(peer, segment, sent)
+        except AccordError as error:
+            if error.code != BROKEN_OFF:
+                raise
+            broken = error
+        moved = await self._committed(peer, segment, sent) if sent else False
+        if broken is not None and not moved:
+            raise broken
+        return moved
+
+    async def _committed(self, peer: Peer, segment: Segment, sent: list[Spooled]) -> bool:
+        """Ask whether these are safe, and let go of those that are; whether there are any."""
         references = {Reference(one.sop_class_uid, one.sop_instance_uid): one for one in sent}
         report = await commit(peer, tuple(references), seconds=self._commit_seconds)
         for reference, reason in report.failed.items():
@@ -121,12 +145,13 @@ class Forwarder:
         self.progress.committed += len(held)
         for name in held:
             self.progress.refused.pop(name, None)
+            del self._broken_at[name]
         await self._spool.committed(segment, held)
         return bool(held)
 
-    async def _send(self, peer: Peer, segment: Segment) -> AsyncIterator[Spooled]:
-        """Send what is left; yield what the node took."""
-        left = segment.left
+    async def _send(self, peer: Peer, segment: Segment, taken: list[Spooled]) -> None:
+        """Send what is left; `taken` gets what the node took, also when the association breaks off."""
+        left = sorted(segment.left, key=lambda one: self._broken_at[one.id])
         waiting = {one.id: one for one in left}
         outgoing = [
             _Waiting(
@@ -140,13 +165,20 @@ class Forwarder:
             )
             for one in left
         ]
-        async for answer in send(peer, outgoing):
-            self.progress.reached = self._clock.now()
-            if answer.ok:
-                self.progress.sent += 1
-                yield waiting[answer.label]
-            else:
-                self._refused(answer.label, answer.reason)
+        answered = 0
+        try:
+            async for answer in send(peer, outgoing):
+                answered += 1
+                self.progress.reached = self._clock.now()
+                if answer.ok:
+                    self.progress.sent += 1
+                    taken.append(waiting[answer.label])
+                else:
+                    self._refused(answer.label, answer.reason)
+        except AccordError as error:
+            if error.code == BROKEN_OFF and answered < len(left):
+                self._broken_at[left[answered].id] += 1
+            raise
 
     def _refused(self, name: str, reason: str) -> None:
         if name not in self.progress.refused:
@@ -156,6 +188,6 @@ class Forwarder:
             self.progress.refused.pop(next(iter(self.progress.refused)))
 
     def _troubled(self, words: str) -> None:
-        if words != self.progress.trouble:
+        if words and words != self.progress.trouble:
             logger.warning("edge_node_away", reason=words, waiting=self._spool.count)
         self.progress.trouble = words

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Select, select
 
-from consent.errors import Invalid, NotFound
+from consent.errors import Conflict, Invalid, NotFound
 from consent.principals import Principal
 from consent.vocabulary import EventKind, Purpose
 from node.access.activity import Activity, activity_of, activity_table
@@ -254,7 +254,12 @@ class DeviceRegistry:
         key = read_agent_key(agent)
         async with self._rows.writing() as tx:
             row = await self._device_row(tx, ae_title)
-            device_of(row).require_in_service()
+            device = device_of(row)
+            device.require_in_service()
+            if device.state is not DeviceState.ACTIVE:  # else it could retire with an agent that nobody wiped
+                raise Conflict(
+                    "This device is in maintenance.", mend="Put it in use first.", code="device-maintenance"
+                )
             await self._write(tx, row, {"agent": key})
             await self._tell(tx, EventKind.DEVICE_CHANGED, by, {"ae_title": ae_title, "agent": key})
 
@@ -295,7 +300,12 @@ class DeviceRegistry:
         mine = activity_table.c.ae_title == device.ae_title
         seen = (await tx.execute(select(activity_table.c.last_seen).where(mine))).scalar_one_or_none()
         signed = check_wipe(
-            wipe, ae_title=device.ae_title, agent=device.agent, last_seen=seen, now=self._clock.now()
+            wipe,
+            ae_title=device.ae_title,
+            agent=device.agent,
+            last_seen=seen,
+            now=self._clock.now(),
+            since=device.since,
         )
         return {"wipe": signed.token, "wiped": list(signed.body.done), "unproven": list(signed.body.unproven)}
 

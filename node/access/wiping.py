@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from consent.errors import Denied, Invalid
 from consent.fields import Fields, unix
-from consent.signed import Signed, verify
+from consent.signed import CLOCK_SKEW_SECONDS, Signed, verify
 
 WIPE_LASTS: Final = timedelta(hours=72)
 """How old a wipe may be when the device leaves service."""
@@ -22,6 +22,7 @@ MAX_WIPE_CHARACTERS: Final = 16 * 1024
 MAX_STEPS: Final = 32
 KEY_DESTROYED: Final = "spool-key-destroyed"
 """The step without which nothing was wiped: what is left of the spool is ciphertext without a key."""
+_WIPE_AGAIN: Final = "Run accord edge wipe at the device and give the certificate that it writes."
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,15 @@ def read_agent_key(text: str) -> str:
 
 
 def check_wipe(
-    token: str, *, ae_title: str, agent: str, last_seen: datetime | None, now: datetime
+    token: str,
+    *,
+    ae_title: str,
+    agent: str,
+    last_seen: datetime | None,
+    now: datetime,
+    since: datetime | None = None,
 ) -> Signed[WipeCertificate]:
-    """Return the statement when it lets the device leave service.
+    """Return the statement when it lets the device leave service. `since` is when it came into use.
 
     Raises Invalid for one that is malformed or expired, Corrupt when the agent did not sign it, Denied when it does not
     cover this device now.
@@ -90,6 +97,9 @@ def check_wipe(
         token.strip(), WipeCertificate, keys_of=lambda who: (key,) if who == issuer else (), now=now
     )
     _require_covering(signed.body, ae_title, last_seen, now)
+    if since is not None and signed.body.wiped < since.replace(microsecond=0):
+        # What stood beside it before says nothing of what it may have taken in since, seen here or not.
+        raise Denied("It was put in use since it was wiped.", mend=_WIPE_AGAIN, code="wipe-certificate")
     return signed
 
 
@@ -97,7 +107,7 @@ def wipe_needed() -> Denied:
     """The refusal of a change of state without a wipe certificate."""
     return Denied(
         "An edge agent stands beside this device: its media must be wiped before it leaves service.",
-        mend="Run accord edge wipe at the device and give the certificate that it writes.",
+        mend=_WIPE_AGAIN,
         code="wipe-certificate",
     )
 
@@ -106,11 +116,13 @@ def _require_covering(
     body: WipeCertificate, ae_title: str, last_seen: datetime | None, now: datetime
 ) -> None:
     """Raise Denied unless the statement is about this device as it is now."""
-    mend = "Run accord edge wipe at the device and give the certificate that it writes."
+    mend = _WIPE_AGAIN
     if body.device != ae_title:
         raise Denied("This wipe certificate is another device's.", mend=mend, code="wipe-certificate")
     if KEY_DESTROYED not in body.done:
         raise Denied("The spool's key was not destroyed.", mend=mend, code="wipe-certificate")
+    if (body.wiped - now).total_seconds() > CLOCK_SKEW_SECONDS:
+        raise Denied("It says that it was wiped in the future.", mend=mend, code="wipe-certificate")
     if now - body.wiped > WIPE_LASTS:
         raise Denied("It was wiped too long ago.", mend=mend, code="wipe-certificate")
     if last_seen is not None and body.wiped < last_seen:

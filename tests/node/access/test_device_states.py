@@ -243,13 +243,14 @@ async def test_a_device_with_an_agent_leaves_service_only_wiped(desk: Desk, stat
         ({"done": ("spool-overwritten",)}, Denied, "key was not destroyed"),
         ({"key": Ed25519PrivateKey.generate()}, Corrupt, "signature"),
         ({"issuer": "edge:CT2"}, Corrupt, "signature"),
+        ({"wiped": datetime(2030, 1, 1, tzinfo=UTC)}, Denied, "in the future"),
     ],
-    ids=["device", "key-left", "signature", "issuer"],
+    ids=["device", "key-left", "signature", "issuer", "future"],
 )
 async def test_a_wipe_certificate_that_does_not_hold_changes_nothing(
     desk: Desk, changes: dict[str, Any], error: type[Exception], words: str
 ) -> None:
-    """Of another device, without the one step that matters, or signed by somebody else."""
+    """Of another device, without the one step that matters, signed by somebody else, or to be used some other day."""
     await with_agent(desk)
     with pytest.raises(error, match=words):
         await desk.registry.set_device_state("CT1", DeviceState.RETIRED, wipe=wiped(desk, **changes))
@@ -274,6 +275,22 @@ async def test_a_wipe_of_long_ago_or_before_the_last_image_does_not_count(desk: 
         await desk.registry.set_device_state("CT1", DeviceState.MAINTENANCE, wipe=fresh)
 
     await desk.registry.set_device_state("CT1", DeviceState.MAINTENANCE, wipe=wiped(desk))
+
+
+@pytest.mark.requirement("C2")
+async def test_a_wipe_serves_one_stay_in_use(desk: Desk) -> None:
+    """Put in use again, it is wiped again: the statement of before is not played twice. In maintenance no agent is named."""
+    await with_agent(desk)
+    token = wiped(desk)
+    await desk.registry.set_device_state("CT1", DeviceState.MAINTENANCE, wipe=token)
+    with pytest.raises(Conflict, match="in maintenance"):
+        await desk.registry.set_agent("CT1", AGENT_KEY)
+    desk.clock.tick(minutes=5)
+    await desk.registry.set_device_state("CT1", DeviceState.ACTIVE)
+    with pytest.raises(Denied, match="put in use since"):
+        await desk.registry.set_device_state("CT1", DeviceState.RETIRED, wipe=token)
+
+    await desk.registry.set_device_state("CT1", DeviceState.RETIRED, wipe=wiped(desk))
 
 
 @pytest.mark.requirement("C2")

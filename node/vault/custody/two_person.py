@@ -69,7 +69,8 @@ class TwoPersonKeystore:
         self._content = content
         self._root: AESGCM | None = None
         self._offer: _Offer | None = None
-        self._wrong: list[datetime] = []
+        self._wrong: dict[str, list[datetime]] = {}
+        """When each holder's passphrase was given wrongly: nobody's guesses keep another holder out."""
         self._turn = threading.Lock()  # offers come from threads
 
     @classmethod
@@ -147,8 +148,8 @@ class TwoPersonKeystore:
         with self._turn:
             if self._root is not None:
                 raise Conflict("These keys are unlocked already.", code="unlocked")
-            self._wrong = [at for at in self._wrong if now - at < WRONG_FORGOTTEN]
-            if len(self._wrong) >= MAX_WRONG:
+            wrong = [at for at in self._wrong.get(holder, ()) if now - at < WRONG_FORGOTTEN]
+            if len(wrong) >= MAX_WRONG:
                 raise Unavailable(
                     "Too many wrong passphrases were given for these keys.",
                     mend=f"Wait {WRONG_FORGOTTEN // timedelta(minutes=1)} minutes.",
@@ -157,8 +158,9 @@ class TwoPersonKeystore:
             self._content = _read(self._path)  # a passphrase may have been changed beside the running node
             try:
                 key = _private(self._seed(holder, passphrase))
-            except Denied:
-                self._wrong.append(now)
+            except Denied as error:
+                if error.code == "credential":  # a stranger has nothing to guess
+                    self._wrong[holder] = [*wrong, now]
                 raise
             first = self._offer
             if first is None or now - first.at >= OFFER_LASTS or first.holder == holder:

@@ -84,10 +84,16 @@ def test_guesses_are_bounded(path: Path, wrapped: bytes) -> None:
             keystore.offer("li", PEOPLE["wang"], NOW)
     with pytest.raises(Unavailable, match="Too many"):
         keystore.offer("li", PEOPLE["li"], NOW)
+    assert not keystore.offer("wang", PEOPLE["wang"], NOW), "one holder's guesses keep no other out"
+    keystore.lock()
     assert not keystore.offer("li", PEOPLE["li"], NOW + timedelta(minutes=15))
     with pytest.raises(Denied) as caught:
         keystore.offer("mallory", b"some passphrase", NOW + timedelta(minutes=15))
     assert "wang" in caught.value.mend
+    for _ in range(9):
+        with pytest.raises(Denied, match="not one of the people"):
+            keystore.offer("mallory", b"some passphrase", NOW + timedelta(minutes=16))
+    assert keystore.offer("wang", PEOPLE["wang"], NOW + timedelta(minutes=16))
 
 
 @pytest.mark.requirement("V1")

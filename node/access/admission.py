@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Final
 
 from consent.errors import Denied
+from consent.principals import Principal
 from node.access.certificates import certificate_end
 from node.access.devices import Device, DeviceState, shown
 from node.audit.event import Detail
@@ -70,6 +71,10 @@ WORDS: Final[Mapping[str, Words]] = {
     "device-certificate-ended": Words(
         "Its certificate ended on %(ended)s.",
         "Renew it: accord device renew-certificate, or on the device's page in the portal.",
+    ),
+    "device-changed": Words(
+        "What it is registered for has changed since it came in, or its registration was altered.",
+        "It may associate again if it is still registered.",
     ),
     "device-not-for-tls": Words(
         "It came with TLS; this device is registered for plain DICOM.",
@@ -145,8 +150,22 @@ def examine(device: Device | None, knock: Knock, *, own_ae_title: str, now: date
     return device
 
 
+def reexamine(
+    device: Device | None, knock: Knock, was: Principal, *, own_ae_title: str, now: datetime
+) -> DeviceRefused | None:
+    """Why an association that was let in as `was` may not go on; None when it would be let in the same today."""
+    if device is not None:
+        try:
+            examine(device, knock, own_ae_title=own_ae_title, now=now)
+        except DeviceRefused as refused:
+            return refused
+        if device.principal(was.node) == was:
+            return None
+    return DeviceRefused((Fault("device-changed", {}),), was.id)
+
+
 def bar(device: Device) -> Fault | None:
-    """Why a device with an open association may not go on; None when it may."""
+    """Why a device may not associate whatever it shows; None when it may."""
     return Fault(f"device-{device.state.value}", {}) if device.state is not DeviceState.ACTIVE else None
 
 

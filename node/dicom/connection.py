@@ -19,7 +19,7 @@ import structlog
 from consent.errors import AccordError, Denied, Unavailable
 from consent.principals import Principal
 from consent.vocabulary import EventKind
-from node.access.admission import DeviceRefused
+from node.access.admission import DeviceRefused, Knock
 from node.audit.event import Detail
 from node.audit.event import Event as Deed
 from node.ingest import Source
@@ -401,7 +401,9 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._association.state is not State.STA3_AWAITING_LOCAL_ANSWER:
             return
-        view.admitted, view.cut = True, self.cut_off
+        view.admitted, view.cut, view.device = True, self.cut_off, principal.id
+        view.knock = Knock(principal.id, request.called, self._address, self._certificate(), self._tls)
+        view.principal = principal
         self._device = principal.id
         self._gate.metrics.accepted.inc()
         self._max_length = request.max_length

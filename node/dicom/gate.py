@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from consent.principals import Principal
 from consent.vocabulary import EventKind, Outcome
+from node.access.admission import Knock
 from node.audit.event import Detail, Event
 from node.clock import Clock
 
@@ -94,6 +95,9 @@ class AssociationView:
     refused: int = 0
     cut: Callable[[], None] | None = field(default=None, repr=False)
     """Ends the association at once."""
+    knock: Knock | None = field(default=None, repr=False)
+    principal: Principal | None = field(default=None, repr=False)
+    """What it showed, and as whom it was let in: both may be out of date before it ends."""
 
 
 class Memory:

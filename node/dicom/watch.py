@@ -2,7 +2,7 @@
 
 What is open now lives in the `Gate`'s memory; what was done is read from the log and kept in `device_activity`, so that
 it survives a restart and other processes see it. `look` is a timed duty. It also ends the associations of devices
-that were put out of use, within its interval, and tells the log of refusals that were only counted.
+that were put out of use or registered otherwise, within its interval, and tells the log of refusals that were only counted.
 
 Invariants: an entry of the log is counted once; the numbers of today are those of the node's calendar day.
 """
@@ -19,7 +19,7 @@ from sqlalchemy import delete, insert, select, update
 from consent.errors import Conflict
 from consent.vocabulary import EventKind
 from node.access.activity import Activity, Refusal, activity_of, activity_table, today, values_of
-from node.access.admission import DeviceRefused, bar
+from node.access.admission import reexamine
 from node.access.device_registry import DeviceRegistry, Survey
 from node.access.live import LiveDevice, live_devices, of_today, places_of, refusals_in, whole
 from node.audit.event import Entry, Event
@@ -28,7 +28,7 @@ from node.audit.log import Log
 from node.clock import Clock
 from node.database import Database, Tx
 
-from .gate import Gate
+from .gate import AssociationView, Gate
 
 READER = "devices"
 REFUSALS = (EventKind.ASSOCIATION_REFUSED, EventKind.INPUT_REFUSED, EventKind.INSTANCE_REFUSED)
@@ -57,8 +57,10 @@ class DeviceWatch:
         """A job: bring the table up to the log and the gate; end what must not go on."""
         for event in self._gate.late():
             await self._log.record(event)
-        if self._gate.associations:
-            await self._expel(await self._registry.survey())
+        if (
+            views := self._gate.associations
+        ):  # before the registrations: who comes in meanwhile is no older than they
+            await self._expel(views, await self._registry.survey())
         for _ in range(MAX_READINGS):
             if not await self._fold():
                 return
@@ -80,18 +82,21 @@ class DeviceWatch:
             await self._log.record(event)
         await self._fold()
 
-    async def _expel(self, survey: Survey) -> None:
-        """End the associations of devices that were put out of use since they came in."""
+    async def _expel(self, views: Iterable[AssociationView], survey: Survey) -> None:
+        """End the associations of devices that would not be let in the same now: put out of use, or changed since."""
         devices = {device.ae_title: device for device in survey.devices}
-        for view in self._gate.associations:
-            device = devices.get(view.device)
-            fault = bar(device) if device is not None else None
-            if fault is None or view.cut is None:
+        own, now = self._registry.ae_title, self._clock.now()
+        for view in views:
+            if view.knock is None or view.principal is None or view.cut is None:
                 continue
-            refused = DeviceRefused((fault,), view.device)
+            refused = reexamine(
+                devices.get(view.device), view.knock, view.principal, own_ae_title=own, now=now
+            )
+            if refused is None:
+                continue
             event = self._gate.refusal(
-                fault.code,
-                fault.words,
+                refused.code,
+                refused.message,
                 view.address,
                 kind=EventKind.ASSOCIATION_REFUSED,
                 tls=view.tls,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import text
 
 from consent.errors import Denied
 from consent.vocabulary import EventKind
@@ -115,6 +116,30 @@ async def test_a_device_put_out_of_use_is_out_with_what_it_has_open(door: Door, 
     reasons = {entry.event.reason for entry in await door.node.events(EventKind.ASSOCIATION_REFUSED)}
     said = {"maintenance": "in maintenance", "retired": "retired"}[state.value]
     assert reasons == {f"This device is {said} and cannot send."}
+
+
+async def test_a_device_registered_otherwise_is_out_with_what_it_has_open(door: Door) -> None:
+    """Moved, registered for less or altered outside: an open association is no older right. One that fits goes on."""
+    registry, first = door.node.registry, study(slices=5)
+    moved = await door.call("CT1")
+    await door.watch.look()
+    assert await door.store(moved, first[:1]) == [0]
+    await registry.move_device("CT1", "127.0.0.5")
+    await door.watch.look()
+    assert await door.store(moved, first[1:2]) == [-1]
+    await registry.move_device("CT1", "127.0.0.1")
+    less = await door.call("CT1")
+    await registry.add_device("CT1", "127.0.0.1", plain_reason=WHY, services=["commit"])
+    await door.watch.look()
+    assert await door.store(less, first[2:3]) == [-1]
+    altered = await door.call("MR1", address="127.0.0.7")
+    async with door.node.database.write() as tx:
+        await tx.execute(text("UPDATE device SET address = '127.0.0.0/8' WHERE ae_title = 'MR1'"))
+    await door.watch.look()
+    assert await door.store(altered, first[3:4]) == [-1]
+
+    codes = [entry.event.detail["code"] for entry in await door.node.events(EventKind.ASSOCIATION_REFUSED)]
+    assert codes == ["device-address", "device-changed", "device-changed"]
 
 
 async def test_numbers_survive_a_restart_and_end_with_the_day(door: Door) -> None:

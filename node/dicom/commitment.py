@@ -98,8 +98,10 @@ class Commitment:
     async def deliver(self) -> None:
         """A duty: report what is due to the devices that left before they were told."""
         due = await self._promises.due(self._clock.now(), DELIVERED_AT_ONCE)
+        away: set[str] = set()
         for promise in due.promises:
-            await self._deliver(promise)
+            if promise.ae_title not in away and not await self._deliver(promise):
+                away.add(promise.ae_title)
         for ae_title in due.altered:
             reason = "A commitment report that was owed was altered in the database and cannot be made."
             await self._log.record(
@@ -114,7 +116,8 @@ class Commitment:
         answer = await channel.request(context, _event(report), _whole(data), len(data))
         await self._told(promise, answer.status)
 
-    async def _deliver(self, promise: Promise) -> None:
+    async def _deliver(self, promise: Promise) -> bool:
+        """Call the device and report; False when it is away, and everything that it is owed waits."""
         try:
             device = await self._devices.callable(promise.ae_title)
             roles = [Roles(STORAGE_COMMITMENT, scu=False, scp=True)]
@@ -132,6 +135,8 @@ class Commitment:
                 await self._given_up(promise, error)
             else:
                 await self._postponed(promise, error)
+                return False
+        return True
 
     async def _report(self, promise: Promise, who: Principal, address: str) -> Report:
         await self._flushed()
@@ -149,7 +154,9 @@ class Commitment:
             await self._given_up(promise, error)
             return
         pause = min(FIRST_PAUSE * 2 ** min(promise.attempts, 16), LONGEST_PAUSE)
-        await self._promises.again(promise, self._clock.now() + pause)
+        now = self._clock.now()
+        await self._promises.again(promise, now + pause)
+        await self._promises.wait_for(promise.ae_title, now, now + pause)
         logger.info("commitment_report_postponed", device=promise.ae_title, reason=error.code)
 
     async def _given_up(self, promise: Promise, error: AccordError) -> None:

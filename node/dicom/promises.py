@@ -124,6 +124,12 @@ class Promises:
         async with self._database.write() as tx:
             await tx.execute(mine.values(due=due, attempts=promise.attempts + 1))
 
+    async def wait_for(self, ae_title: str, now: datetime, until: datetime) -> None:
+        """A device is away: whatever else is due to it is due at `until`, and holds up nobody's."""
+        due = (commitment_table.c.ae_title == ae_title) & (commitment_table.c.due <= now)
+        async with self._database.write() as tx:
+            await tx.execute(update(commitment_table).where(due).values(due=until))
+
     def _promise(self, row: object) -> Promise:
         body = self._sealer.open_json(commitment_table.name, row.id, row.sealed)  # type: ignore[attr-defined]
         references = tuple(Reference(*one) for one in body["references"])

@@ -22,6 +22,7 @@ from consent.errors import Denied, Invalid, Unavailable
 from consent.vocabulary import EventKind
 from node.dicom import commitment, commitment_forms, promises
 from node.dicom.commitment_forms import Asked, Report, read_asked, read_report, write_asked, write_report
+from node.dicom.destinations import CallableDevice, CallableDevices
 from node.dicom.sender import Outgoing, Peer, commit, send
 from node.safety import Fate, Reference
 from ops.demo.processes import free_ports
@@ -201,6 +202,33 @@ async def test_an_altered_promise_is_told_and_holds_up_no_other(tmp_path: Path) 
         assert "altered" in entry.event.reason
         (left,) = (await archive.promises.due(now + timedelta(hours=1), 9)).promises
         assert left.attempts == 1
+
+
+@pytest.mark.requirement("F4")
+async def test_a_device_that_is_away_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is called once, however much it is owed; the next look finds what is due to others."""
+    monkeypatch.setattr(commitment, "DELIVERED_AT_ONCE", 2)
+    called: list[str] = []
+    callable_ = CallableDevices.callable
+
+    async def counted(self: CallableDevices, ae_title: str) -> CallableDevice:
+        called.append(ae_title)
+        return await callable_(self, ae_title)
+
+    monkeypatch.setattr(CallableDevices, "callable", counted)
+    async with archive_in(tmp_path) as archive:
+        now = archive.node.clock.now()
+        for number in range(4):
+            asked = Asked(f"1.2.{number}", (Reference(CT, "1.2.5"),))
+            await archive.promises.owe(SCANNER, asked, now, now)
+        await archive.promises.owe(WORKSTATION, Asked("1.2.9", (Reference(CT, "1.2.5"),)), now, now)
+        await archive.commitment.deliver()
+        await archive.commitment.deliver()
+        assert called == [SCANNER, WORKSTATION]
+        later = (await archive.promises.due(now + timedelta(hours=1), 9)).promises
+        assert sorted(one.attempts for one in later) == [0, 0, 0, 1, 1]
 
 
 async def test_a_device_is_owed_a_bounded_number_of_reports(

@@ -9,6 +9,7 @@ each instance, and may cancel. Leaves the decision, the record and the reading t
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from typing import Protocol
@@ -35,6 +36,8 @@ MAX_INSTANCES = 65_535
 """Sub-operations are counted in 16 bits (PS3.7 §E.1)."""
 AT_ONCE = 8
 """Retrievals that read at the same time, over all associations; further ones wait their turn."""
+AT_ONCE_OF_ONE = 3
+"""Of these for one device: however slowly it takes what it asked for, it leaves turns to the others."""
 
 
 class Releasing(Streaming, Protocol):
@@ -102,6 +105,10 @@ class Retrieve:
         self._transcoder = transcoder
         self._destinations = destinations
         self._turns = asyncio.Semaphore(AT_ONCE)
+        self._turns_of: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(AT_ONCE_OF_ONE)
+        )
+        self._converting = asyncio.Semaphore(1)
 
     async def serve(self, message: Message, source: Source, channel: Channel) -> int:
         """Carry out one retrieval; return the final status. Raises an error family before anything is sent."""
@@ -115,7 +122,7 @@ class Retrieve:
         if message.command.verb == Verb.C_MOVE_RQ:
             destination = await self._destinations.find(message.command.destination, asker, address)
         recipient = destination.principal if destination is not None else None
-        async with self._turns:
+        async with self._turns_of[asker.id], self._turns:
             parts = await self._open(identifier, level, source, recipient)
             try:
                 progress = Progress(sum(len(part.rows) for part in parts))
@@ -125,7 +132,15 @@ class Retrieve:
                         code="too-many-instances",
                     )
                 async with self._receiver(destination, channel, parts) as receiver:
-                    sending = Sending(self._gateway, self._transcoder, receiver, progress, message, channel)
+                    sending = Sending(
+                        self._gateway,
+                        self._transcoder,
+                        receiver,
+                        progress,
+                        message,
+                        channel,
+                        self._converting,
+                    )
                     await sending.run(parts)
             finally:
                 for part in parts:

@@ -7,8 +7,9 @@ brought into another form or that the receiver refuses counts as failed and the 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,6 +26,8 @@ from .services import CANNOT_SEND, SOME_FAILED, SUCCESS
 
 MAX_CONVERTED_BYTES = 512 * 1024 * 1024
 """Larger ones go as they are stored or not at all."""
+LARGE_BYTES = 64 * 1024 * 1024
+"""Of larger ones only one is brought into another form at a time: both forms are in memory."""
 WARNING_CLASS = 0xB
 
 logger = structlog.get_logger()
@@ -144,6 +147,8 @@ class Sending:
     progress: Progress
     message: Message
     channel: Channel
+    converting: asyncio.Semaphore
+    """One turn over all retrievals of a node, for what is large."""
     gone: bool = False
 
     async def run(self, parts: Sequence[Part]) -> None:
@@ -194,8 +199,15 @@ class Sending:
         """Send one instance; return the receiver's status, None when it got none or is gone."""
         context = self._context(row)
         assert context is not None
+        converts = context.transfer_syntax != row.transfer_syntax_uid
+        async with self.converting if converts and row.size_bytes > LARGE_BYTES else nullcontext():
+            return await self._given(row, pieces, context, converts)
+
+    async def _given(
+        self, row: InstanceRow, pieces: AsyncIterator[bytes], context: Context, converts: bool
+    ) -> int | None:
         size = row.size_bytes
-        if context.transfer_syntax != row.transfer_syntax_uid:
+        if converts:
             data = b"".join([piece async for piece in pieces])
             try:
                 data = await self.transcoder.transcode(data, row.transfer_syntax_uid, context.transfer_syntax)

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
+from pathlib import Path
+from threading import Event as Event_
 from typing import Any
 
 import pynetdicom
@@ -26,6 +28,7 @@ from pynetdicom.sop_class import (
 
 from consent.vocabulary import EventKind
 from node.access.devices import DeviceState
+from node.dicom import retrieve
 from node.gateway import data_sets, reading
 from ops.demo.processes import free_ports
 from tests.node.dicom.archive import (
@@ -336,6 +339,36 @@ async def test_a_cancel_stops_the_sending(
 
     assert done.status == 0xFE00 or done.completed == 6  # it may be over before the cancel is there
     assert done.completed == len(store.uids)
+
+
+@pytest.mark.requirement("F4")
+async def test_a_device_that_takes_its_time_leaves_turns_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has asked for more than there are turns and answers nothing; another device is served."""
+    monkeypatch.setattr(retrieve, "AT_ONCE", 2)
+    monkeypatch.setattr(retrieve, "AT_ONCE_OF_ONE", 1)
+    go_on = Event_()
+
+    class Slow(Store):
+        def take(self, event: Event) -> int:
+            go_on.wait(30)
+            return super().take(event)
+
+    async with archive_in(tmp_path) as archive:
+        await archive.node.store(RADIOLOGY)
+        question = whole_study("g5")
+        slow = [asyncio.create_task(asyncio.to_thread(get, archive, Slow(0), question)) for _ in range(3)]
+        try:
+            async with asyncio.timeout(20):
+                while len(archive.gate.associations) < 3:
+                    await asyncio.sleep(0.02)
+                await asyncio.sleep(0.2)
+                done = await asyncio.to_thread(get, archive, Store(0), question, calling=READING_ROOM)
+        finally:
+            go_on.set()
+        assert (done.status, done.completed) == (0, 1)
+        assert [one.completed for one in await asyncio.gather(*slow)] == [1, 1, 1]
 
 
 @pytest.mark.requirement("V4")

@@ -28,6 +28,9 @@ FAST = {
 }
 """A story of minutes cannot wait for the intervals of a hospital's day."""
 
+ROOTS = ("storage/1", "storage/2", "storage/3")
+"""Three copies of every study, as a hospital has them on three disks."""
+
 HOSPITALS = (
     ("a-general", "General Hospital", "GENERAL"),
     ("b-central", "Central Hospital", "CENTRAL"),
@@ -142,6 +145,7 @@ async def _make_hospital(region: Region, site: Site) -> None:
         site,
         metrics__port=site.ports["metrics"],
         learning__enabled=True,
+        storage__roots=list(ROOTS),
         policy__lease_seconds=LEASE_SECONDS,
         **FAST,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from node.tls import KeyPair, dicom_client_context
 from ops.demo import intruders, tampering
 from ops.demo.person import Person, Refused
 from ops.demo.processes import Site, accord
-from ops.demo.region import LEASE_SECONDS, Region
+from ops.demo.region import LEASE_SECONDS, ROOTS, Region
 from ops.demo.report import NotHeld, Report, hold
 from ops.demo.search import search
 from ops.demo.studies import SAMPLES, SLICES, ZHANG, sample_files, uid, write_ct
@@ -251,8 +251,11 @@ class Story:
             on_disk = await self._unseen(lambda: self._shown(wang), "a changed byte on B's disk was shown")
         # What A sends is not what A signed: one bit behind TLS, where only the manifest's digests can tell.
         await self._ended(wang, li, self.grant, "A changed pack follows")
-        archive = tampering.pack_of(self.a.folder / "packs", self.study["study"])
-        with tampering.changed(archive, everywhere=False):
+        copies = tampering.packs_of(self.a.folder / "storage", self.study["study"])
+        hold(len(copies) == len(ROOTS), f"{len(copies)} copies of the study lie at A")
+        with ExitStack() as spoiling:
+            for copy in copies:  # of one changed copy nobody would notice anything
+                spoiling.enter_context(tampering.changed(copy, everywhere=False))
             spoiled = await self._granted(wang, li)
             sent = await self._unseen(lambda: self._fetch(wang, spoiled), "a changed pack counts as held")
         hold(await self.entries(self.b, kind="IntegrityFailed"), "B's log does not say that integrity failed")

@@ -18,12 +18,13 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
+import structlog
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 from PIL import Image as Pictures
 
-from consent.errors import AccordError, Invalid
+from consent.errors import AccordError, Invalid, Unavailable
 from consent.principals import Principal
 from consent.signed import Signed
 from consent.vocabulary import Role
@@ -40,7 +41,10 @@ KEPT_SECONDS = 900.0
 """Arrays of a plan that was not asked for so long are dropped."""
 
 MAX_KEPT_BYTES = 2 * 1024**3
+logger = structlog.get_logger()
+
 IN_FLIGHT = 8
+DRAW_PAUSES_SECONDS = (0.2, 1.0)
 """How many instances are prepared at once; the rendering workers are the narrow place."""
 
 _SECRET = "learning/projects"
@@ -132,17 +136,20 @@ class Cohorts:
         project_key = await self._project_key(plan.digest)
         room = asyncio.Semaphore(IN_FLIGHT)
         fresh: dict[str, list[Example]] = {}
-        async with asyncio.TaskGroup() as group:
-            async for _, made in self._gateway.training_instances(
-                self._who,
-                _query(plan.body),
-                plan=plan.digest,
-                approved=self._approved,
-                project_key=project_key,
-                have=have,
-            ):
-                await room.acquire()
-                group.create_task(self._prepare(plan.body, made, fresh.setdefault(reading, []), room))
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for _, made in self._gateway.training_instances(
+                    self._who,
+                    _query(plan.body),
+                    plan=plan.digest,
+                    approved=self._approved,
+                    project_key=project_key,
+                    have=have,
+                ):
+                    await room.acquire()
+                    group.create_task(self._prepare(plan.body, made, fresh.setdefault(reading, []), room))
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from failures
         kept.studies |= {study: fresh.get(study, []) for study in allowed - set(kept.studies)}
         if kept.size_bytes > MAX_KEPT_BYTES:
             raise Invalid("The cohort is larger than this node prepares at once.", code="cohort-size")
@@ -151,25 +158,42 @@ class Cohorts:
     async def _prepare(
         self, plan: TrainingPlan, made: DeidentifiedInstance, into: list[Example], room: asyncio.Semaphore
     ) -> None:
-        """Add the instance as an example; one without a usable label or picture is left out."""
+        """Add the instance as an example; one without a usable label or picture is left out.
+
+        Raises Unavailable when it could not be drawn for now: it must not be missing for as long as the rest is kept.
+        """
         try:
             coded = label_of(made, plan.labels)
             if coded is None:
                 return
             label, modifiers = coded
-            picture = await self._renderer.render(
-                made.data,
-                made.transfer_syntax,
-                size=max(plan.image.rows, plan.image.columns),
-                media_type="image/png",
-            )
+            picture = await self._drawn(plan, made)
             image = _grey(picture, plan.image.rows, plan.image.columns)
             held_out = _held_out(plan, made.patient_id, modifiers)
             into.append(Example(image, label, held_out, made.patient_id, sha256(image.tobytes()).digest()))
-        except (AccordError, OSError, ValueError):
-            return
+        except Unavailable:
+            raise
+        except (AccordError, OSError, ValueError) as error:
+            logger.warning("training.left_out", error=type(error).__name__)
         finally:
             room.release()
+
+    async def _drawn(self, plan: TrainingPlan, made: DeidentifiedInstance) -> bytes:
+        """The instance as a picture; a renderer that is busy or lost a worker is asked again a few times."""
+        for pause in (*DRAW_PAUSES_SECONDS, None):
+            try:
+                return await self._renderer.render(
+                    made.data,
+                    made.transfer_syntax,
+                    size=max(plan.image.rows, plan.image.columns),
+                    media_type="image/png",
+                )
+            except Unavailable as error:
+                if pause is None:
+                    raise
+                logger.warning("training.draw_again", error=error.message)
+                await asyncio.sleep(pause)
+        raise AssertionError("unreachable")
 
     async def _project_key(self, digest: str) -> bytes:
         """A key for this plan alone: its pseudonyms and UIDs cannot be linked to another plan's."""

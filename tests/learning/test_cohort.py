@@ -6,15 +6,18 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from consent.directives import ALL, Directive, withdraw
+from consent.errors import Unavailable
 from consent.principals import Principal
 from consent.signed import Signed, sign
 from consent.vocabulary import EventKind, Role
+from learning import cohort as cohort_module
 from learning.cohort import Cohorts
 from learning.corpus import CODES
 from learning.dataset import TooFewPatients
@@ -249,3 +252,30 @@ async def test_no_picture_or_name_touches_the_disk(node: NodeFixture) -> None:
         if path.is_file():
             content = path.read_bytes()
             assert not [one for one in planted if one in content], path.name
+
+
+@pytest.mark.requirement("R2", "R4")
+@pytest.mark.parametrize("failures", [1, 99], ids=["for a moment", "for good"])
+async def test_a_picture_that_cannot_be_drawn_for_now_is_not_left_out(
+    node: NodeFixture, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    """It is drawn again; when that does not help the site says so, and the next round has all of them."""
+    monkeypatch.setattr(cohort_module, "DRAW_PAUSES_SECONDS", (0.0,))
+    receipts = await stored(node)
+    for patient in await patients_of(node, receipts):
+        await consents_to_research(node, patient)
+    plan, cohort, left, draw = signed(digits_plan(), node), cohorts(node), failures, node.renderer.render
+
+    async def failing(*given: Any, **more: Any) -> bytes:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise Unavailable("A worker was lost.")
+        return await draw(*given, **more)
+
+    monkeypatch.setattr(node.renderer, "render", failing)
+    if failures > 1:
+        with pytest.raises(Unavailable):
+            await cohort.gather(plan)
+        left = 0
+    assert len(await cohort.gather(plan)) == CHOSEN

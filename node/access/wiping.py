@@ -22,7 +22,6 @@ MAX_WIPE_CHARACTERS: Final = 16 * 1024
 MAX_STEPS: Final = 32
 KEY_DESTROYED: Final = "spool-key-destroyed"
 """The step without which nothing was wiped: what is left of the spool is ciphertext without a key."""
-_WIPE_AGAIN: Final = "Run accord edge wipe at the device and give the certificate that it writes."
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,9 @@ def check_wipe(
     _require_covering(signed.body, ae_title, last_seen, now)
     if since is not None and signed.body.wiped < since.replace(microsecond=0):
         # What stood beside it before says nothing of what it may have taken in since, seen here or not.
-        raise Denied("It was put in use since it was wiped.", mend=_WIPE_AGAIN, code="wipe-certificate")
+        raise Denied(
+            "It was put in use since it was wiped.", mend=wipe_needed().mend, code="wipe-certificate"
+        )
     return signed
 
 
@@ -107,7 +108,7 @@ def wipe_needed() -> Denied:
     """The refusal of a change of state without a wipe certificate."""
     return Denied(
         "An edge agent stands beside this device: its media must be wiped before it leaves service.",
-        mend=_WIPE_AGAIN,
+        mend="Run accord edge wipe at the device and give the certificate that it writes.",
         code="wipe-certificate",
     )
 
@@ -116,7 +117,7 @@ def _require_covering(
     body: WipeCertificate, ae_title: str, last_seen: datetime | None, now: datetime
 ) -> None:
     """Raise Denied unless the statement is about this device as it is now."""
-    mend = _WIPE_AGAIN
+    mend = wipe_needed().mend
     if body.device != ae_title:
         raise Denied("This wipe certificate is another device's.", mend=mend, code="wipe-certificate")
     if KEY_DESTROYED not in body.done:

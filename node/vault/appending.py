@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from consent.errors import AccordError, Unavailable
+from node.vault.arena import Arena
 from node.vault.blobs import FileAppendable
 from node.vault.lanes import ANSWER_SECONDS, Lane, Vote
 from node.vault.quorum import not_enough, nothing_to_read
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 class ReplicaAppendable:
     """An `Appendable` over a copy on each root in sync. One thread at a time."""
 
-    keeps_parts = True
-
     def __init__(self, replicas: Replicas, name: str, lanes: list[Lane]) -> None:
         self._replicas = replicas
         self._name = name
@@ -34,6 +33,12 @@ class ReplicaAppendable:
         self._version = replicas.quorum.version
         self._writes: list[tuple[Sequence[Buffer], int]] = []
         self._locked = False
+        self._memory: Arena | None = None
+
+    def memory(self, own: Arena) -> Arena:
+        """See `Appendable.memory`: a root that is slower than the quorum reads on when the answer is given."""
+        self._memory = self._replicas.spare_memory()
+        return self._memory
 
     def lock(self) -> None:
         """See `Appendable.lock`."""
@@ -90,6 +95,9 @@ class ReplicaAppendable:
         """See `Appendable.sync`: when a quorum has it. Raises Unavailable when none can be had."""
         writes, self._writes = self._writes, []
         vote = self._send(writes, sync=True)
+        if self._memory is not None:
+            self._replicas.keep_memory(self._memory, vote)
+            self._memory = None
         if not vote.wait(self._replicas.quorum.need):
             raise not_enough(vote.failures)
 
@@ -164,10 +172,11 @@ class ReplicaAppendable:
 class Fan:
     """What `rewritten` hands out: one file for several, not yet in anybody's place."""
 
-    keeps_parts = False
-
     def __init__(self, files: list[FileAppendable]) -> None:
         self._files = files
+
+    def memory(self, own: Arena) -> Arena:
+        return own
 
     def write(self, parts: Sequence[Buffer], offset: int) -> None:
         for file in self._files:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from consent.errors import Conflict, Invalid, NotFound, Unavailable
+from node.vault.arena import Arena
 from node.vault.seal import Buffer
 
 NAME_PATTERN = re.compile(r"[a-z]{2}_[a-z0-9]{4,64}\.[a-z]{2,8}")
@@ -35,13 +36,11 @@ Read = Callable[[int, int], bytes]
 
 
 class Appendable(Protocol):
-    """One blob opened for appending by one writer at a time.
+    """One blob opened for appending by one writer at a time."""
 
-    `keeps_parts`: whether what was given to `write` may still be read after `sync` has returned, so that its memory must
-    not be used again.
-    """
-
-    keeps_parts: bool
+    def memory(self, own: Arena) -> Arena:
+        """Where to put what is written next: `own`, or other memory when a copy may still be read after `sync`."""
+        ...
 
     def lock(self) -> None:
         """Wait until no other process writes here, then keep others out."""
@@ -65,7 +64,7 @@ class Appendable(Protocol):
         ...
 
     def write(self, parts: Sequence[Buffer], offset: int) -> None:
-        """Write the parts one after the other from `offset`; durable after `sync`. See `keeps_parts`."""
+        """Write the parts one after the other from `offset`; durable after `sync`. See `memory`."""
         ...
 
     def sync(self) -> None:
@@ -332,11 +331,13 @@ class FileAppendable:
     of memory what readers use.
     """
 
-    keeps_parts = False
-
     def __init__(self, descriptor: int, direct: int | None = None) -> None:
         self._descriptor = descriptor
         self._direct = direct
+
+    def memory(self, own: Arena) -> Arena:
+        """See `Appendable.memory`: what was written is not looked at again."""
+        return own
 
     def lock(self) -> None:
         """See `Appendable.lock`."""

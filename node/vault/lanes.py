@@ -134,6 +134,11 @@ class Vote:
             self.failures.append(error)
             self._changed.notify_all()
 
+    @property
+    def ended(self) -> bool:
+        """Whether nobody does anything about it any more, not even a root that was let go of."""
+        return not self._waited_for
+
     def wait(self, needed: int, seconds: float = ANSWER_SECONDS) -> bool:
         """Whether `needed` roots have done it. Returns as soon as that is certain."""
         until = monotonic() + seconds

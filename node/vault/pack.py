@@ -252,9 +252,7 @@ class PackWriter:
             if self._blob.gone:
                 raise PackGone
             base = self._recover()
-            if arena is None or self._blob.keeps_parts:
-                arena = Arena()
-            group, stored = self._lay_out(drafts, now, base, arena)
+            group, stored = self._lay_out(drafts, now, base, self._blob.memory(arena or Arena()))
             try:
                 self._blob.write([group], base)
                 self._blob.sync()

@@ -22,6 +22,7 @@ from typing import TypeVar
 from consent.errors import AccordError, Conflict, Corrupt, Invalid, NotFound, Unavailable
 from consent.vocabulary import EventKind
 from node.vault.appending import Fan, ReplicaAppendable
+from node.vault.arena import Arena
 from node.vault.blobs import Appendable, FileAppendable, Read, check_name
 from node.vault.failover import Failover
 from node.vault.lanes import ANSWER_SECONDS, Lane, Root, Vote
@@ -32,6 +33,8 @@ from node.vault.turns import Turns
 from node.vault.upkeep import FEW, MAX_ROUNDS, Healed, bring_back, bring_level, heal
 
 MAX_SUSPECTS = 1000
+MAX_SPARE = 8
+"""Pieces of memory for groups that are kept: as many as may be on their way at once, and as many again."""
 
 T = TypeVar("T")
 
@@ -51,6 +54,7 @@ class Replicas:
         self.dirty: set[str] | None = None
         """While a root is brought back: names of the packs that were changed meanwhile."""
         self._votes: set[Vote] = set()
+        self._spare: list[tuple[Arena, Vote]] = []
         self._guard = Lock()
 
     # Beginning, and what is looked after
@@ -320,6 +324,21 @@ class Replicas:
             self._votes = {one for one in self._votes if not one.wait_all(seconds=0)}
             self._votes.add(vote)
         return vote
+
+    def spare_memory(self) -> Arena:
+        """Memory that no root reads from any more, or new memory."""
+        with self._guard:
+            for place, (arena, vote) in enumerate(self._spare):
+                if vote.ended:
+                    del self._spare[place]
+                    return arena
+        return Arena()
+
+    def keep_memory(self, arena: Arena, vote: Vote) -> None:
+        """Use memory again once everybody has voted on what is in it."""
+        with self._guard:
+            if len(self._spare) < MAX_SPARE:
+                self._spare.append((arena, vote))
 
     def lane(self, root: Root, name: str, file: FileAppendable) -> Lane:
         """A lane to one copy, whose failures are noted."""

@@ -124,8 +124,8 @@ class Sessions:
             self._pace.succeeded(account, address)
         return await self._begin(person, address, once)
 
-    async def session(self, cookie: str) -> Session | None:
-        """The session behind a cookie, or None when there is none or it has ended. Using it keeps it awake."""
+    async def session(self, cookie: str, *, awake: bool = True) -> Session | None:
+        """The session behind a cookie, or None when there is none or it has ended. Using it keeps it `awake`."""
         if not 0 < len(cookie) <= MAX_COOKIE_CHARACTERS:
             return None
         now = self._clock.now()
@@ -137,7 +137,7 @@ class Sessions:
         row = await self._rows.read(living)
         if row is None:
             return None
-        if now - row.session_seen >= TOUCH_EVERY:
+        if awake and now - row.session_seen >= TOUCH_EVERY:
             await self._touch(row.session_hash, now)
         return self._session(
             person_of(row), cookie, row.session_expires, row.session_must_change, row.session_second_factor

@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Final
 
 from aiohttp import web
@@ -25,6 +26,9 @@ MAX_LAST_ID_CHARS: Final = 64
 
 CLOSING: web.AppKey[asyncio.Event] = web.AppKey("closing")
 """Set when the application shuts down; every stream then ends."""
+
+STILL_THERE: web.AppKey[Callable[[web.Request], Awaitable[bool]]] = web.AppKey("still there")
+"""Whether who opened a stream is still signed in; asked with each heartbeat where people sign in."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ async def event_stream(
     *,
     heartbeat_seconds: float = HEARTBEAT_SECONDS,
 ) -> web.StreamResponse:
-    """Send `events` until they end, the browser leaves or the node stops.
+    """Send `events` until they end, the browser leaves, its person is signed out or the node stops.
 
     The iterator is asked for the next event only when the last one was written, so a slow browser slows its own
     source (a `Feed` ends it) and nothing piles up here.
@@ -116,6 +120,7 @@ async def event_stream(
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
     await response.prepare(request)
     closing = asyncio.ensure_future(request.app[CLOSING].wait())
+    still_there, asked = request.app.get(STILL_THERE), monotonic()
     coming: asyncio.Future[StreamEvent] | None = None
     try:
         await response.write(f"retry: {RETRY_MILLISECONDS}\n\n".encode())
@@ -126,6 +131,10 @@ async def event_stream(
             )
             if closing.done():
                 break
+            if still_there is not None and monotonic() - asked >= heartbeat_seconds:
+                if not await still_there(request):
+                    break
+                asked = monotonic()
             if not coming.done():
                 await response.write(b": heartbeat\n\n")
                 continue

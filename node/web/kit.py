@@ -20,7 +20,7 @@ from aiohttp.typedefs import Handler
 
 from consent.errors import AccordError, Invalid
 from consent.signed import Json, parse_json
-from node.web.events import CLOSING, Feed, StreamEvent, event_stream, last_event_id
+from node.web.events import CLOSING, STILL_THERE, Feed, StreamEvent, event_stream, last_event_id
 from node.web.keys import METRICS, OPENINGS
 from node.web.limits import (
     BODY_DEADLINE_SECONDS,
@@ -51,6 +51,7 @@ from node.web.people import (
     people_middleware,
     require_role,
     session_of,
+    still_there,
     wants_page,
 )
 from node.web.problems import Problem, problem_of, where
@@ -128,6 +129,7 @@ def make_app(
     app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(_close_streams)
     if people:
+        app[STILL_THERE] = still_there
         install(app, name=name, nav=nav, packages=packages, boxes=boxes)
     app.add_routes(routes)
     return app

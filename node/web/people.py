@@ -14,7 +14,7 @@ from urllib.parse import quote
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from consent.errors import Denied
+from consent.errors import AccordError, Denied
 from consent.principals import Principal
 from consent.vocabulary import Role
 from node.web.keys import REGISTRY, SESSIONS
@@ -100,6 +100,20 @@ async def people_middleware(request: web.Request, handler: Handler) -> web.Strea
             raise web.HTTPSeeOther(f"{SIGN_IN_PATH}?next={quote(request.path_qs, safe='')}")
         raise sign_in_needed()
     return await handler(request)
+
+
+async def still_there(request: web.Request) -> bool:
+    """Whether who made this request is signed in as the same person now; for answers that go on. Keeps no session awake."""
+    person = request.get(PRINCIPAL)
+    if person is None:  # a public route
+        return True
+    try:
+        if (authorization := request.headers.get("Authorization")) is not None:
+            return await _bearer(request, authorization) == person
+        session = await request.app[SESSIONS].session(request.cookies.get(COOKIE, ""), awake=False)
+    except AccordError:  # the browser comes back and is told
+        return False
+    return session is not None and session.principal == person
 
 
 def wants_page(request: web.Request) -> bool:

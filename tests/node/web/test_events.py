@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
 
+from consent.vocabulary import Role
 from node.web.events import QUEUE_EVENTS, Feed, StreamEvent, event_stream, last_event_id
 from node.web.kit import make_app
 from node.web.listener import Listener
+from tests.support.node import small_node
+from tests.support.portal import portal
 
 
 def app_for(feed: Feed, heartbeat_seconds: float = 15) -> web.Application:
@@ -140,3 +144,20 @@ def test_event_cannot_smuggle_lines() -> None:
     encoded = StreamEvent({"a": "x\ny"}, "n\nid: 9", "1\ndata: z").encode()
 
     assert encoded.count(b"\n") == 4
+
+
+@pytest.mark.requirement("U1", "F6")
+async def test_stream_ends_with_the_session_it_was_opened_in(tmp_path: Path) -> None:
+    """It goes on while its person is signed in, and not after: a page left open shows a stranger nothing more."""
+
+    async def watch(request: web.Request) -> web.StreamResponse:
+        return await event_stream(request, Feed().watch(), heartbeat_seconds=0.05)
+
+    async with small_node(tmp_path) as node, portal(node, routes=[web.get("/watch", watch)]) as site:
+        await site.person("it", Role.ADMINISTRATOR)
+        async with site.client("it") as client, client.get("/watch") as answer:
+            for _ in range(3):
+                await read_until(answer, b": heartbeat")
+            await site.sessions.end_all("it")
+            async with asyncio.timeout(5):
+                await answer.read()

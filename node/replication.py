@@ -156,6 +156,10 @@ class Replication:
         with suppress(Unavailable):
             await self.tell()
 
+    def closed(self) -> str:
+        """Why no images can be taken in, in words; empty when they can."""
+        return "" if self.replicas is None else self.replicas.quorum.why_closed
+
     def status(self) -> StorageStatus:
         """How every root is. Blocking: looks at the disks."""
         replicas = self.replicas

@@ -2,8 +2,8 @@
 
 A pass goes through the packs in order, at a bounded pace, and goes on after a restart where it was. It needs no key for
 the ciphertext: each record names the BLAKE3 of its body, and the index, whose rows are sealed, names it once more. A *deep*
-pass also opens every instance and holds it against the SHA-256 of what arrived, compares the rows of the index with
-what the packs say, and verifies the log.
+pass also opens every instance and holds it against the SHA-256 of what arrived, and compares the rows of the index with
+what the packs say. Leaves the log to its own daily check (`ops.checks`).
 
 Invariants: what is found is in the log, healed or not; a pack that changed while it was looked at is looked at again
 before anything is said of it. Leaves healing to `vault.upkeep`, rows to `rebuilding`.
@@ -155,8 +155,6 @@ class Scrubbing:
             told(progress)
             if progress.packs % SAVE_EVERY == 0:
                 await self._save(await self._with_asked(progress))
-        if progress.deep:
-            progress = replace(progress, faults=progress.faults + await self._log_faults())
         now = self._clock.now()
         progress = replace(
             progress, finished=now, deep_finished=now if progress.deep else progress.deep_finished
@@ -269,16 +267,6 @@ class Scrubbing:
             await self._compaction.compact_if_worth(study, ACTOR)
         except AccordError as error:
             logger.warning("pack not compacted", study=study, error=error.message)
-
-    async def _log_faults(self) -> int:
-        checked = await self._log.verify()
-        for words in checked.faults[:MAX_NAMED_OBJECTS]:
-            await self._log.record(
-                Event(
-                    EventKind.INTEGRITY_FAILED, ACTOR, Outcome.FAILED, reason=words, detail={"where": "log"}
-                )
-            )
-        return len(checked.faults)
 
     async def _report(self, study: str, result: Healed) -> None:
         objects = sorted({piece.object_id for piece in result.lost if piece.object_id})

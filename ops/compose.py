@@ -7,7 +7,7 @@ stops them in the opposite one. `ops.hub` composes the hub from the same parts.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -312,7 +312,7 @@ async def build_node(foundation: Foundation) -> Node:
             metrics=metrics,
         ),
         peer_app=make_peer_app(routes=PEER_ROUTES, services=exchange.services(), metrics=metrics),
-        health_app=build_health(base, jobs, registry),
+        health_app=build_health(base, jobs, registry, archive.upkeep.replication.closed),
         metrics=metrics,
     )
 
@@ -345,9 +345,11 @@ def people_services(base: Foundation) -> dict[web.AppKey[Any], Any]:
     }
 
 
-def build_health(base: Foundation, jobs: Jobs, registry: CollectorRegistry) -> web.Application:
-    """The application of the metrics listener."""
-    looked_at = health.Health(base.database, base.clock, jobs, base.settings.folder, registry)
+def build_health(
+    base: Foundation, jobs: Jobs, registry: CollectorRegistry, closed: Callable[[], str] = str
+) -> web.Application:
+    """The application of the metrics listener. `closed()` says why no images can be taken in."""
+    looked_at = health.Health(base.database, base.clock, jobs, base.settings.folder, registry, closed)
     return make_app(routes=health.ROUTES, services={health.HEALTH: looked_at}, people=False)
 
 

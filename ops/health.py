@@ -34,10 +34,18 @@ class Health:
     jobs: Jobs
     folder: Path
     registry: CollectorRegistry
+    closed: Callable[[], str] = str
+    """Why no images can be taken in, in words; empty when they can."""
 
     async def faults(self) -> dict[str, str]:
         """Every check that fails, with its words."""
-        checks = {"database": self._database, "disk": self._disk, "clock": self._clock, "jobs": self._jobs}
+        checks = {
+            "database": self._database,
+            "disk": self._disk,
+            "storage": self._storage,
+            "clock": self._clock,
+            "jobs": self._jobs,
+        }
         found = {name: await check() for name, check in checks.items()}
         return {name: words for name, words in found.items() if words}
 
@@ -52,6 +60,9 @@ class Health:
     async def _disk(self) -> str:
         free = shutil.disk_usage(self.folder).free
         return "" if free >= MIN_FREE_BYTES else f"{free // 1024**2} MiB free"
+
+    async def _storage(self) -> str:
+        return self.closed()
 
     async def _clock(self) -> str:
         behind = self.clock.behind_seconds

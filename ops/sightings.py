@@ -171,7 +171,8 @@ def _healed(entry: Entry, places: Places) -> list[Sighting | Mended]:
     event, kinds = entry.event, (FindingKind.STORAGE_DEGRADED,)
     if "in_sync" not in event.detail:
         return []
-    whole = [Mended(kinds, STORAGE)] if event.detail["in_sync"] == event.detail.get("of") else []
+    taking = event.detail.get("writing") is True or event.detail["in_sync"] == event.detail.get("of")
+    whole = [Mended(kinds, STORAGE)] if taking else []
     return [Mended(kinds, _root(event)), *whole]
 
 

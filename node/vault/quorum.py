@@ -88,6 +88,7 @@ class Quorum:
         self.version = 0
         """Raised whenever copies must be opened anew: who is in sync has changed, or a copy was brought level."""
         self.why_closed = "The storage roots have not been looked at yet."
+        self._told_closed = False
         self.news: deque[News] = deque(maxlen=MAX_NEWS)
         self.doubted: set[str] = set()
         """Ids of roots in sync that were away: what they missed is not known. They count as missing."""
@@ -214,12 +215,16 @@ class Quorum:
         """Take no writes until `open_writing`."""
         if self.why_closed != why:
             self.why_closed = why
+            self._told_closed = True
             self.news.append(News(EventKind.REPLICA_DEGRADED, why, detail={"writing": False}))
 
     def open_writing(self) -> None:
         """Take writes."""
-        if self.why_closed:
-            self.why_closed = ""
+        if self._told_closed:
+            detail = {"writing": True, "in_sync": len(self.membership.in_sync), "of": len(self.slots)}
+            self.news.append(News(EventKind.REPLICA_HEALED, "Images are taken in again.", detail=detail))
+        self._told_closed = False
+        self.why_closed = ""
 
     def closed_words(self) -> str:
         """Why the roots that are there do not suffice."""

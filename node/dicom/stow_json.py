@@ -18,22 +18,33 @@ from node.imaging.rendering import Renderer
 from node.imaging.syntaxes import EXPLICIT_LITTLE_ENDIAN
 
 MAX_MODELS = 10_000
+MAX_OBJECTS = 1_000_000
+"""JSON objects in one request: one of three bytes takes a hundred in memory."""
 
 
 async def files_of(parts: Sequence[Part], renderer: Renderer) -> AsyncGenerator[bytes | Invalid, None]:
     """The DICOM file of every model, or why there is none. Raises Invalid when a part is not JSON."""
     models: list[Any] = []
     values: dict[str, Part] = {}
+    objects = 0
     for part in parts:
         if parameters(part.headers.get("content-type", ""))[0] == JSON:
+            objects += part.body.count(b"{") + part.body.count(b"[")
+            if objects > MAX_OBJECTS:
+                raise Invalid(
+                    f"A request has at most {MAX_OBJECTS} elements in DICOM JSON.",
+                    mend="Send fewer instances at once, or DICOM files.",
+                    code="too-large",
+                )
             models += _models(part.body)
         else:
             values[part.headers.get("content-location", "")] = part
     if len(models) > MAX_MODELS:
         raise Invalid(f"A request has at most {MAX_MODELS} instances in DICOM JSON.", code="too-large")
+    used: set[str] = set()
     for model in models:
         try:
-            yield await _file(model, values, renderer)
+            yield await _file(model, values, used, renderer)
         except Invalid as error:
             yield error
 
@@ -49,8 +60,19 @@ def _models(body: bytes) -> list[Any]:
     return models
 
 
-async def _file(model: Mapping[str, Any], values: Mapping[str, Part], renderer: Renderer) -> bytes:
-    uris = list(dict.fromkeys(bulk_uris(model)))
+async def _file(
+    model: Mapping[str, Any], values: Mapping[str, Part], used: set[str], renderer: Renderer
+) -> bytes:
+    """One file. `used` are the values that others have taken: else a few bytes could ask for any number of large files."""
+    named = list(bulk_uris(model))
+    uris = list(dict.fromkeys(named))
+    if len(uris) != len(named) or not used.isdisjoint(uris):
+        raise Invalid(
+            "A BulkDataURI is named twice; each value is for one element.",
+            mend="Send it once for each element.",
+            code="bulk-data-twice",
+        )
+    used.update(uris)
     if any(uri not in values for uri in uris):
         raise Invalid(
             "A BulkDataURI names a value that is not in this request.",

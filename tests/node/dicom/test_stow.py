@@ -14,7 +14,7 @@ from pydicom.uid import JPEGLSLossless, RLELossless
 
 from consent.errors import AccordError, Conflict, Corrupt, Denied, Invalid, Unavailable
 from consent.vocabulary import EventKind
-from node.dicom import stow
+from node.dicom import stow, stow_json
 from node.dicom.stow_answer import Outcome, failure_reason
 from tests.support.dicom import ct_slice, uid
 from tests.support.web_door import Door, chief, open_door
@@ -123,6 +123,21 @@ async def test_json_is_bounded_as_a_whole(door: Door, name: str, monkeypatch: py
 
     assert status == 413
     assert "DICOM files" in answer["mend"]
+
+
+@pytest.mark.requirement("F4")
+async def test_json_asks_for_no_more_than_it_brings(
+    door: Door, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One value makes one instance, not as many as name it; and many tiny objects are not unfolded in memory."""
+    value = {PIXELS: ("application/octet-stream", ct_slice(study=name).dataset().PixelData)}
+    models = [model(name, 1), model(name, 2)]
+    status, answer = await door.post(await chief(door), *request(models, value))
+    assert (status, len(answer["00081199"]["Value"]), len(answer["0008119A"]["Value"])) == (202, 1, 1)
+
+    monkeypatch.setattr(stow_json, "MAX_OBJECTS", 100)
+    status, answer = await door.post(await chief(door), *request([{}] * 200, {}))
+    assert (status, answer["type"]) == (413, "urn:accord:problem:too-large")
 
 
 @pytest.mark.requirement("F5")

@@ -133,9 +133,7 @@ async def test_damaged_record_of_one_grant_keeps_no_other_copy_alive(r: Region) 
     """One grant's record was altered: that is on record once, the others end in time, and so does this one."""
     damaged, later = await r.share(lasts=timedelta(minutes=10)), await r.share(lasts=timedelta(minutes=5))
     async with r.b.node.database.write() as tx:
-        await tx.execute(
-            update(record).where(record.c.id == damaged.grant.id).values(sealed=b"A")
-        )
+        await tx.execute(update(record).where(record.c.id == damaged.grant.id).values(sealed=b"A"))
 
     r.clock.tick(minutes=6)
     for _ in range(2):

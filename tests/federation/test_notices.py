@@ -128,9 +128,7 @@ async def test_damaged_grant_keeps_no_other_alive(r: Region) -> None:
     """One grant's record was altered at A: that is on record, and another patient's withdrawal ends theirs."""
     damaged, other = await r.share(lasts=timedelta(hours=1)), await r.share()
     async with r.a.node.database.write() as tx:
-        await tx.execute(
-            update(record).where(record.c.id == damaged.grant.id).values(sealed=b"A")
-        )
+        await tx.execute(update(record).where(record.c.id == damaged.grant.id).values(sealed=b"A"))
     for sharing in (damaged, other):
         await r.a.consents.withdraw(sharing.owner, sharing.consent, "patient called")
 

@@ -104,7 +104,7 @@ async def people_middleware(request: web.Request, handler: Handler) -> web.Strea
 
 async def still_there(request: web.Request) -> bool:
     """Whether who made this request is signed in as the same person now; for answers that go on. Keeps no session awake."""
-    person = request.get(PRINCIPAL)
+    person: Principal | None = request.get(PRINCIPAL)
     if person is None:  # a public route
         return True
     try:

@@ -227,5 +227,5 @@ ROUTES = [
     web.post("/api/v1/keys/rewrap", rewrap),
     web.post("/api/v1/keys/unlock", unlock),
     web.post("/api/v1/keys/lock", lock),
-    web.post(r"/api/v1/studies/{study:st_[a-z0-9]{4,64}}/grade", set_grade),
+    web.post("/api/v1/studies/{study}/grade", set_grade),
 ]

@@ -258,8 +258,10 @@ async def test_one_log_line_and_one_count_per_request_by_route_template(hospital
             client.get(f"/studies/{hospital.study}?secret=Zhang", headers=PAGE) as answer,
         ):
             assert answer.status == 200
+        async with asyncio.timeout(5):  # the line is written when the answer is out
+            while not (told := [line for line in lines if line["event"] == "request"]):
+                await asyncio.sleep(0.01)
 
-    told = [line for line in lines if line["event"] == "request"]
     assert [(line["method"], line["route"], line["status"]) for line in told] == [
         ("GET", "/studies/{study}", 200)
     ]

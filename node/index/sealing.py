@@ -56,7 +56,7 @@ def altered(table: str) -> Corrupt:
     """The error for a row that says something else than was put into it."""
     return Corrupt(
         f"A row of {table} was altered.",
-        mend="Stop the node and restore the database from its backup; never delete it, the keys lie in it too.",
+        mend="Stop the node and run accord index rebuild DIR; never delete the database, the keys lie in it too.",
     )
 
 

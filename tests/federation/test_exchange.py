@@ -252,6 +252,24 @@ async def test_byte_flipped_on_the_wire_is_noticed_and_the_transfer_goes_on(r: R
     assert await held_state(r, sharing) is HeldState.HELD
 
 
+@pytest.mark.requirement("T2")
+async def test_pack_written_anew_at_home_is_started_over(r: Region) -> None:
+    """B holds half of a pack that A writes anew: it is told so, throws that half away, and gets the new one on asking again."""
+    sharing = await r.share(slices=12, size=128, fetch=False)
+    r.a.wire.cut_after(150_000)
+    with pytest.raises(Unavailable):
+        await r.b.fetching.fetch(sharing.grant.id)
+    r.a.wire.mend()
+    assert list(r.b.holdings.incoming("a-general").names())
+
+    await r.a.node.compaction.compact(sharing.study, "system")
+    with pytest.raises(Conflict, match="written anew"):
+        await r.b.fetching.fetch(sharing.grant.id)
+
+    assert not list(r.b.holdings.incoming("a-general").names())
+    assert not await r.b.log.search(kind=EventKind.INTEGRITY_FAILED)
+
+
 @pytest.mark.requirement("T2", "C3")
 async def test_byte_flipped_at_the_sender_is_found_before_the_copy_counts(r: Region) -> None:
     """A pack that is not what A's manifest says is thrown away, on record, and nothing of it can be opened."""

@@ -382,3 +382,30 @@ def test_a_copy_that_cannot_be_read_is_written_anew(rack: Rack, monkeypatch: pyt
     monkeypatch.undo()
     assert rack.file(1, NAME).stat().st_ino != bad
     assert len(set(copies(rack))) == 1
+
+
+@pytest.mark.requirement("V2")
+def test_a_stale_root_alone_is_not_taken_for_the_archive(rack: Rack) -> None:
+    """It comes back while the roots in sync are away: nothing is written, nothing is taken in sync, what it has is read."""
+    replicas = rack.start()
+    (old,) = fill(replicas, "in_1")
+    rack.take(2)
+    replicas.watch()
+    (new,) = fill(replicas, "in_2")
+    rack.take(0)
+    rack.take(1)
+    rack.put_back(2)
+    replicas.watch()
+    (stale,) = replicas.quorum.others
+    with pytest.raises(Unavailable):
+        replicas.restore(stale)
+    with pytest.raises(Unavailable):
+        fill(replicas, "in_3")
+    assert rack.in_sync() == [0, 1]
+    assert read_whole(replicas, old)
+    rack.put_back(0)
+    rack.put_back(1)
+    restore_all(replicas)
+    assert rack.in_sync() == [0, 1, 2]
+    assert read_whole(replicas, new)
+    assert len(set(copies(rack))) == 1

@@ -173,6 +173,11 @@ REFUSED = {
         lambda: _with(PatientName="Zhangsan^Li", Manufacturer="Zhangsan"),
         "leak",
     ),
+    "a short number that stands alone": (lambda: _with(PatientID="4711", Manufacturer="Unit 4711."), "leak"),
+    "a long number inside another": (
+        lambda: _with(PatientID="4711047110", Manufacturer="9471104711099"),
+        "leak",
+    ),
     "no SOP instance": (lambda: _with(SOPInstanceUID=""), "no-identity"),
     "garbage": (lambda: b"\x08\x00\x05\x00CS\xff\xff" * 9, "unreadable"),
 }
@@ -186,6 +191,17 @@ def test_what_no_rule_can_clean_is_refused(make, code: str) -> None:  # type: ig
     assert isinstance(result, Refusal)
     assert result.code in (code, "no-identity" if code == "unreadable" else code)
     assert result.reason.endswith(".")
+
+
+def test_a_short_number_is_in_many_uids_by_chance() -> None:
+    """Four digits inside a UID or a longer number are no leak: of fifty patients none is refused for that."""
+    results = [
+        Deidentifier(KEY).apply(_with(PatientID=f"{number}", SOPInstanceUID=f"2.25.{number}77"), EXPLICIT)
+        for number in range(4000, 4050)
+    ]
+    assert not [result for result in results if isinstance(result, Refusal)]
+    inside = _with(PatientID="4711", DeviceSerialNumber="", Manufacturer="SN 1.4711.9 and 994711")
+    assert not isinstance(Deidentifier(KEY).apply(inside, EXPLICIT), Refusal)
 
 
 def test_deep_nesting_is_refused_not_followed() -> None:

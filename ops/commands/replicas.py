@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from consent.errors import Conflict, NotFound
+from consent.vocabulary import EventKind
+from node.audit.log import Event
 from node.replication import IN_SYNC, RootStatus, standing
 from node.scrubbing import Progress, loaded, saved
-from node.vault.roots import DatabaseLedger, Membership, Place, look_at, new_identity, write_identity
+from node.vault.roots import DatabaseLedger, Membership, Place, RootRow, look_at, new_identity, write_identity
 from ops.commands.arguments import Folder, Json, operator
 from ops.console import speaks, tell, tell_table
 from ops.foundation import Foundation, opened
@@ -158,6 +160,40 @@ def refill(
         raise typer.Exit(1)
 
 
+@replicas.command("accept")
+@speaks
+def accept(
+    folder: Folder,
+    root: Annotated[int, typer.Option(min=1, max=9, help="The root that is left, by its number.")],
+    as_json: Json = False,
+) -> None:
+    """Take one root for the archive as it is, when too many are lost for ever to know that nothing is missing.
+
+    The node must not run. Afterwards the others are filled from it: what only they had is gone. It is on record.
+
+    Example: accord replicas accept /srv/accord --root 1
+    """
+
+    async def run() -> int:
+        async with opened(folder) as node:
+            with sole_user(node.settings.folder):
+                ledger = DatabaseLedger(node.database)
+                accepted = await asyncio.to_thread(_accepted, node, await ledger.load(), root)
+                await asyncio.to_thread(ledger.save, accepted)
+                words = (
+                    f"Storage root {root} was taken for the archive as it is; the others are filled from it."
+                )
+                event = Event(EventKind.REPLICA_DEGRADED, operator(), reason=words, detail={"root": root})
+                await node.log.record(event)
+                return accepted.epoch
+
+    epoch = asyncio.run(run())
+    words = (
+        f"Root {root} is the archive now.\nNext: accord replicas refill {folder}; accord index check {folder}"
+    )
+    tell(words, {"root": root, "epoch": epoch}, as_json=as_json)
+
+
 @index.command("rebuild")
 @speaks
 def rebuild(folder: Folder, as_json: Json = False) -> None:
@@ -225,6 +261,21 @@ def _take_over(node: Foundation, membership: Membership, number: int) -> None:
         )
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_identity(path, new_identity(node.identity.node_id, node.clock.now()))
+
+
+def _accepted(node: Foundation, membership: Membership, number: int) -> Membership:
+    """The membership with one root in sync, which must be there and be this node's. Raises NotFound, Conflict."""
+    paths = node.settings.storage_roots
+    if not 1 <= number <= len(paths) or len(paths) == 1:
+        raise NotFound(f"There is no storage root {number}.", mend="Look at storage.roots in node.toml.")
+    found = look_at(paths[number - 1], node.identity.node_id)
+    if found.place is not Place.ROOT or found.identity is None:
+        words = found.words or "It is empty."
+        raise Conflict(f"{paths[number - 1]}: {words}", mend="Name the root that is left.", code="root-away")
+    epoch = max(membership.epoch, found.identity.epoch) + 1
+    now = node.clock.now()
+    row = RootRow(found.identity.id, number, str(paths[number - 1]), True, now, paths[number - 1].is_mount())
+    return Membership(epoch, 1, (row,))
 
 
 async def _progress(node: Foundation) -> Progress:

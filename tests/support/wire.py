@@ -20,6 +20,7 @@ class Wire:
         self._whole = True
         self._cut_at: int | None = None
         self._flip_at: int | None = None
+        self.flipped = 0
 
     async def start(self) -> int:
         """Listen; return the port that others use."""
@@ -81,6 +82,7 @@ class Wire:
                     return
                 if self._flip_at is not None and self.passed >= self._flip_at:
                     self._flip_at = None
+                    self.flipped += 1
                     data = data[:-1] + bytes([data[-1] ^ 1])
             writer.write(data)
             await writer.drain()

@@ -24,7 +24,7 @@ from tests.learning.region import OFFICER, RESEARCHER, Hospital, Hub, digits_pla
 pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(480)]
 
 
-async def until(true: Callable[[], Awaitable[bool]], seconds: float = 120) -> None:
+async def until(true: Callable[[], Awaitable[bool]], seconds: float = 300) -> None:
     async with asyncio.timeout(seconds):
         while not await true():
             await asyncio.sleep(0.1)

@@ -10,11 +10,12 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from ssl import PEM_cert_to_DER_cert
 
 import click
 import pytest
 import typer
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from consent.errors import Corrupt, Denied
 from consent.vocabulary import EventKind, Role
@@ -300,7 +301,7 @@ async def test_device_add_lets_in_what_was_registered_and_nothing_else(folder: P
     assert (out / "CT1.key").stat().st_mode & 0o077 == 0
     line = ("--ae-title", "CT1", "--address", "10.1.2.0/28", "--certificate", out / "CT1.crt")
     await _said("device", "add", folder, *line)
-    shown = PEM_cert_to_DER_cert((out / "CT1.crt").read_text("ascii"))
+    shown = x509.load_pem_x509_certificate((out / "CT1.crt").read_bytes()).public_bytes(Encoding.DER)
     async with opened(folder) as node:
         admit = node.registry.admit_device
         principal = await admit("CT1", "GENERAL", "10.1.2.3", shown, True)

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -293,13 +294,21 @@ async def test_mutated_instances(
     assert 0 < len(kept) < len(sent)
 
 
+async def _found(web: DicomWeb, uid: str) -> list[Any]:
+    _, body, _ = await web.request("GET", f"/instances?SOPInstanceUID={uid}")
+    found: list[Any] = json.loads(body or b"[]")
+    return found
+
+
 async def _differing(node: Served, kept: Mapping[str, bytes]) -> list[str]:
     """Instances that do not come back by WADO-RS as they were sent, or that break what is made of them."""
     wrong = []
     async with DicomWeb(node.web, node.token, node.web_context()) as web:
         for uid, data in kept.items():
-            _, found, _ = await web.request("GET", f"/instances?SOPInstanceUID={uid}")
-            (match,) = json.loads(found)
+            async with asyncio.timeout(5):  # rows follow within a second
+                while not (matches := await _found(web, uid)):
+                    await asyncio.sleep(0.1)
+            (match,) = matches
             path = "/".join(
                 f"{kind}/{match[tag]['Value'][0]}"
                 for kind, tag in (("studies", "0020000D"), ("series", "0020000E"), ("instances", "00080018"))

@@ -79,6 +79,11 @@ def wipe(settings: EdgeSettings, agent: Ed25519PrivateKey, clock: Clock, *, disc
     return Wiped(statement, len(segments), sum(size for _, size in segments))
 
 
+def forget(settings: EdgeSettings) -> None:
+    """Destroy the agent's own key, once its last statement is safe: nobody signs with it again. Raises Unavailable."""
+    _destroy(settings.agent_key)
+
+
 def unproven(folder: Path) -> list[str]:
     """What overwriting a file in `folder` does not prove."""
     found = [UNPROVEN_BACKUPS]

@@ -122,7 +122,7 @@ def wipe(
     Example: accord edge wipe /srv/edge
     """
     from node.edge.agent import read_agent_key
-    from node.edge.wiping import CERTIFICATE_NAME
+    from node.edge.wiping import CERTIFICATE_NAME, forget
     from node.edge.wiping import wipe as carry_out
 
     settings = load_edge(folder)
@@ -130,6 +130,7 @@ def wipe(
         wiped = carry_out(settings, read_agent_key(settings), TrustedClock(), discard=discard)
     file = settings.folder / CERTIFICATE_NAME
     _write(file, wiped.statement.token)
+    forget(settings)
     body = wiped.statement.body
     tell(
         f"Wiped: {', '.join(body.done)}.\n"

@@ -146,6 +146,7 @@ async def test_what_the_modality_sent_outlives_node_outage_and_crash_and_reaches
     )
     assert refused.code == 3
     wiped = (await command("edge", "wipe", edge.folder, "--json")).value
+    assert not list((edge.folder / "keys").glob("*.key"))
     await command(
         "device", "set-state", node.folder, "--ae-title", SCANNER, "--state", "retired", "--reason", "sold",
         "--wipe-certificate", wiped["certificate"], "--json",

@@ -145,6 +145,9 @@ async def test_what_the_modality_sent_outlives_node_outage_and_crash_and_reaches
         "device", "set-state", node.folder, "--ae-title", SCANNER, "--state", "retired", "--json"
     )
     assert refused.code == 3
+    await asyncio.sleep(
+        2.5
+    )  # the certificate speaks of whole seconds, and the node has to have heard of the end
     wiped = (await command("edge", "wipe", edge.folder, "--json")).value
     assert not list((edge.folder / "keys").glob("*.key"))
     await command(

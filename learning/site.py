@@ -38,6 +38,7 @@ from learning.sealed import seal_bytes
 from node.audit.event import Event
 from node.audit.log import Log
 from node.clock import Clock
+from node.completion import to_its_end
 
 SYNC_SECONDS = 3.0
 SECRET_BYTES = 32
@@ -225,10 +226,9 @@ class TrainingSite:
         finally:
             self.status.running, self.status.processes, self._runner = False, {}, None
             self.status.network = "unknown"
-            await crew.end()
             if ours is not None:
                 ours.close()
-            await tunnel.stop()
+            await to_its_end(_wind_up(crew, tunnel))
 
     async def _start(self, crew: Crew, superlink: str, port: int, root: bytes) -> Any:
         ours, theirs = pair()
@@ -341,3 +341,8 @@ class TrainingSite:
     def describe(self) -> dict[str, Any]:
         """The status as plain JSON."""
         return asdict(self.status) | {"app": bundle_digest()}
+
+
+async def _wind_up(crew: Crew, tunnel: Tunnel) -> None:
+    await crew.end()
+    await tunnel.stop()

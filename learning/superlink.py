@@ -28,6 +28,7 @@ from learning.loopback import HOST, free_port, throwaway_certificate
 from learning.plans import TrainingPlan
 from learning.processes import MAX_BACKOFF_SECONDS, Crew, module_command, superlink_command
 from learning.sealed import seal_bytes
+from node.completion import to_its_end
 
 SECRET_BYTES = 32
 START_SECONDS = 90.0
@@ -133,16 +134,19 @@ class Superlink:
             self._ready.clear()
             self._door.shut()
             self._nodes, self.processes, self._channel = {}, {}, None
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for future in self._answers.values():
-                if not future.done():
-                    future.set_exception(Closed())
-            self._answers.clear()
-            await crew.end()
+            await to_its_end(self._wind_up(crew, tasks))
             if ours is not None:
                 ours.close()
+
+    async def _wind_up(self, crew: Crew, tasks: set[asyncio.Task[Any]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for future in self._answers.values():
+            if not future.done():
+                future.set_exception(Closed())
+        self._answers.clear()
+        await crew.end()
 
     async def _start(self, crew: Crew, port: int, root: bytes, certificate: bytes, key: bytes) -> Any:
         ours, theirs = pair()

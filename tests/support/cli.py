@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from typer.testing import CliRunner
 
 from ops.cli import app
@@ -31,8 +32,18 @@ class Said:
 
 
 def accord(*words: object, stdin: str | None = None) -> Said:
-    """Run one command. An exception that is not an exit is the test's failure."""
-    result = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+    """Run one command. An exception that is not an exit is the test's failure.
+
+    How the process logs is afterwards as it was before: a command sets that for itself.
+    """
+    before = structlog.get_config() if structlog.is_configured() else None
+    try:
+        result = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+    finally:
+        if before is None:
+            structlog.reset_defaults()
+        else:
+            structlog.configure(**before)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Said(result.exit_code, result.stdout, result.stderr)

@@ -96,7 +96,7 @@ def check_wipe(
         token.strip(), WipeCertificate, keys_of=lambda who: (key,) if who == issuer else (), now=now
     )
     _require_covering(signed.body, ae_title, last_seen, now)
-    if since is not None and signed.body.wiped < since.replace(microsecond=0):
+    if since is not None and signed.body.wiped < _second(since):
         # What stood beside it before says nothing of what it may have taken in since, seen here or not.
         raise Denied(
             "It was put in use since it was wiped.", mend=wipe_needed().mend, code="wipe-certificate"
@@ -126,5 +126,10 @@ def _require_covering(
         raise Denied("It says that it was wiped in the future.", mend=mend, code="wipe-certificate")
     if now - body.wiped > WIPE_LASTS:
         raise Denied("It was wiped too long ago.", mend=mend, code="wipe-certificate")
-    if last_seen is not None and body.wiped < last_seen:
+    if last_seen is not None and body.wiped < _second(last_seen):
         raise Denied("It has been seen here since it was wiped.", mend=mend, code="wipe-certificate")
+
+
+def _second(moment: datetime) -> datetime:
+    """The whole second of a moment: a statement has no finer time, so within one second it came after."""
+    return moment.replace(microsecond=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +36,17 @@ def test_a_wipe_certificate_holds_or_not_as_frozen(case: dict[str, Any]) -> None
         return
     with pytest.raises(FAMILIES[case["expect"]]):
         check_wipe(case["token"], **given)
+
+
+@pytest.mark.requirement("C2")
+def test_a_statement_speaks_of_whole_seconds() -> None:
+    """Seen, or put in use, a moment before the wipe within one second: it holds. A second later: it does not."""
+    good = next(case for case in VECTORS["cases"] if case["expect"] == "ok")
+    given = {"ae_title": VECTORS["device"], "agent": VECTORS["agent"], "now": at(VECTORS["now"])}
+    wiped = check_wipe(good["token"], **given, last_seen=None).body.wiped
+    within, after = wiped + timedelta(milliseconds=999), wiped + timedelta(seconds=1)
+    assert check_wipe(good["token"], **given, last_seen=within, since=within).body.wiped == wiped
+    with pytest.raises(Denied, match="seen here"):
+        check_wipe(good["token"], **given, last_seen=after)
+    with pytest.raises(Denied, match="put in use"):
+        check_wipe(good["token"], **given, last_seen=None, since=after)

@@ -59,6 +59,12 @@ class Root:
                     f"Storage root {self.number} was replaced.", mend="Look at its folder.", code="storage"
                 )
 
+    def listed(self) -> dict[str, int]:
+        """Every pack here with its length in bytes. Raises Unavailable, also when the folder went away meanwhile."""
+        found = dict(self.blobs.names())
+        self.require_present()
+        return found
+
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """Do something in one of this root's threads. Raises Unavailable when it was let go of."""
         try:

@@ -153,12 +153,15 @@ class Quorum:
 
     def enough_to_level(self) -> bool:
         """Whether the roots that are there surely have among them everything that was answered for."""
-        members = len(self.membership.in_sync)
-        return len(self.in_sync) + len(self.back) >= max(1, members - self.need + 1)
+        return len(self.in_sync) + len(self.back) >= self._sources
+
+    def enough_in_sync(self) -> bool:
+        """The same of those that were there all the time, or have been brought level."""
+        return len(self.in_sync) >= self._sources
 
     def require_sources(self) -> None:
-        """Raise Unavailable unless the roots in sync that are there have among them everything that was answered for."""
-        if len(self.in_sync) < max(1, len(self.membership.in_sync) - self.need + 1):
+        """Raise Unavailable unless `enough_in_sync`."""
+        if not self.enough_in_sync():
             raise below_quorum(self.closed_words())
 
     def put_out(
@@ -352,9 +355,13 @@ class Quorum:
             ) as error:  # the database decides; this is for the day it is restored
                 root.trouble = error.message
 
+    @property
+    def _sources(self) -> int:
+        """How many roots in sync have among them, whichever they are, everything that was answered for."""
+        return max(1, len(self.membership.in_sync) - self.need + 1)
+
     def _lack(self, there: int) -> str:
-        members = len(self.membership.in_sync)
-        needed = max(self.need, members - self.need + 1)
+        needed = max(self.need, self._sources)
         return f"Only {there} of {len(self.slots)} storage roots can be used; {needed} are needed."
 
     def _tell(self, kind: EventKind, number: int, words: str, why: str) -> None:

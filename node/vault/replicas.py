@@ -395,8 +395,9 @@ class Replicas:
         return [self.lane(root, name, file) for root, file in files.items()]
 
     def _bring_all(self, root: Root, pace: Pace, told: Callable[[int, int], None]) -> int:
-        names = sorted(dict(self.names()))
-        for name in sorted({name for name, _ in root.blobs.names()} - set(names)):
+        self.quorum.require_sources()
+        names = sorted(set().union(*(one.listed() for one in self.quorum.in_sync)))
+        for name in sorted(root.listed().keys() - set(names)):
             with self.turns.of(name):
                 bring_back(name, self.quorum.in_sync, root)
         carried = 0
@@ -408,8 +409,6 @@ class Replicas:
 
     def _bring_one(self, name: str, root: Root, pace: Pace) -> int:
         """First without keeping anybody waiting: most bytes are carried then. What changed meanwhile is dirty."""
-        if not self.quorum.in_sync:
-            raise nothing_to_read()
         return bring_back(name, self.quorum.in_sync, root, pace, sure=False)
 
     def _take_dirty(self) -> list[str]:
@@ -461,6 +460,9 @@ class Replicas:
         with self.turns.everybody():
             quorum.doubted -= {root.id for root in quorum.back}
             self._level_all()
+        if not quorum.enough_in_sync():  # on some that were there it failed
+            quorum.close_writing(quorum.closed_words())
+            return
         for root_id in quorum.missing:
             with suppress(Unavailable):
                 quorum.put_out(root_id, "it was away at the start")
@@ -471,14 +473,20 @@ class Replicas:
 
     def _level_all(self) -> None:
         """Bring level every pack whose copies differ in length. A root on which that fails stays doubted."""
-        sizes = {root: dict(root.blobs.names()) for root in self.quorum.in_sync}
+        sizes: dict[Root, dict[str, int]] = {}
+        for root in self.quorum.in_sync:  # of a large archive it may take longer than any answer
+            try:
+                sizes[root] = root.listed()
+            except Unavailable as error:
+                self._doubt({root: error})
         for name in sorted(set().union(*sizes.values())):
-            if len({held.get(name) for held in sizes.values()}) == 1:
-                continue
-            failed = self._bring_level(name)
-            for root, error in failed.items():
-                self.quorum.doubted.add(root.id)
-                root.trouble = error.message
+            if len({held.get(name) for held in sizes.values()}) > 1:
+                self._doubt(self._bring_level(name))
+
+    def _doubt(self, failed: dict[Root, AccordError]) -> None:
+        for root, error in failed.items():
+            self.quorum.doubted.add(root.id)
+            root.trouble = error.message
 
     def _bring_level(self, name: str) -> dict[Root, AccordError]:
         """Make the copies in sync alike; a pack of which no copy is right is named. The caller has the turn."""

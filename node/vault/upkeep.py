@@ -17,7 +17,8 @@ from typing import Protocol, TypeVar
 from consent.errors import AccordError, Corrupt, Invalid, NotFound, Unavailable
 from node.vault.blobs import FileAppendable, FileBlobs
 from node.vault.lanes import Root
-from node.vault.pack import Read, head_of, last_base, survey
+from node.vault.pack import last_base, survey
+from node.vault.quorum import nothing_to_read
 from node.vault.reconcile import (
     LAST_GROUP,
     WINDOW_BYTES,
@@ -34,7 +35,7 @@ from node.vault.reconcile import (
 N = TypeVar("N", bound="Numbered")
 
 MAX_ROUNDS = 20
-"""How often a root that comes back follows what arrived meanwhile before it gives up for now."""
+"""How often a root that comes back follows what arrived meanwhile, before the rest is brought while everybody waits."""
 LOOK_BYTES = 64 * 1024
 FEW = 16
 """So many changed packs are brought level while everybody waits."""
@@ -149,11 +150,7 @@ def bring_back(
     """
     study = _study(name)
     with ExitStack() as stack:
-        copies = []
-        for root in sources:
-            with suppress(NotFound, Unavailable):
-                file = stack.enter_context(closing(root.blobs.existing(name)))
-                copies.append(Copy(root.id, file.read, file.size()))
+        copies = _copies(name, sources, stack)
         if not copies:
             if sure:  # nobody in sync has it: it was deleted
                 target.blobs.delete(name)
@@ -173,6 +170,24 @@ def bring_back(
         return _replace(
             target.blobs, name, lambda new: carry(study, merged, copies, empty, new, cut=False, pace=pace)
         )
+
+
+def _copies(name: str, sources: Sequence[Root], stack: ExitStack) -> list[Copy]:
+    """The copies that can be opened; none only when every source is there and has none. Raises Unavailable."""
+    copies: list[Copy] = []
+    refusal: AccordError | None = None if sources else nothing_to_read()
+    for root in sources:
+        try:
+            try:
+                file = stack.enter_context(closing(root.blobs.existing(name)))
+                copies.append(Copy(root.id, file.read, file.size()))
+            except NotFound:
+                root.require_present()  # a folder that was taken away has no packs either
+        except Unavailable as error:
+            refusal = error
+    if refusal is not None and not copies:
+        raise refusal
+    return copies
 
 
 def _level(
@@ -278,14 +293,6 @@ def _copy_bytes(copies: Sequence[Copy], new: FileAppendable, pace: Pace) -> int:
         pace(WINDOW_BYTES)
         new.write([source.read(at, min(WINDOW_BYTES, source.size - at))], at)
     return source.size
-
-
-def generation_of(read: Read, study: str) -> int:
-    """Which file of its pack this is. Raises Corrupt when its head is damaged."""
-    head = head_of(read, study)
-    if head is None:
-        raise Corrupt(f"The pack of study {study} has a damaged head.", code="study-pack")
-    return head.generation
 
 
 def _study(name: str) -> str:

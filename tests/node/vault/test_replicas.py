@@ -19,6 +19,7 @@ from node.vault.compacting import rewrite
 from node.vault.pack import PackWriter, StoredObject, check_bodies, pack_name, survey
 from node.vault.replicas import Replicas
 from node.vault.roots import IDENTITY_NAME, Place, read_identity
+from node.vault.upkeep import bring_back
 from tests.node.vault.test_pack import NOW, STUDY, drafts
 from tests.support.rack import Rack, restore_all
 
@@ -409,3 +410,64 @@ def test_a_stale_root_alone_is_not_taken_for_the_archive(rack: Rack) -> None:
     assert rack.in_sync() == [0, 1, 2]
     assert read_whole(replicas, new)
     assert len(set(copies(rack))) == 1
+
+
+@pytest.mark.requirement("V2")
+@pytest.mark.parametrize("how", ["unreadable", "taken away"])
+def test_a_root_that_comes_back_keeps_what_the_others_cannot_be_asked_for(
+    rack: Rack, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A pack counts as deleted only when every root in sync is there and has none; else nothing is taken in sync."""
+    replicas = rack.start()
+    (stored,) = fill(replicas, "in_1")
+    rack.take(2)
+    replicas.watch()
+    rack.put_back(2)
+    replicas.watch()
+    (returning,) = replicas.quorum.others
+    sources = replicas.quorum.in_sync
+    if how == "unreadable":
+
+        def existing(_blobs: FileBlobs, _name: str) -> FileAppendable:
+            raise Unavailable("Cannot open a study pack: Too many open files.", code="storage")
+
+        monkeypatch.setattr(FileBlobs, "existing", existing)
+    else:  # the disks are unmounted: empty folders, and nobody has looked since
+        for number in (0, 1):
+            rack.take(number)
+            rack.paths[number].mkdir()
+    with pytest.raises(Unavailable):
+        bring_back(NAME, sources, returning)
+    with pytest.raises(Unavailable):
+        replicas.restore(returning)
+    assert rack.in_sync() == [0, 1]
+    assert returning.blobs.size(NAME) > stored.length
+
+
+@pytest.mark.requirement("V2")
+def test_a_root_whose_packs_cannot_be_listed_is_left_behind_at_the_start(
+    rack: Rack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of three: the node begins without it. Two of three: it reads, and takes nothing in."""
+    replicas = rack.start()
+    (stored,) = fill(replicas, "in_1")
+    replicas.close()
+    bad = {rack.paths[0]}
+    listed = FileBlobs.names
+
+    def names(blobs: FileBlobs) -> Iterator[tuple[str, int]]:
+        if blobs.root in bad:
+            raise Unavailable("Cannot list the study packs: Input/output error.", code="storage")
+        return listed(blobs)
+
+    monkeypatch.setattr(FileBlobs, "names", names)
+    replicas = rack.start()
+    assert rack.in_sync() == [1, 2]
+    fill(replicas, "in_2")
+    replicas.close()
+    bad.add(rack.paths[1])
+    replicas = rack.start()
+    assert rack.in_sync() == [1, 2]
+    assert read_whole(replicas, stored)
+    with pytest.raises(Unavailable):
+        fill(replicas, "in_3")

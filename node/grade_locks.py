@@ -15,6 +15,7 @@ from consent.vocabulary import EventKind, Grade, Outcome
 from node.audit.event import Detail
 from node.audit.log import Event, Log
 from node.clock import Clock
+from node.completion import to_its_end
 from node.vault.custody.two_person import TwoPersonKeystore
 from node.vault.keys import KeyRing
 
@@ -69,8 +70,10 @@ class GradeLocks:
     async def lock(self, grade: Grade, actor: str, address: str | None = None) -> None:
         """Forget the grade's keys at once. Raises NotFound."""
         keystore = self._keystore(grade)
-        keystore.lock()
-        self._keys.forget(grade)
+        try:  # a passphrase that is being tried holds the keystore for as long as that takes
+            await to_its_end(asyncio.to_thread(keystore.lock))
+        finally:
+            self._keys.forget(grade)
         detail: dict[str, Detail] = {"grade": int(grade)}
         await self._log.record(Event(EventKind.GRADE_LOCKED, actor, address=address, detail=detail))
 

@@ -126,6 +126,9 @@ class Keks:
         if row.wrapped not in self._open:
             custody = self._root(row.root, grade)
             key = await asyncio.to_thread(custody.unwrap, row.wrapped, kek_context(grade, version))
+            self.require_unlocked(
+                grade
+            )  # locked meanwhile, `forget` was before this and would not come again
             self._open[row.wrapped] = (grade, AESGCM(key))
         return self._open[row.wrapped][1]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,6 +75,33 @@ async def test_while_locked_nothing_of_the_grade_goes_in_or_out_and_the_rest_wor
         await node.ingest.receive(arrival(ct_slice(study="vip", number=2, **VIP)), node.source)
     assert await guarded.read(study, other) == other.data
     assert await node.events(EventKind.INTEGRITY_FAILED) == []
+
+
+@pytest.mark.requirement("V1")
+async def test_a_key_that_is_on_its_way_when_the_grade_is_locked_is_not_kept(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock comes between the unwrapping and its result: nobody gets the key, and memory does not hold it."""
+    await guarded.unlock()
+    study = (await guarded.node.store(ct_slice(study="vip", **VIP)))[0].study
+    keys, unwrap = guarded.node.keys, guarded.keystore.unwrap
+    keys.forget(Grade.RESTRICTED)
+    unwrapped, locked = threading.Event(), threading.Event()
+
+    def slowly(wrapped: bytes, context: bytes) -> bytes:
+        key = unwrap(wrapped, context)
+        unwrapped.set()
+        assert locked.wait(10)
+        return key
+
+    monkeypatch.setattr(guarded.keystore, "unwrap", slowly)
+    opening = asyncio.create_task(keys.study_key(None, study, Grade.RESTRICTED))
+    assert await asyncio.to_thread(unwrapped.wait, 10)
+    await guarded.locks.lock(Grade.RESTRICTED, "person:li@a-general")
+    locked.set()
+    with pytest.raises(Unavailable, match="two people"):
+        await opening
+    assert Grade.RESTRICTED not in {grade for grade, _ in keys._keks._open.values()}
 
 
 @pytest.mark.requirement("V1", "V4")

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -94,8 +95,8 @@ class Pkcs11Custody:
     def close(self) -> None:
         """See `Custody.close`."""
         self._closed = True
-        with self._turn:
-            self._drop()
+        with suppress(AccordError):  # a driver that hangs keeps its session, and the node stops without it
+            self._alone(self._drop)
 
     # In the thread that may hang
 
@@ -238,10 +239,14 @@ class Pkcs11Custody:
     # Around it
 
     def _bounded(self, call: Callable[[], T]) -> T:
-        """Run `call` alone and give it `wait_seconds`; a driver that hangs keeps only its own thread."""
-        wait = self._place.wait_seconds
+        """Run `call` alone, unless this was closed."""
         if self._closed:
             raise Unavailable("The node is closing.", code="custody-away")
+        return self._alone(call)
+
+    def _alone(self, call: Callable[[], T]) -> T:
+        """Run `call` while no other is and give it `wait_seconds`; a driver that hangs keeps only its own thread."""
+        wait = self._place.wait_seconds
         if not self._turn.acquire(timeout=wait):
             raise not_answering(WHAT, f"it is still busy with the last request after {wait:g} s")
         done: Future[T] = Future()
@@ -249,7 +254,7 @@ class Pkcs11Custody:
         def run() -> None:
             try:
                 done.set_result(call())
-            except BaseException as error:
+            except BaseException as error:  # whatever it was: who waits is to hear of it
                 done.set_exception(error)
             finally:
                 self._turn.release()

@@ -52,7 +52,13 @@ def test_a_driver_that_hangs_keeps_only_its_own_thread(tmp_path: Path) -> None:
     object.__setattr__(custody._place, "wait_seconds", 5.0)
     custody._key = real
     assert custody.unwrap(wrapped, b"c") == b"k" * 32
-    custody.close()
+    custody._key = Hanging()
+    object.__setattr__(custody._place, "wait_seconds", 0.2)
+    with pytest.raises(Unavailable):
+        custody.unwrap(wrapped, b"c")
+    began = time.monotonic()
+    custody.close()  # the node stops, whatever the driver does
+    assert time.monotonic() - began < 0.7
     with pytest.raises(Unavailable):
         custody.wrap(b"k" * 32, b"c")
 

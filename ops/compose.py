@@ -37,6 +37,7 @@ from federation.reporting import Reporter
 from federation.roster import HOSPITAL
 from federation.service import PEER_ROUTES, make_peer_app, peer_listener
 from federation.witnessing import Witnessing
+from node.access.certificates import read_certificate
 from node.access.resets import Resets
 from node.audit.witness import Witness
 from node.consents import Consents
@@ -529,11 +530,11 @@ async def _open_dicom(node: Node, stack: AsyncExitStack, addresses: dict[str, st
         addresses["dicom-tls"] = f"{settings.host}:{secure.port}"
         discovery = node.foundation.settings.discovery
         if discovery.enabled:
-            from node.edge.announcement import Announcement
+            from node.edge.announcement import announcing  # pays for zeroconf only where it is used
 
             authority = node.foundation.identity.authority_pem
-            announcement = Announcement(interface=discovery.interface, authority=authority, port=secure.port)
-            await stack.enter_async_context(announcement)
+            announced = announcing(interface=discovery.interface, authority=authority, port=secure.port)
+            await stack.enter_async_context(announced)
     if settings.plain_port:
         plain = DicomListener(node.gate, log, settings.host, settings.plain_port)
         await stack.enter_async_context(plain)
@@ -635,11 +636,5 @@ def _discovery(base: Foundation) -> Discovery | None:
         return None
     from federation.discovery import Discovery
 
-    fingerprint = base.identity.authority.fingerprint(_sha256()).hex()
+    _, fingerprint = read_certificate(base.identity.authority_pem)
     return Discovery(interface=settings.discovery.interface, fingerprint=fingerprint, port=settings.peer.port)
-
-
-def _sha256() -> Any:
-    from cryptography.hazmat.primitives.hashes import SHA256
-
-    return SHA256()

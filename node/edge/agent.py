@@ -13,7 +13,7 @@ import ipaddress
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from consent.errors import AccordError, Conflict, Denied, Invalid, NotFound
+from consent.errors import Conflict, Denied, Invalid, NotFound
 from consent.principals import Principal
 from consent.vocabulary import Outcome, Role
 from node.arrival import Arrival, Source
 from node.audit.event import Event
 from node.clock import Clock
+from node.completion import to_its_end
 from node.dicom.gate import Gate, Limits
 from node.dicom.listener import Listener
 from node.dicom.sender import Peer
@@ -103,9 +104,8 @@ class Agent:
         named = self._settings.node
         context, authority = node_context(self._settings)
         host, port = named.host, named.port
-        if (
-            named.discover and not host
-        ):  # whoever answers first on the network must not hide an address that is known
+        # Whoever answers first on the network must not hide an address that is known.
+        if named.discover and not host:
             from node.edge.announcement import find  # pays for zeroconf only where it is used
 
             found = await find(authority, interface=named.discover)
@@ -157,17 +157,14 @@ async def running(settings: EdgeSettings, clock: Clock) -> AsyncIterator[Mapping
     waiting = await spool.load()
     agent = Agent(settings, clock, spool)
     logger.info("edge_started", waiting=waiting, damaged=len(spool.damaged))
-    telling = asyncio.create_task(_tell_status(agent, settings.status_file), name="edge-status")
-    try:
-        async with agent.listener:
-            agent.forwarder.start()
-            yield {"dicom": f"{LOOPBACK}:{agent.listener.port}", "agent": agent_key_of(settings)}
-    finally:
-        await agent.forwarder.stop()
-        await spool.close()
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
-        _write_status(agent, settings.status_file)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(_write_status, agent, settings.status_file)
+        await stack.enter_async_context(_telling_status(agent, settings.status_file))
+        stack.push_async_callback(spool.close)
+        stack.push_async_callback(agent.forwarder.stop)
+        await stack.enter_async_context(agent.listener)
+        agent.forwarder.start()
+        yield {"dicom": f"{LOOPBACK}:{agent.listener.port}", "agent": agent_key_of(settings)}
 
 
 def create(settings: EdgeSettings, certificate: bytes, key: bytes, authority: bytes) -> str:
@@ -239,19 +236,34 @@ def node_context(settings: EdgeSettings) -> tuple[Any, str]:
     return dicom_client_context(pair, [authority]), authority
 
 
-async def _tell_status(agent: Agent, file: Path) -> None:
-    while True:
-        with contextlib.suppress(OSError, AccordError):  # a full disk must not end the agent for its status
-            await asyncio.to_thread(_write_status, agent, file)
-        await asyncio.sleep(STATUS_SECONDS)
+@asynccontextmanager
+async def _telling_status(agent: Agent, file: Path) -> AsyncIterator[None]:
+    async def tell() -> None:
+        while True:
+            await _write_status(agent, file)
+            await asyncio.sleep(STATUS_SECONDS)
+
+    telling = asyncio.create_task(tell(), name="edge-status")
+    try:
+        yield
+    finally:
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
 
 
-def _write_status(agent: Agent, file: Path) -> None:
-    new = file.with_suffix(".new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-        json.dump(agent.status(), out)
-    new.rename(file)
+async def _write_status(agent: Agent, file: Path) -> None:
+    """What the agent does now, into its file; a full disk must not end the agent for that."""
+    text = json.dumps(agent.status())  # here: what it reads changes on this loop
+
+    def write() -> None:
+        new = file.with_suffix(".new")
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+            out.write(text)
+        new.rename(file)
+
+    with contextlib.suppress(OSError):
+        await to_its_end(asyncio.to_thread(write))
 
 
 def _keep(file: Path, data: bytes) -> None:

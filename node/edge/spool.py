@@ -160,6 +160,7 @@ class Spool:
             segment.adding -= 1
             del self._adding[arrival.sop_instance_uid]
             done.set_result(None)
+            self._arrived.set()  # also when it failed: what lies in the segment can be forwarded now
         segment.instances.append(
             Spooled(
                 place.object_id,
@@ -177,7 +178,6 @@ class Spool:
         segment.size_bytes = end
         if segment.size_bytes >= SEGMENT_BYTES or len(segment.instances) >= SEGMENT_INSTANCES:
             segment.closed = True
-        self._arrived.set()
         return True
 
     async def waiting(self) -> list[Segment]:
@@ -189,10 +189,7 @@ class Spool:
                     segment.closed = True
                 return found
             self._arrived.clear()
-            if any(one.adding for one in self._segments.values()):
-                await asyncio.sleep(0.05)
-            else:
-                await self._arrived.wait()
+            await self._arrived.wait()
 
     def read(self, segment: Segment, one: Spooled) -> bytes:
         """The data set, proved against its tags and its digest. Blocks. Raises Corrupt, Unavailable."""

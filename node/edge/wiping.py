@@ -27,7 +27,6 @@ NO_SPOOL_LEFT = "no-spool-file-left"
 UNPROVEN_FLASH = "flash-memory-may-keep-old-blocks"
 UNPROVEN_COPIES = "file-system-may-keep-copies"
 UNPROVEN_BACKUPS = "snapshots-and-backups-are-not-known-here"
-OVERWRITE_ROUNDS = 1
 CERTIFICATE_NAME = "wipe-certificate.jws"
 _COPYING = frozenset({"btrfs", "zfs", "overlay", "f2fs", "nilfs2", "bcachefs", "nfs", "nfs4"})
 
@@ -138,10 +137,10 @@ def _file_system(folder: Path) -> str:
 def _rotational(folder: Path) -> bool | None:
     """Whether the folder lies on a turning disk; None when the system does not tell."""
     device = folder.stat().st_dev
-    for block in (f"/sys/dev/block/{os.major(device)}:{os.minor(device)}",):
-        for place in (Path(block, "queue/rotational"), Path(block, "../queue/rotational")):
-            try:
-                return place.read_text("ascii").strip() == "1"
-            except OSError:
-                continue
+    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    for place in (block / "queue/rotational", block / "../queue/rotational"):
+        try:
+            return place.read_text("ascii").strip() == "1"
+        except OSError:
+            continue
     return None

@@ -243,3 +243,29 @@ def test_killed_agent_keeps_what_it_answered_for(tmp_path: Path) -> None:
                     again.read(segment, each)
 
     asyncio.run(look())
+
+
+async def test_failed_arrival_does_not_hold_back_what_waits_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever forwards waits while something is being added, and goes on when that fails."""
+    async with spool(tmp_path) as one:
+        await one.add(instance(1))
+        failing = asyncio.Event()
+
+        async def append(*_: object) -> None:
+            await failing.wait()
+            raise Unavailable("The disk failed.")
+
+        monkeypatch.setattr(one._commit, "append", append)
+        adding = asyncio.create_task(one.add(instance(2)))
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(one.waiting())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        failing.set()
+        with pytest.raises(Unavailable):
+            await adding
+        async with asyncio.timeout(5):
+            (segment,) = await waiting
+        assert [each.sop_instance_uid for each in segment.left] == [instance(1).sop_instance_uid]

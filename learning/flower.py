@@ -44,6 +44,7 @@ from flwr.proto.runtime_pb2 import (
 from flwr.serverapp import Grid
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -82,6 +83,7 @@ PRIVATE_SYMBOLS = {
     ),
     "flwr.supercore.control": ("ControlHttpClient",),
     "flwr.supercore.fab": ("Fab",),
+    "flwr.supercore.inflatable.inflatable_utils": ("ObjectPullError",),
     "flwr.supercore.interceptors": (
         "RuntimeTokenHttpInterceptor",
         "RuntimeVersionHttpInterceptor",
@@ -99,6 +101,8 @@ REFUSED_CODE = 201
 
 HEARTBEAT_SECONDS = 10.0
 MESSAGE_SECONDS = 30.0
+"""How long a claimed task may be without its message."""
+OBJECT_POLL_SECONDS = 0.25
 COMPLETED, FAILED = "completed", "failed"
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 
@@ -165,13 +169,16 @@ class Control:
 class SiteTask:
     """One message that a supernode holds for this site: claimed, alive by heartbeats, answered once."""
 
-    def __init__(self, client: RuntimeHttpClient) -> None:
-        """Fetch the message. Raises Unavailable when the supernode does not hand it over."""
+    def __init__(self, client: RuntimeHttpClient, passed_over: Callable[[], bool]) -> None:
+        """Fetch the message. `passed_over` says whether the supernode holds a newer one.
+
+        Raises Unavailable when the supernode does not hand it over.
+        """
         self._client = client
         self._heartbeat = Heartbeat(client)
         try:
-            self.message, self.context, self.run, fab = pull_task_input(_Patient(client))
-        except (httpx.HTTPError, RuntimeError) as error:
+            self.message, self.context, self.run, fab = pull_task_input(_Patient(client, passed_over))
+        except (httpx.HTTPError, RuntimeError, ObjectPullError, Unavailable) as error:
             self.abandon()
             raise Unavailable(f"The supernode's message cannot be read ({type(error).__name__}).") from error
         self.bundle_digest = sha256(fab.content).hexdigest()
@@ -207,10 +214,14 @@ class SiteTask:
 
 
 class _Patient:
-    """A runtime client that waits for the message: a supernode offers the task just before it has stored it."""
+    """A runtime client that waits for the message and its parts, which a supernode offers before it has them.
 
-    def __init__(self, client: RuntimeHttpClient) -> None:
-        self._client = client
+    A supernode works on one message after the other. When a run is stopped while it receives one, it leaves that task
+    behind without its parts and says nothing: a newer task is the only sign that they will never come.
+    """
+
+    def __init__(self, client: RuntimeHttpClient, passed_over: Callable[[], bool]) -> None:
+        self._client, self._passed_over = client, passed_over
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
@@ -223,6 +234,16 @@ class _Patient:
                 return answer
             time.sleep(0.02)
 
+    def PullObject(self, request: Any) -> Any:  # noqa: N802 (Flower's name)
+        """Called by several threads at once, one for each part."""
+        while True:
+            answer = self._client.PullObject(request)
+            if answer.object_available or not answer.object_found:
+                return answer
+            if self._passed_over():
+                raise Unavailable("The supernode gave this message up.", code="learning-away")
+            time.sleep(OBJECT_POLL_SECONDS)
+
 
 class SiteRuntime:
     """The supernode's Runtime API on loopback: plain HTTP, claims authenticated by a shared secret (HMAC)."""
@@ -230,13 +251,23 @@ class SiteRuntime:
     def __init__(self, address: str, secret: bytes) -> None:
         self._address = address
         self._acquire = _runtime_client(address, None, _executor(secret))
+        self._newer: str | None = None
+        self._claiming = threading.Lock()
 
     def acquire(self) -> SiteTask | None:
         """Claim the oldest waiting message, if any. Raises Unavailable when the supernode does not answer."""
-        token = _claim(self._acquire, "flwr-clientapp")
+        token, self._newer = self._newer or _claim(self._acquire, "flwr-clientapp"), None
         if token is None:
             return None
-        return SiteTask(_runtime_client(self._address, None, RuntimeTokenHttpInterceptor(token)))
+        client = _runtime_client(self._address, None, RuntimeTokenHttpInterceptor(token))
+        return SiteTask(client, self._passed_over)
+
+    def _passed_over(self) -> bool:
+        """Whether a newer message waits: it is claimed, and the next that `acquire` gives."""
+        with self._claiming:
+            if self._newer is None:
+                self._newer = _claim(self._acquire, "flwr-clientapp")
+            return self._newer is not None
 
 
 @dataclass(frozen=True)

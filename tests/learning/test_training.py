@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from aiohttp import web
 
 from consent.signed import read
 from consent.vocabulary import EventKind
 from learning.digits import digits_of
+from learning.door import FleetDoor
 from learning.models import ModelVersion
 from learning.networks import declared_arrays
 from learning.plans import Refusal, Schedule, Training, Verdict
@@ -130,9 +132,11 @@ def check_disks(folder: Path, sites: list[Hospital]) -> None:
 
 
 @pytest.mark.requirement("R4")
-async def test_a_run_always_ends_and_nothing_is_left_running(tmp_path: Path) -> None:
-    """A killed runner is replaced and the run goes on; a stopped run ends; a dead superlink fails its run; no
-    process outlives its owner."""
+async def test_a_run_always_ends_and_nothing_is_left_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run stopped while a site receives its message ends, and the site takes part in the next; a dead superlink
+    fails its run; no process outlives its owner."""
     async with training_region(tmp_path, sites=2, limit=60) as (hub, sites):
         quick = digits_plan(
             baseline=False,
@@ -149,8 +153,13 @@ async def test_a_run_always_ends_and_nothing_is_left_running(tmp_path: Path) -> 
 
         run = await hub.runs.launch(signed.digest, RESEARCHER)
         await rounds_reach(hub, run.id, 1)
-        await hub.runs.stop(run.id, RESEARCHER)
-        assert (await ended(hub, run.id)).state is RunState.STOPPED
+        with monkeypatch.context() as door:
+            held, over = hold_parts(hub.door, door)
+            async with asyncio.timeout(60):
+                await held.wait()
+            await hub.runs.stop(run.id, RESEARCHER)
+            assert (await ended(hub, run.id)).state is RunState.STOPPED
+            over.set()
 
         run = await hub.runs.launch(signed.digest, RESEARCHER)
         await rounds_reach(hub, run.id, 1)
@@ -164,11 +173,25 @@ async def test_a_run_always_ends_and_nothing_is_left_running(tmp_path: Path) -> 
             os.kill(pid, 0)
 
 
+def hold_parts(door: FleetDoor, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
+    """Hold every site's call for a part of a message at the hub's door: the first event tells of one, the second ends it."""
+    held, over, passing = asyncio.Event(), asyncio.Event(), door.pass_on
+
+    async def pass_on(request: web.Request) -> web.Response:
+        if request.path.endswith("/pull-object"):
+            held.set()
+            await over.wait()
+        return await passing(request)
+
+    monkeypatch.setattr(door, "pass_on", pass_on)
+    return held, over
+
+
 async def rounds_reach(hub: Hub, run_id: str, count: int) -> None:
     async def there() -> bool:
-        run = await hub.runs.run_of(run_id)
-        assert not run.over, run.words
-        return run.rounds_done >= count
+        view = await hub.runs.view(run_id)
+        assert not view.run.over, (view.run.words, view.progress)
+        return view.run.rounds_done >= count
 
     await until(there)
 

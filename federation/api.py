@@ -1,7 +1,7 @@
 """The exchange for people: JSON under /api/v1, the portal's pages, and what this floor adds to the portal.
 
-Handlers read, call one service and answer; every rule is in the services. Format: docs/formats/peer-protocol.md has
-the statements, this module their people's side.
+Handlers read, call one service and answer; every rule is in the services. Format: docs/formats/http-api.md; the
+statements behind it: docs/formats/peer-protocol.md.
 """
 
 from __future__ import annotations

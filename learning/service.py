@@ -1,6 +1,7 @@
 """The hub's peer door for training: plans offered, decisions taken, Flower's own calls passed on.
 
 The member was identified by the peer listener; a decision counts only when that member signed it.
+Format: docs/formats/peer-protocol.md, "Training".
 """
 
 from __future__ import annotations

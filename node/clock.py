@@ -1,8 +1,8 @@
 """Trusted time: never earlier than the last moment this node, or a witness, has vouched for.
 
 A clock that was set back must not revive an expired grant, so `now()` is the maximum of the system clock,
-the last persisted time and the newest timestamp cosigned by a witness. Made in `ops.compose`; everything
-else receives a `Clock` or a `datetime`.
+the time of the log's newest entry and what witnesses agree has passed (docs/decisions/0008-trusted-time.md). Made in
+`ops.foundation`; everything else receives a `Clock` or a `datetime`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TrustedClock:
         return max(datetime.now(UTC), self._floor)
 
     def raise_floor(self, moment: datetime) -> None:
-        """Accept a moment that a witness cosigned, or that was persisted before a restart."""
+        """Accept a moment that witnesses agree on, or that the log's newest entry bears."""
         self._floor = max(self._floor, moment)
 
     @property

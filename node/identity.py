@@ -1,6 +1,6 @@
 """Who a node is: its keys, the certificates it issues under its own authority, and what it shows of itself.
 
-Six keys, each for one use: signing (records), log (checkpoints and cosignatures), HPKE (leases), TLS authority,
+Five keys, each for one use: signing (records), log (checkpoints and cosignatures), HPKE (leases), TLS authority,
 learning (Flower node authentication). All grow from 32-byte seeds that the key ring keeps wrapped; nothing here is
 stored. The authority's certificate is made from its seed alone, so it is the same after every start.
 Leaves TLS contexts to `tls`. Format: docs/formats/identity.md.

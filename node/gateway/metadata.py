@@ -1,4 +1,4 @@
-"""The DICOM JSON of what was opened: made at ingest and read here, or made at the first request and kept."""
+"""The DICOM JSON of what was opened: made once its series was quiet and read here, or made at the first request and kept."""
 
 from __future__ import annotations
 

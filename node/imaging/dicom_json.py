@@ -1,8 +1,9 @@
 """The DICOM JSON model of a data set (PS3.18 Annex F), without its bulk data.
 
-Made once, after an instance has been answered for. A value that cannot be read is left out or null; it never makes an accepted instance fail. Bulk
-(binary values, long texts and number lists, pixels) becomes a `BulkDataURI` relative to the instance:
-`bulkdata/TAG` or `bulkdata/TAG/ITEM/TAG`, items counted from 0. Elements after Pixel Data are left out.
+Made once, after an instance has been answered for. A value that cannot be read is left out or null; it never
+makes an accepted instance fail. Bulk (binary values, long texts and number lists, pixels) becomes a
+`BulkDataURI` relative to the instance: `bulkdata/TAG` or `bulkdata/TAG/ITEM/TAG`, items counted from 0.
+Elements after Pixel Data are left out.
 Sequences are read by iteration, so nesting costs no stack.
 """
 

@@ -1,7 +1,8 @@
 """The study pack: all sealed objects of one study in one file that only grows.
 
-Holds the format (head, records, void and padding records), the walk over a pack that tells a torn tail from corruption, the writer of
-one group, and the keyless check. Leaves sealing to `seal`, scheduling to `vault`, and bytes on disk to `blobs`. Blocking.
+Holds the format (head, records, void and padding records), the walk over a pack that tells a torn tail from
+corruption, the writer of one group, and the keyless check. Leaves sealing to `seal`, scheduling to `vault`, and bytes
+on disk to `blobs`. Blocking.
 
 Invariants: what was made durable is never cut off or written over; damage is named by study and offset; a record
 counts only where it was written, for the study it was written for. Format: docs/formats/study-pack.md.

@@ -14,8 +14,8 @@ Leaves deciding who may do it to the doors, re-encryption to `vault.reseal`, row
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 
@@ -24,18 +24,13 @@ from sqlalchemy import delete, insert, select
 
 from consent.errors import AccordError, Conflict, Unavailable
 from consent.vocabulary import EventKind, Grade
-from node.arrival import ATTRIBUTES_SUFFIX, placement
-from node.audit.log import Event, Log
-from node.clock import Clock
-from node.database import Database
-from node.index import Index, Placement
-from node.ingest import Ingest
+from node.audit.log import Event
+from node.completion import to_its_end
+from node.rewriting import Rewriting, places_of
 from node.vault.blobs import BlobStore
 from node.vault.key_tables import vault_regrade, vault_study_key
-from node.vault.keys import KeyRing
-from node.vault.pack import StoredObject
+from node.vault.pack import pack_name
 from node.vault.reseal import contents, generation_of, grades_in, reseal
-from node.vault.vault import INSTANCE, Vault
 
 FINISHED_LATER = "Finished after a restart."
 logger = structlog.get_logger()
@@ -63,30 +58,11 @@ class _Note:
     created: datetime
 
 
-class Regrading:
+@dataclass(kw_only=True, eq=False)
+class Regrading(Rewriting):
     """Changes the grade of studies of this node, one after the other."""
 
-    def __init__(
-        self,
-        *,
-        vault: Vault,
-        blobs: BlobStore,
-        keys: KeyRing,
-        index: Index,
-        ingest: Ingest,
-        log: Log,
-        database: Database,
-        clock: Clock,
-    ) -> None:
-        self._vault = vault
-        self._blobs = blobs
-        self._keys = keys
-        self._index = index
-        self._ingest = ingest
-        self._log = log
-        self._database = database
-        self._clock = clock
-        self._turn = asyncio.Lock()
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     async def regrade(self, study: str, grade: Grade, actor: str, *, reason: str = "") -> Regraded:
         """Seal a study anew under `grade`; when this returns the old key is gone and the deed is on record.
@@ -96,29 +72,14 @@ class Regrading:
         `recover` when only the database failed.
         """
         async with self._turn:
-            await self._ingest.flushed()  # what was acknowledged a moment ago is a study of this node too
-            before = (await self._index.study(study)).grade
-            async with self._vault.alone(study) as blobs:
-                await self._ingest.flushed()
-                held = await asyncio.to_thread(grades_in, blobs, study)
-                if held == {grade} and before == grade:
-                    raise Conflict(f"This study has grade {grade.name.lower()} already.", code="same-grade")
-                keys = {one: await self._keys.study_key(None, study, one) for one in held}
-                note = await self._begin(blobs, study, grade, actor)
-                keys[grade] = await self._keys.study_key(None, study, grade)
-                failure = await _to_its_end(partial(self._reseal, blobs, note, keys))
-                done = await asyncio.shield(self._settled(note, before, reason))
-        if done.after != grade:
-            raise failure or Unavailable("The study could not be sealed anew.")
-        await self._purge()
-        return done
+            return await to_its_end(self._regrade(study, grade, actor, reason))
 
     async def recover(self) -> int:
         """Finish, or take back, what was cut short; return how many studies.
 
         Before anything is read or taken in, and as a duty: a database that could not be written then may be now.
         """
-        async with self._database.read() as tx:
+        async with self.database.read() as tx:
             rows = (await tx.execute(select(vault_regrade))).all()
         if not rows or self._turn.locked():
             return 0
@@ -127,15 +88,32 @@ class Regrading:
                 note = _Note(
                     row.study, Grade(row.grade), row.generation, row.made_key, row.actor, row.created
                 )
-                try:
-                    before = (await self._index.study(row.study)).grade
-                    async with self._vault.alone(row.study):
-                        await self._ingest.flushed()
-                        await self._settled(note, before, FINISHED_LATER)
-                except AccordError as error:  # its pack may be damaged: named, and tried again
-                    logger.warning("regrading not settled", study=row.study, error=error.message)
+                await self._finished(row.study, partial(self._settled_later, note))
         await self._purge()
         return len(rows)
+
+    async def _regrade(self, study: str, grade: Grade, actor: str, reason: str) -> Regraded:
+        await self.ingest.flushed()  # what was acknowledged a moment ago is a study of this node too
+        before = (await self.index.study(study)).grade
+        failure: AccordError | None = None
+        async with self.vault.alone(study) as blobs:
+            await self.ingest.flushed()
+            held = await asyncio.to_thread(grades_in, blobs, study)
+            if held == {grade} and before == grade:
+                raise Conflict(f"This study has grade {grade.name.lower()} already.", code="same-grade")
+            keys = {one: await self.keys.study_key(None, study, one) for one in held}
+            note = await self._begin(blobs, study, grade, actor)
+            try:
+                keys[grade] = await self.keys.study_key(None, study, grade)
+                await asyncio.to_thread(self._reseal, blobs, note, keys)
+            except AccordError as error:
+                failure = error
+            finally:
+                done = await self._settled(note, before, reason)
+        if done.after != grade:
+            raise failure or Unavailable("The study could not be sealed anew.")
+        await self._purge()
+        return done
 
     def _reseal(self, blobs: BlobStore, note: _Note, keys: Mapping[Grade, bytes]) -> None:
         reseal(
@@ -145,25 +123,29 @@ class Regrading:
             note.grade,
             generation=note.generation,
             now=note.created,
-            prepared=partial(self._keys.begin_exchange, note.study),
+            prepared=partial(self.keys.begin_exchange, note.study),
         )
 
     async def _settled(self, note: _Note, before: Grade, reason: str) -> Regraded:
         """Settle, and let readers go on; when that fails, they are told to wait until `recover` has done it."""
-        self._keys.begin_exchange(note.study)
-        done = await self._settle(self._blobs, note, before, reason)
-        self._keys.end_exchange(note.study)
+        self.keys.begin_exchange(note.study)
+        done = await self._settle(self.blobs, note, before, reason)
+        self.keys.end_exchange(note.study)
         return done
+
+    async def _settled_later(self, note: _Note) -> None:
+        before = (await self.index.study(note.study)).grade
+        await self._settled(note, before, FINISHED_LATER)
 
     async def _begin(self, blobs: BlobStore, study: str, grade: Grade, actor: str) -> _Note:
         generation = await asyncio.to_thread(generation_of, blobs, study) + 1
-        async with self._database.write() as tx:
+        async with self.database.write() as tx:
             known = select(vault_study_key.c.study).where(
                 vault_study_key.c.study == study, vault_study_key.c.grade == grade
             )
             made = (await tx.execute(known)).first() is None
-            note = _Note(study, grade, generation, made, actor, self._clock.now())
-            await self._keys.study_key(tx, study, grade, create=True)
+            note = _Note(study, grade, generation, made, actor, self.clock.now())
+            await self.keys.study_key(tx, study, grade, create=True)
             await tx.execute(
                 insert(vault_regrade).values(
                     study=study,
@@ -183,57 +165,29 @@ class Regrading:
             await self._take_back(note)
             return Regraded(study, before, before, 0)
         objects = await asyncio.to_thread(contents, blobs, study)
-        size = await asyncio.to_thread(blobs.size, f"{study}.pack")
+        size = await asyncio.to_thread(blobs.size, pack_name(study))
         # What came after the new file was put in place, and before this, may be of another grade still: its key stays.
         held = {stored.grade for stored in objects} | {note.grade}
-        self._vault.raise_grade(study, note.grade)
-        async with self._database.write() as tx:
-            await self._index.relocate(tx, study, _places(objects), size, max(held))
-            await self._keys.shred_grades(tx, study, [grade for grade in Grade if grade not in held])
+        self.vault.raise_grade(study, note.grade)
+        async with self.database.write() as tx:
+            await self.index.relocate(tx, study, places_of(objects), size, max(held))
+            await self.keys.shred_grades(tx, study, [grade for grade in Grade if grade not in held])
             await tx.execute(delete(vault_regrade).where(vault_regrade.c.study == study))
             detail = {"from": int(before), "to": int(note.grade), "objects": len(objects)}
             event = Event(EventKind.STUDY_REGRADED, note.actor, study=study, reason=reason, detail=detail)
-            await self._log.append(tx, event)
-        self._ingest.regraded(study, note.grade)
+            await self.log.append(tx, event)
+        self.ingest.regraded(study, note.grade)
         return Regraded(study, before, note.grade, len(objects))
 
     async def _take_back(self, note: _Note) -> None:
-        async with self._database.write() as tx:
+        async with self.database.write() as tx:
             if note.made_key:
-                await self._keys.shred_grades(tx, note.study, [note.grade])
+                await self.keys.shred_grades(tx, note.study, [note.grade])
             await tx.execute(delete(vault_regrade).where(vault_regrade.c.study == note.study))
 
     async def _purge(self) -> None:
         try:
-            await self._keys.purge_journal()
+            await self.keys.purge_journal()
         except Unavailable as error:
             # The old key is gone from the rows; its last page leaves the journal at the database's next checkpoint.
             logger.warning("journal not purged", error=error.message)
-
-
-async def _to_its_end(work: Callable[[], None]) -> AccordError | None:
-    """Run blocking `work` in a thread and wait for its end whatever happens; return how it failed.
-
-    Were it left running, it could put its file in place after what it needs had been taken back.
-    """
-    running = asyncio.get_running_loop().run_in_executor(None, work)
-    cancelled = False
-    while not running.done():
-        try:
-            await asyncio.wait([running])
-        except asyncio.CancelledError:
-            cancelled = True
-    failure = running.exception()
-    if cancelled or (failure is not None and not isinstance(failure, AccordError)):
-        logger.warning("regrading interrupted", kind=type(failure).__name__)
-    return failure if isinstance(failure, AccordError) else None
-
-
-def _places(objects: Sequence[StoredObject]) -> dict[str, tuple[Placement, Placement]]:
-    """Data set and description of each instance."""
-    by_id = {stored.object_id: stored for stored in objects}
-    return {
-        stored.object_id: (placement(stored), placement(by_id[stored.object_id + ATTRIBUTES_SUFFIX]))
-        for stored in objects
-        if stored.kind == INSTANCE and stored.object_id + ATTRIBUTES_SUFFIX in by_id
-    }

@@ -8,12 +8,14 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert
 
 from consent.errors import Conflict, Unavailable
 from consent.vocabulary import Action, EventKind, Role
 from node.database import Database
 from node.rebuilding import Rebuilding
 from node.vault.blobs import FileBlobs
+from node.vault.key_tables import vault_regrade
 from node.vault.pack import pack_name
 from node.vault.reader import Reader
 from node.vault.vault import METADATA
@@ -119,6 +121,32 @@ async def test_a_pack_that_a_grant_names_is_left_alone(node: NodeFixture) -> Non
     node.compaction.leave_alone(named)
     assert await node.compaction.compact(study, "system") is None
     assert await node.compaction.compact_if_worth(study, "system") is None
+
+
+async def test_a_pack_whose_change_of_grade_was_cut_short_is_left_alone(node: NodeFixture) -> None:
+    """What was begun names its own file by how often the pack was written anew: it is finished first."""
+    study = await wasteful(node)
+    note = {"study": study, "grade": 2, "generation": 1, "made_key": False, "actor": "system"}
+    async with node.database.write() as tx:
+        await tx.execute(insert(vault_regrade).values(**note, created=node.clock.now()))
+    with pytest.raises(Conflict):
+        await node.compaction.compact(study, "system")
+    assert await Reader(node.replicas or node.blobs).pack_bytes(study, 0, 100, 0)
+    assert await node.compaction.recover() == 0
+
+
+async def test_a_compaction_whose_caller_is_cancelled_comes_to_its_end(node: NodeFixture) -> None:
+    """The node stops in the middle: the new file is in place and the rows fit it, and no note is left."""
+    study = await wasteful(node)
+    asked = asyncio.create_task(node.compaction.compact(study, "system"))
+    while not list(node.blobs.root.parent.rglob(".*.new")) and not asked.done():
+        await asyncio.sleep(0)
+    asked.cancel()
+    await asyncio.wait([asked])
+    assert asked.cancelled()
+    assert await node.compaction.recover() == 0
+    assert len(await node.events(EventKind.PACK_COMPACTED)) == 1
+    assert (await Rebuilding(node.vault, node.index, node.log, node.database).one(study, mend=False))[1]
 
 
 async def test_peer_that_pulls_a_pack_written_anew_is_told_to_start_over(node: NodeFixture) -> None:

@@ -1,7 +1,8 @@
 """The composition root: builds a hospital's node bottom-up with plain calls, and runs it.
 
-Nothing else constructs a service. `build_node` makes the parts, `running` starts listeners and duties in order and
-stops them in the opposite one. `ops.hub` composes the hub from the same parts.
+Nothing else constructs a service: `foundation`, `storage`, `dicom_door`, `exchange` and `duties` beside it are its pieces.
+`build_node` makes the parts, `running` starts listeners and duties in order and stops them in the opposite one. `ops.hub`
+composes the hub from the same parts.
 """
 
 from __future__ import annotations
@@ -16,30 +17,9 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from federation import api as federation_api
-from federation import keys as peers
-from federation.archive import Archive
-from federation.asking import Asking
-from federation.channel import Channel
-from federation.client import PeerClient
-from federation.doorway import Doorway
-from federation.fetching import Fetching
-from federation.following import Following
-from federation.grants import Grants
-from federation.holdings import Holdings
-from federation.incoming import Incoming
-from federation.leased_keys import LeasedKeys
-from federation.leases import Leases
-from federation.members import Members
-from federation.notices import Notices
-from federation.regraded import Regraded
-from federation.releases import Releases
-from federation.reporting import Reporter
 from federation.roster import HOSPITAL
 from federation.service import PEER_ROUTES, make_peer_app, peer_listener
-from federation.witnessing import Witnessing
-from node.access.certificates import read_certificate
 from node.access.resets import Resets
-from node.audit.witness import Witness
 from node.consents import Consents
 from node.dicom import dicomweb
 from node.dicom.gate import Gate
@@ -47,119 +27,24 @@ from node.dicom.listener import Listener as DicomListener
 from node.dicom.watch import DeviceWatch
 from node.gateway import Gateway
 from node.imaging.rendering import Renderer
-from node.index import Index
-from node.ingest import Ingest
 from node.jobs import Job, Jobs
-from node.regrading import Regrading
 from node.replication import StorageMetrics
-from node.vault.blobs import FileBlobs
-from node.vault.replicas import Replicas
-from node.vault.vault import Vault
 from node.web import api as node_api
 from node.web import keys as people
 from node.web.kit import Box, Listener, make_app
 from node.web.metrics import HttpMetrics
 from node.web.openings import Openings
 from ops import health, oversight, storage
-from ops.checks import Checks
 from ops.dicom_door import COMMITMENT_SECONDS, build_commitment, build_devices, build_gate
 from ops.doors import LOOPBACK_NAMES, Doors
+from ops.duties import node_duties, oversight_duties
+from ops.exchange import Exchange, build_exchange
 from ops.findings import Findings
 from ops.foundation import Foundation
-from ops.region import build_channel
-from ops.sightings import Overseer
-from ops.storage import Upkeep, build_blobs, build_upkeep
+from ops.storage import LocalArchive, build_archive
 
 if TYPE_CHECKING:
-    from federation.discovery import Discovery
     from ops.training import Training
-
-SESSION_SWEEP_SECONDS = 60.0
-OPENING_SWEEP_SECONDS = 5.0
-KEY_SECONDS = 3600.0
-UNLOCKED_SECONDS = 30.0
-"""How soon studies are indexed that a crash left behind and whose keys were locked at the start."""
-REGRADING_SECONDS = 60.0
-FINDING_SECONDS = 2.0
-"""How soon what the log says becomes a finding."""
-CHECK_SECONDS = 60.0
-VERIFY_SECONDS = 24 * 3600.0
-NOTICE_SECONDS = 2.0
-"""How soon a holder hears that a grant has ended, when it can be reached."""
-DEVICE_REFRESH_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class LocalArchive:
-    """Vault, index and the one way in: what `accord import` needs of a node."""
-
-    blobs: FileBlobs | Replicas
-    vault: Vault
-    index: Index
-    ingest: Ingest
-    regrading: Regrading
-    upkeep: Upkeep
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[LocalArchive]:
-        """Recover what a crash left unindexed, then take instances until the block ends."""
-        await self.index.load()
-        await self.upkeep.replication.tell()
-        await self.upkeep.compaction.recover()
-        await self.regrading.recover()
-        await self.ingest.recover()
-        try:
-            async with self.ingest:
-                yield self
-        finally:
-            await self.close()
-
-    async def close(self) -> None:
-        """End what runs in threads, and close every file."""
-        await self.upkeep.close()
-        self.index.close()
-        await self.vault.close()
-        if isinstance(self.blobs, Replicas):
-            await asyncio.to_thread(self.blobs.close)
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """What a node does with other members."""
-
-    members: Members
-    channel: Channel
-    client: PeerClient
-    doorway: Doorway
-    following: Following
-    asking: Asking
-    incoming: Incoming
-    grants: Grants
-    notices: Notices
-    releases: Releases
-    leases: Leases
-    holdings: Holdings
-    fetching: Fetching
-    leased_keys: LeasedKeys
-    witnessing: Witnessing
-    reporter: Reporter
-    discovery: Discovery | None
-
-    def services(self) -> dict[web.AppKey[Any], Any]:
-        """For the applications, under their keys."""
-        return {
-            peers.MEMBERS: self.members,
-            peers.DOORWAY: self.doorway,
-            peers.ASKING: self.asking,
-            peers.INCOMING: self.incoming,
-            peers.GRANTS: self.grants,
-            peers.NOTICES: self.notices,
-            peers.RELEASES: self.releases,
-            peers.LEASES: self.leases,
-            peers.HOLDINGS: self.holdings,
-            peers.FETCHING: self.fetching,
-            peers.WITNESSING: self.witnessing,
-        }
 
 
 @dataclass(frozen=True)
@@ -180,35 +65,6 @@ class Node:
     peer_app: web.Application
     health_app: web.Application
     metrics: HttpMetrics
-
-
-async def build_archive(foundation: Foundation) -> LocalArchive:
-    """Build vault, index and ingest."""
-    base = foundation
-    blobs = await build_blobs(base)
-    vault = Vault(blobs, base.keys, base.clock)
-    index = Index(base.database, await base.keys.secret("index"))
-    ingest = Ingest(
-        node_id=base.identity.node_id,
-        policies=base.policies,
-        vault=vault,
-        index=index,
-        log=base.log,
-        database=base.database,
-        clock=base.clock,
-    )
-    regrading = Regrading(
-        vault=vault,
-        blobs=blobs,
-        keys=base.keys,
-        index=index,
-        ingest=ingest,
-        log=base.log,
-        database=base.database,
-        clock=base.clock,
-    )
-    upkeep = build_upkeep(base, blobs, vault, index, ingest)
-    return LocalArchive(blobs, vault, index, ingest, regrading, upkeep)
 
 
 async def build_node(foundation: Foundation) -> Node:
@@ -256,13 +112,13 @@ async def build_node(foundation: Foundation) -> Node:
         database=base.database, log=base.log, clock=base.clock, registry=base.registry, gate=gate
     )
     findings = Findings(base.database, base.log, base.clock)
-    jobs = Jobs(_duties(base, gateway, exchange, doors, watch), base.clock)
+    jobs = Jobs(node_duties(base, gateway, exchange, doors, watch), base.clock)
     archive.upkeep.compaction.leave_alone(exchange.grants.covers)
     registry.register(StorageMetrics(archive.upkeep.replication))
-    for duty in (*_after_trouble(archive), *storage.duties(archive.upkeep)):
+    for duty in storage.duties(archive):
         jobs.add(duty)
     jobs.add(Job("commitments", COMMITMENT_SECONDS, commitment.deliver))
-    for duty in _oversight(base, findings, jobs, registry):
+    for duty in oversight_duties(base, findings, jobs, registry):
         jobs.add(duty)
     exchange.doorway.hold(lambda: jobs.wake("roster"))
     services = {
@@ -354,123 +210,6 @@ def build_health(
     return make_app(routes=health.ROUTES, services={health.HEALTH: looked_at}, people=False)
 
 
-def build_exchange(base: Foundation, index: Index, gateway: Gateway) -> Exchange:
-    """Build what a node does with other members."""
-    database, log, clock, identity, records = base.database, base.log, base.clock, base.identity, base.records
-    members = base.members
-    channel = build_channel(base)
-    discovery = _discovery(base)
-    client = PeerClient(
-        members=members,
-        channel=channel,
-        log=log,
-        **({"hints": discovery.addresses} if discovery else {}),
-    )
-    archive = Archive(index=index, pseudonyms=index.pseudonyms, care=base.care, clock=clock, packs=gateway)
-    asking = Asking(
-        database=database,
-        log=log,
-        clock=clock,
-        identity=identity,
-        members=members,
-        client=client,
-        policies=base.policies,
-    )
-    incoming = Incoming(
-        database=database,
-        log=log,
-        clock=clock,
-        identity=identity,
-        members=members,
-        archive=archive,
-        policies=base.policies,
-    )
-    notices = Notices(
-        database=database,
-        log=log,
-        clock=clock,
-        identity=identity,
-        members=members,
-        client=client,
-        records=records,
-    )
-    grants = Grants(
-        database=database,
-        log=log,
-        clock=clock,
-        identity=identity,
-        members=members,
-        archive=archive,
-        records=records,
-        incoming=incoming,
-        notices=notices,
-        policies=base.policies,
-    )
-    holdings = Holdings(
-        root=base.settings.folder / "held",
-        database=database,
-        log=log,
-        clock=clock,
-        identity=identity,
-        members=members,
-        client=client,
-        records=records,
-        asking=asking,
-    )
-    return Exchange(
-        members=members,
-        channel=channel,
-        client=client,
-        doorway=Doorway(members=members, log=log, clock=clock),
-        following=Following(identity=identity, members=members, client=client, clock=clock),
-        asking=asking,
-        incoming=incoming,
-        grants=grants,
-        notices=notices,
-        releases=Releases(
-            log=log,
-            clock=clock,
-            identity=identity,
-            archive=archive,
-            records=records,
-            grants=grants,
-            policies=base.policies,
-        ),
-        leases=Leases(
-            database=database,
-            log=log,
-            clock=clock,
-            identity=identity,
-            members=members,
-            archive=archive,
-            records=records,
-            grants=grants,
-            policies=base.policies,
-        ),
-        holdings=holdings,
-        fetching=Fetching(log=log, clock=clock, members=members, client=client, holdings=holdings),
-        leased_keys=LeasedKeys(
-            clock=clock, identity=identity, members=members, client=client, holdings=holdings
-        ),
-        witnessing=build_witnessing(base, members, client),
-        reporter=Reporter(
-            database=database, log=log, clock=clock, identity=identity, members=members, client=client
-        ),
-        discovery=discovery,
-    )
-
-
-def build_witnessing(base: Foundation, members: Members, client: PeerClient) -> Witnessing:
-    """Cosigning others' checkpoints, and having our own cosigned."""
-    return Witnessing(
-        log=base.log,
-        witness=Witness(base.database, signer=base.identity.cosigner, clock=base.clock),
-        members=members,
-        client=client,
-        raise_floor=base.clock.raise_floor,
-    )
-
-
 @asynccontextmanager
 async def running(node: Node) -> AsyncIterator[Mapping[str, str]]:
     """Start everything in order; yield the addresses; stop in the opposite order."""
@@ -541,85 +280,6 @@ async def _open_dicom(node: Node, stack: AsyncExitStack, addresses: dict[str, st
         addresses["dicom"] = f"{settings.host}:{plain.port}"
 
 
-def _duties(
-    base: Foundation, gateway: Gateway, exchange: Exchange, doors: Doors, watch: DeviceWatch
-) -> list[Job]:
-    every = base.settings.intervals
-
-    async def keys() -> None:
-        await base.rotation.run()
-
-    regraded = Regraded(database=base.database, log=base.log, records=base.records, notices=exchange.notices)
-
-    async def proposals() -> None:
-        await base.approvals.close_expired()
-
-    async def sessions() -> None:
-        await base.sessions.sweep()
-
-    member = exchange.members
-    return [
-        Job("roster", every.roster_seconds, _when_member(member, exchange.following.refresh)),
-        Job("checkpoint", every.checkpoint_seconds, _when_member(member, exchange.witnessing.submit)),
-        Job("holdings", every.sweep_seconds, _when_member(member, exchange.holdings.sweep)),
-        Job("asking", every.sweep_seconds, _when_member(member, exchange.asking.deliver)),
-        Job("fetching", every.sweep_seconds, _when_member(member, exchange.fetching.fetch_waiting)),
-        Job("notices", NOTICE_SECONDS, _when_member(member, exchange.notices.sweep)),
-        Job("regraded", NOTICE_SECONDS, _when_member(member, regraded.follow)),
-        Job("report", every.report_seconds, _when_member(member, exchange.reporter.send)),
-        Job("openings", OPENING_SWEEP_SECONDS, gateway.sweep),
-        Job("sessions", SESSION_SWEEP_SECONDS, sessions),
-        Job("access-rows", SESSION_SWEEP_SECONDS, base.access_rows.run),
-        Job("proposals", SESSION_SWEEP_SECONDS, proposals),
-        Job("devices", DEVICE_REFRESH_SECONDS, doors.refresh),
-        Job("watch", DEVICE_REFRESH_SECONDS, watch.look),
-        Job("keys", KEY_SECONDS, keys, delay_seconds=KEY_SECONDS / 60),
-    ]
-
-
-def _oversight(base: Foundation, findings: Findings, jobs: Jobs, registry: CollectorRegistry) -> list[Job]:
-    """The duties that find what needs a person."""
-    overseer = Overseer(base.database, base.log, base.registry, findings)
-    checks = Checks.of(base.settings, findings, base.registry, base.log, base.clock, jobs.status)
-    gauge = oversight.FindingMetrics(registry)
-
-    async def follow() -> None:
-        await overseer.follow()
-        gauge.show(await findings.counts())
-
-    return [
-        Job("findings", FINDING_SECONDS, follow),
-        Job("checks", CHECK_SECONDS, checks.look, delay_seconds=FINDING_SECONDS),
-        Job("verify", VERIFY_SECONDS, checks.verify_log, delay_seconds=VERIFY_SECONDS / 24),
-    ]
-
-
-def _after_trouble(archive: LocalArchive) -> list[Job]:
-    """What could not be done at the start: keys were locked, or the database could not be written."""
-
-    async def unlocked() -> None:
-        await archive.ingest.recover_unlocked()
-
-    async def regrading() -> None:
-        await archive.regrading.recover()
-
-    return [
-        Job("unlocked", UNLOCKED_SECONDS, unlocked, delay_seconds=UNLOCKED_SECONDS),
-        Job("regrading", REGRADING_SECONDS, regrading, delay_seconds=REGRADING_SECONDS),
-    ]
-
-
-def _when_member(members: Members, duty: Any) -> Any:
-    """A duty among members, left out while this node has joined no region."""
-
-    async def run() -> None:
-        await members.load()
-        if members.anchor is not None:
-            await duty()
-
-    return run
-
-
 async def _training(
     base: Foundation, exchange: Exchange, gateway: Gateway, renderer: Renderer
 ) -> Training | None:
@@ -628,13 +288,3 @@ async def _training(
     from ops.training import build_site  # brings NumPy and pydicom, which nothing else here needs
 
     return await build_site(base, exchange.channel, exchange.client, gateway, renderer)
-
-
-def _discovery(base: Foundation) -> Discovery | None:
-    settings = base.settings
-    if not settings.discovery.enabled:
-        return None
-    from federation.discovery import Discovery
-
-    _, fingerprint = read_certificate(base.identity.authority_pem)
-    return Discovery(interface=settings.discovery.interface, fingerprint=fingerprint, port=settings.peer.port)

@@ -28,8 +28,10 @@ from node.web.api import session
 from node.web.kit import Listener, make_app
 from node.web.metrics import HttpMetrics
 from ops import api as hub_api
-from ops.compose import SESSION_SWEEP_SECONDS, build_health, build_witnessing, people_services
+from ops.compose import build_health, people_services
 from ops.doors import LOOPBACK_NAMES, Doors
+from ops.duties import SESSION_SWEEP_SECONDS
+from ops.exchange import build_witnessing
 from ops.foundation import Foundation
 from ops.region import build_authority, build_channel
 

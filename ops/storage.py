@@ -1,11 +1,14 @@
 """Where a node's packs lie and who looks after them: one folder, or replicas on several roots, built from the settings.
 
-Holds the choice of the blob store, the parts that keep it whole, and their duties. `ops.compose` puts them into a node.
+Holds the choice of the blob store, vault, index and the one way in over it, the parts that keep it whole, and their duties.
+Part of `ops.compose`; commands that need no more of a node build this alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -16,6 +19,7 @@ from node.index import Index
 from node.ingest import Ingest
 from node.jobs import Job
 from node.rebuilding import Rebuilding
+from node.regrading import Regrading
 from node.replication import Replication
 from node.scrubbing import Scrubbing
 from node.vault.blobs import FileBlobs
@@ -31,6 +35,9 @@ WATCH_SECONDS = 1.0
 SCRUB_SECONDS = 30.0
 """How soon a pass begins that is due or was asked for."""
 COMPACTION_SECONDS = 60.0
+UNLOCKED_SECONDS = 30.0
+"""How soon studies are indexed that a crash left behind and whose keys were locked at the start."""
+REGRADING_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,69 @@ class Upkeep:
         """End what runs in threads."""
         self.pace.stop()
         await self.replication.close()
+
+
+@dataclass(frozen=True)
+class LocalArchive:
+    """Vault, index and the one way in: what `accord import` needs of a node."""
+
+    blobs: FileBlobs | Replicas
+    vault: Vault
+    index: Index
+    ingest: Ingest
+    regrading: Regrading
+    upkeep: Upkeep
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[LocalArchive]:
+        """Recover what a crash left unindexed, then take instances until the block ends."""
+        await self.index.load()
+        await self.upkeep.replication.tell()
+        await self.upkeep.compaction.recover()
+        await self.regrading.recover()
+        await self.ingest.recover()
+        try:
+            async with self.ingest:
+                yield self
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """End what runs in threads, and close every file."""
+        await self.upkeep.close()
+        self.index.close()
+        await self.vault.close()
+        if isinstance(self.blobs, Replicas):
+            await asyncio.to_thread(self.blobs.close)
+
+
+async def build_archive(foundation: Foundation) -> LocalArchive:
+    """Build vault, index and ingest."""
+    base = foundation
+    blobs = await build_blobs(base)
+    vault = Vault(blobs, base.keys, base.clock)
+    index = Index(base.database, await base.keys.secret("index"))
+    ingest = Ingest(
+        node_id=base.identity.node_id,
+        policies=base.policies,
+        vault=vault,
+        index=index,
+        log=base.log,
+        database=base.database,
+        clock=base.clock,
+    )
+    regrading = Regrading(
+        vault=vault,
+        blobs=blobs,
+        keys=base.keys,
+        index=index,
+        ingest=ingest,
+        log=base.log,
+        database=base.database,
+        clock=base.clock,
+    )
+    upkeep = build_upkeep(base, blobs, vault, index, ingest)
+    return LocalArchive(blobs, vault, index, ingest, regrading, upkeep)
 
 
 async def build_blobs(base: Foundation) -> FileBlobs | Replicas:
@@ -117,14 +187,25 @@ def build_upkeep(
     return Upkeep(replication, compaction, rebuilding, scrubbing, pace)
 
 
-def duties(upkeep: Upkeep) -> list[Job]:
-    """What is done for the packs while a node runs."""
+def duties(archive: LocalArchive) -> list[Job]:
+    """What is done for the packs while a node runs, and what could not be done at its start: keys were locked, or the
+    database could not be written.
+    """
+    upkeep = archive.upkeep
 
     async def compaction() -> None:
         await upkeep.compaction.recover()
+
+    async def unlocked() -> None:
+        await archive.ingest.recover_unlocked()
+
+    async def regrading() -> None:
+        await archive.regrading.recover()
 
     return [
         Job("storage", WATCH_SECONDS, upkeep.replication.watch),
         Job("scrub", SCRUB_SECONDS, upkeep.scrubbing.run, delay_seconds=SCRUB_SECONDS),
         Job("compaction", COMPACTION_SECONDS, compaction, delay_seconds=COMPACTION_SECONDS),
+        Job("unlocked", UNLOCKED_SECONDS, unlocked, delay_seconds=UNLOCKED_SECONDS),
+        Job("regrading", REGRADING_SECONDS, regrading, delay_seconds=REGRADING_SECONDS),
     ]

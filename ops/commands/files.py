@@ -135,7 +135,7 @@ def import_files(
 async def _import(folder: Path, paths: list[Path]) -> tuple[int, list[tuple[str, str]]]:
     from node.dicom.sender import files_under, outgoing
     from node.ingest import Arrival, Source
-    from ops.compose import build_archive
+    from ops.storage import build_archive
 
     taken, refused = 0, list[tuple[str, str]]()
     async with opened(folder) as foundation:

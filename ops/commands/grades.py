@@ -72,7 +72,7 @@ async def _set(folder: Path, study: str, grade: str, reason: str, token_file: Pa
 
 
 async def _set_here(folder: Path, study: str, grade: str, reason: str) -> dict[str, Any]:
-    from ops.compose import build_archive
+    from ops.storage import build_archive
 
     async with opened(folder) as node:
         archive = await build_archive(node)

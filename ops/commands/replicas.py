@@ -234,7 +234,7 @@ def _index(folder: Folder, *, mend: bool, as_json: bool) -> None:
 @asynccontextmanager
 async def _archive(node: Foundation) -> AsyncIterator[Upkeep]:
     """What looks after the packs of a node that does not run; nothing is taken in meanwhile."""
-    from ops.compose import build_archive
+    from ops.storage import build_archive
 
     archive = await build_archive(node)
     try:

@@ -26,7 +26,7 @@ from node.audit.merkle import Frontier, leaf_hash
 from node.audit.tables import log_checkpoint, log_cosignature, log_entry, log_hash, log_state
 from node.audit.tiles import TILE_HEIGHT
 from node.database import Tx
-from ops.compose import build_witnessing
+from ops.exchange import build_witnessing
 from ops.foundation import Foundation, opened
 from ops.region import build_channel
 

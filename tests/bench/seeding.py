@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from consent.principals import Principal
 from consent.vocabulary import Role
 from node.ingest import Arrival, Ingest, Source
-from ops.compose import build_archive
 from ops.foundation import opened
 from ops.lock import sole_user
+from ops.storage import build_archive
 from tests.bench.nodes import Node
 from tests.bench.workload import tiny_study
 from tests.support.dicom import Instance

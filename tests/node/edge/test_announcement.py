@@ -50,10 +50,10 @@ async def test_name_that_never_answers_holds_the_node_up_for_nobody(monkeypatch:
     """Names are looked up beside each other: one that is announced and not there costs no time."""
 
     class Slow(AsyncServiceInfo):
-        async def async_request(self, zeroconf: Any, timeout: float, *others: Any, **more: Any) -> bool:
+        async def async_request(self, zc: Any, timeout: float, *others: Any, **more: Any) -> bool:
             if self.name.startswith("2" * 32):
                 await asyncio.sleep(3600)
-            return await super().async_request(zeroconf, timeout, *others, **more)
+            return await super().async_request(zc, timeout, *others, **more)
 
     trusted = await authority("slow")
     monkeypatch.setattr(mdns, "AsyncServiceInfo", Slow)

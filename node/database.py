@@ -186,11 +186,6 @@ class Database:
         with _errors_in_words("be read", READ_MEND):
             return self._in_one.look_up(work)
 
-    async def create_tables(self, tables: MetaData = metadata) -> None:
-        """Create every table from its definition: for tests; a node uses the migrations."""
-        async with self.write() as tx:
-            await tx.run_sync(_create, tables)
-
     async def close(self) -> None:
         """Close every connection."""
         if self._in_one is not None:
@@ -262,10 +257,6 @@ def _errors_in_words(doing: str, mend: str) -> Iterator[None]:
         yield
     except (OperationalError, PoolTimeout) as error:
         raise Unavailable(f"The database cannot {doing} now ({_reason(error)}).", mend=mend) from error
-
-
-def _create(connection: Connection, tables: MetaData) -> None:
-    tables.create_all(connection)
 
 
 def _reason(error: OperationalError | PoolTimeout) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import insert, text
 
-import node.schema
+import node.schema  # noqa: F401  (its tables are made)
 from consent.vocabulary import Grade
 from node.audit.log import Log
 from node.clock import TrustedClock
@@ -28,6 +28,7 @@ from node.vault.keys import KeyRing
 from node.vault.rewrapping import study_context
 from node.vault.wrapping import seal_key
 from tests.bench.results import Results
+from tests.support.databases import database_in
 
 CREDENTIAL = b"a benchmark's credential"
 FILL_ROWS = 20_000
@@ -41,8 +42,7 @@ def rewrap(folder: Path, results: Results, *, keys: int) -> str:
 
 
 async def _rewrap(folder: Path, results: Results, count: int) -> str:
-    database, clock = Database(f"sqlite+aiosqlite:///{folder / 'rewrap.db'}"), TrustedClock()
-    await database.create_tables(node.schema.metadata)
+    database, clock = database_in(folder / "rewrap.db"), TrustedClock()
     custody = Keystore.create(folder / "keystore.json", CREDENTIAL, effort=Effort(1, 8192))
     ring = KeyRing(custody, database, clock)
     identity = await Identity.load_or_create(ring.secret, "bench", "Benchmark")

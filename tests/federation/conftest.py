@@ -13,6 +13,7 @@ from node.audit.log import Log
 from node.database import Database
 from node.identity import Identity
 from tests.support.clock import FakeClock
+from tests.support.databases import database_in
 
 
 @pytest.fixture
@@ -22,8 +23,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'accord.db'}")
-    await database.create_tables()
+    database = database_in(tmp_path / "accord.db")
     yield database
     await database.close()
 

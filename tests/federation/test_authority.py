@@ -23,6 +23,7 @@ from node.identity import Identity
 from tests.federation.conftest import entry_of, identity_of, log_of
 from tests.federation.test_roster import anchor_of
 from tests.support.clock import FakeClock
+from tests.support.databases import database_in
 
 KEYS = tuple(Ed25519PrivateKey.generate() for _ in range(2))
 
@@ -84,8 +85,7 @@ async def test_invited_node_is_listed_and_followed(hub: Hub, tmp_path: Path, clo
     """A node with an invitation is on the next version, and accepts that version offline by the region's keys."""
     invitation = read_invitation((await hub.authority.invite(hub.entry)).token, clock.now())
     identity = await hub.admit("a-general", invitation.body.code)
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'a.db'}")
-    await database.create_tables()
+    database = database_in(tmp_path / "a.db")
     members = Members(
         database=database, log=log_of(database, identity, clock), clock=clock, node_id="a-general"
     )

@@ -18,7 +18,7 @@ from node.audit.log import Log
 from node.audit.note import cosigned_by
 from node.audit.tables import log_checkpoint, log_entry, witness_state
 from node.audit.witness import AddCheckpoint, Witness
-from node.database import Database
+from tests.support.databases import database_in
 from tests.support.region import Region, region
 
 
@@ -62,8 +62,7 @@ async def test_rewritten_history_is_refused_and_alarmed_by_the_witness(r: Region
     """A node that signs another history under the same key is found out by the next witness."""
     await grow(r, 5)
     await r.a.witnessing.submit()
-    forged = Database(f"sqlite+aiosqlite:///{tmp_path / 'forged.db'}")
-    await forged.create_tables()
+    forged = database_in(tmp_path / "forged.db")
     identity = r.a.node.identity
     log = Log(forged, key=b"f" * 32, origin=identity.origin, signer=identity.log_signer, clock=r.clock)
     for number in range(40):

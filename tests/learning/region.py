@@ -38,6 +38,7 @@ from node.policies import Policies
 from node.records import Records
 from node.web.kit import make_app
 from node.web.listener import Listener, serve
+from tests.support.databases import database_in
 
 RESEARCHER = Principal("wang", Role.RESEARCHER, "Wang", "hub")
 OFFICER = Principal("officer", Role.SECURITY_OFFICER, "Officer", "a")
@@ -142,8 +143,7 @@ async def party(node_id: str, folder: Path) -> Party:
 
     identity = await Identity.load_or_create(secret, node_id, node_id)
     folder.mkdir(parents=True, exist_ok=True)
-    database = Database(f"sqlite+aiosqlite:///{folder / 'node.db'}")
-    await database.create_tables()
+    database = database_in(folder / "node.db")
     log = Log(database, key=os.urandom(32), origin=identity.origin, signer=identity.log_signer, clock=clock)
     records = Records(database, key=os.urandom(32), log=log)
     book = PlanBook(

@@ -19,6 +19,7 @@ from node.database import Database
 from node.records import Records
 from tests.support.clock import FakeClock
 from tests.support.consents import HOME, key_of, person
+from tests.support.databases import database_in
 from tests.support.seeds import ROWS
 
 OFFICER = frozenset({Role.SECURITY_OFFICER})
@@ -48,8 +49,7 @@ class Desk:
 
 @pytest.fixture
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path}/accord.db")
-    await database.create_tables()
+    database = database_in(tmp_path / "accord.db")
     clock = FakeClock()
     log = Log(database, key=bytes(32), origin="accord/a", signer=Signer("accord/a", bytes(32)), clock=clock)
     records = Records(

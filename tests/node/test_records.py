@@ -22,6 +22,7 @@ from node.database import Database
 from node.records import Records, subjects_of
 from tests.support.clock import FakeClock
 from tests.support.consents import ABROAD, HOME, NOW, key_of
+from tests.support.databases import database_in
 from tests.support.seeds import ROWS
 
 
@@ -43,8 +44,7 @@ def keys_of(issuer: str) -> tuple[Ed25519PublicKey, ...]:
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path}/accord.db")
-    await database.create_tables()
+    database = database_in(tmp_path / "accord.db")
     yield database
     await database.close()
 

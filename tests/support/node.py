@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import node.schema
+import node.schema  # noqa: F401  (its tables are made)
 from consent.policy import Parameters
 from consent.principals import Principal
 from consent.vocabulary import EventKind, Grade, Role
@@ -39,6 +39,7 @@ from node.vault.replicas import Replicas
 from node.vault.roots import DatabaseLedger
 from node.vault.vault import Vault
 from tests.support.clock import FakeClock
+from tests.support.databases import database_in
 from tests.support.dicom import Instance
 
 CREDENTIAL = b"a test's own credential"
@@ -134,8 +135,7 @@ async def small_node(
 ) -> AsyncIterator[NodeFixture]:
     """Build, recover and run a node in `path`, or start again the one that is there; with `roots` copies."""
     clock = clock or FakeClock()
-    database = Database(f"sqlite+aiosqlite:///{path}/node.db")
-    await database.create_tables(node.schema.metadata)
+    database = database_in(path / "node.db")
     keystore = path / "keystore.json"
     custody = (
         Keystore.open(keystore, CREDENTIAL)

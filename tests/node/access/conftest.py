@@ -19,6 +19,7 @@ from node.audit.log import Log
 from node.audit.note import Signer
 from node.database import Database
 from tests.support.clock import FakeClock
+from tests.support.databases import database_in
 from tests.support.seeds import ROWS
 
 NODE = "a-general"
@@ -42,8 +43,7 @@ class Desk:
 
 @pytest.fixture
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'accord.db'}")
-    await database.create_tables()
+    database = database_in(tmp_path / "accord.db")
     clock = FakeClock()
     log = Log(database, key=bytes(32), origin=NODE, signer=Signer(NODE, bytes(32)), clock=clock)
     passwords = Passwords(passes=1, memory_bytes=argon2id.MEMLIMIT_MIN)

@@ -15,6 +15,7 @@ from node.audit.log import Event, Log
 from node.audit.note import Signer
 from node.database import Database
 from tests.support.clock import FakeClock
+from tests.support.databases import database_in
 
 
 @dataclass
@@ -65,8 +66,7 @@ def opened(n: int) -> Event:
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     file = tmp_path / "accord.db"
-    database = Database(f"sqlite+aiosqlite:///{file}")
-    await database.create_tables()
+    database = database_in(file)
     clock = FakeClock()
     origin = "accord/a-general"
     yield Bench(Log(database, key=AUDIT_KEY, origin=origin, signer=signer(origin), clock=clock), file, clock)

@@ -20,9 +20,9 @@ from node.audit.witness import (
     http_status,
     origin_hash,
 )
-from node.database import Database
 from tests.node.audit.conftest import Bench, opened, signer
 from tests.support.clock import FakeClock
+from tests.support.databases import database_in
 
 B = signer("accord/b-central").as_cosigner()
 
@@ -49,8 +49,7 @@ class Pair:
 
 @pytest.fixture
 async def pair(bench: Bench, tmp_path: Path) -> AsyncIterator[Pair]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path}/witness.db")
-    await database.create_tables()
+    database = database_in(tmp_path / "witness.db")
     yield Pair(bench, Witness(database, signer=B, clock=bench.clock))
     await database.close()
 
@@ -156,8 +155,7 @@ async def test_not_even_the_node_itself_can_rewrite_history(pair: Pair, tmp_path
     await pair.add(await pair.request(0))
     known = await pair.witness.latest(pair.bench.log.origin)
 
-    database = Database(f"sqlite+aiosqlite:///{tmp_path}/forged.db")
-    await database.create_tables()
+    database = database_in(tmp_path / "forged.db")
     origin = pair.bench.log.origin
     forged = Bench(pair.bench.another(), tmp_path / "forged.db", FakeClock())
     await forged.log.database.close()

@@ -15,6 +15,7 @@ from node.vault.keys import KeyRing
 from node.vault.reader import Reader
 from node.vault.vault import Vault
 from tests.support.clock import FakeClock
+from tests.support.databases import database_in
 
 CREDENTIAL = b"correct horse battery staple"
 QUICK = Effort(passes=1, memory_bytes=8192)
@@ -41,8 +42,7 @@ class Rig:
 
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'node.db'}")
-    await database.create_tables()
+    database = database_in(tmp_path / "node.db")
     clock = FakeClock()
     keystore = Keystore.create(tmp_path / "keystore", CREDENTIAL, effort=QUICK)
     keys = KeyRing(keystore, database, clock)

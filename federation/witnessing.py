@@ -148,10 +148,7 @@ class Witnessing:
                 )
                 return
             self._known[member.id] = known
-            if known == size:
-                status, body = await self._post(member, note, known, size)
-            else:
-                status, body = await self._post(member, note, known, size)
+            status, body = await self._post(member, note, known, size)
         if status == 422:
             await self._alarm(f"member:{member.id}", self._log.origin, body.strip()[:500], note)
         if status != 200:

@@ -21,6 +21,7 @@ from nacl.pwhash import argon2id
 from consent.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from consent.signed import Json, canonical_json, parse_json
 from node.vault.custody import LOCAL, require_suite
+from node.vault.custody.envelope import CONTEXT
 from node.vault.wrapping import SUITE, open_key, seal_key
 
 FORMAT = "accord-keystore"
@@ -86,12 +87,12 @@ class Keystore:
 
     def wrap(self, key: bytes, context: bytes) -> bytes:
         """See `Custody.wrap`."""
-        return seal_key(self._aead, key, _CONTEXT + context)
+        return seal_key(self._aead, key, CONTEXT + context)
 
     def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
         """See `Custody.unwrap`."""
         require_suite(wrapped, (LOCAL,))
-        return open_key(self._aead, wrapped, _CONTEXT + context)
+        return open_key(self._aead, wrapped, CONTEXT + context)
 
     def describe(self) -> str:
         """See `Custody.describe`."""
@@ -99,9 +100,6 @@ class Keystore:
 
     def close(self) -> None:
         """See `Custody.close`."""
-
-
-_CONTEXT = b"accord/custody/v1\x00"
 
 
 def _opened(path: Path, credential: bytes) -> tuple[Json, bytes]:

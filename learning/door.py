@@ -21,7 +21,7 @@ import aiohttp
 from aiohttp import web
 
 from consent.errors import Denied, Unavailable
-from learning.loopback import HOST
+from node.ports import HOST
 from node.tls import KeyPair, client_context, server_context
 from node.web.kit import body_limit
 

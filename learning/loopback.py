@@ -1,4 +1,4 @@
-"""What our child processes share on 127.0.0.1: throwaway certificates, free ports, descriptors to inherit.
+"""What our child processes share on 127.0.0.1: throwaway certificates, descriptors to inherit.
 
 Flower's node authentication insists on TLS even on loopback, so each start makes an authority and one
 certificate that live in memory only. Keys and secrets reach a child as `/proc/self/fd/N` of sealed memory.
@@ -7,7 +7,6 @@ certificate that live in memory only. Keys and secrets reach a child as `/proc/s
 from __future__ import annotations
 
 import ipaddress
-import socket
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
@@ -16,9 +15,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from node.ports import HOST
 from node.tls import KeyPair
 
-HOST = "127.0.0.1"
 DAYS = 30
 CLOCK_SKEW = timedelta(hours=1)
 
@@ -55,14 +54,6 @@ def throwaway_certificate() -> tuple[bytes, KeyPair]:
     )
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return authority.public_bytes(Encoding.PEM), KeyPair(leaf.public_bytes(Encoding.PEM), private)
-
-
-def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on now. Whoever binds it next may still lose a race: try again."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def descriptor_path(descriptor: int) -> str:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from consent.errors import Unavailable
-from learning.loopback import HOST, descriptor_path
+from learning.loopback import descriptor_path
+from node.ports import HOST
 
 TERMINATE_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 30.0

@@ -30,7 +30,7 @@ from learning.channel import AsyncChannel, Closed, Message, pair
 from learning.dataset import Examples, TooFewPatients, seal_examples
 from learning.door import Tunnel
 from learning.hublink import HubLink
-from learning.loopback import HOST, free_port, throwaway_certificate
+from learning.loopback import throwaway_certificate
 from learning.planbook import PlanBook
 from learning.plans import Ask, Refusal, TrainingPlan, gate
 from learning.processes import MAX_BACKOFF_SECONDS, Crew, module_command, supernode_command
@@ -39,6 +39,7 @@ from node.audit.event import Event
 from node.audit.log import Log
 from node.clock import Clock
 from node.completion import to_its_end
+from node.ports import HOST, free_ports
 
 SYNC_SECONDS = 3.0
 SECRET_BYTES = 32
@@ -217,7 +218,7 @@ class TrainingSite:
         tunnel, crew, ours = Tunnel(hub=self._link.target), Crew(self._folder), None
         try:
             superlink = f"{HOST}:{await tunnel.start(pair_)}"
-            port = free_port()
+            (port,) = free_ports(1)
             ours = await self._start(crew, superlink, port, root)
             self._runner = AsyncChannel(ours)
             self.status.running, self.status.processes = True, crew.pids

@@ -24,11 +24,12 @@ from consent.errors import AccordError, Unavailable
 from consent.signed import Signed
 from learning.channel import AsyncChannel, Closed, Message, pair
 from learning.door import FleetDoor
-from learning.loopback import HOST, free_port, throwaway_certificate
+from learning.loopback import throwaway_certificate
 from learning.plans import TrainingPlan
 from learning.processes import MAX_BACKOFF_SECONDS, Crew, module_command, superlink_command
 from learning.sealed import seal_bytes
 from node.completion import to_its_end
+from node.ports import HOST, free_ports
 
 SECRET_BYTES = 32
 START_SECONDS = 90.0
@@ -114,7 +115,7 @@ class Superlink:
 
     async def _one_life(self) -> None:
         root, pair_ = throwaway_certificate()
-        crew, port = Crew(self._folder), free_port()
+        crew, (port,) = Crew(self._folder), free_ports(1)
         ours = None
         tasks: set[asyncio.Task[Any]] = set()
         try:

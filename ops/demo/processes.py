@@ -13,7 +13,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -56,18 +55,6 @@ def compile_own_code() -> None:
     root = Path(__file__).parents[2]
     for package in ("consent", "node", "federation", "learning", "ops"):
         compileall.compile_dir(root / package, quiet=2)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody uses at this moment on 127.0.0.1."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 async def accord(*words: str | int | Path) -> Any:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from consent.errors import Unavailable
 from node.config import Settings
+from node.ports import free_ports
 from ops.demo.person import Person
-from ops.demo.processes import Site, accord, compile_own_code, free_ports, start, stop_all, tune
+from ops.demo.processes import Site, accord, compile_own_code, start, stop_all, tune
 from ops.demo.wire import Wire
 
 LEASE_SECONDS = 6.0

@@ -17,7 +17,7 @@ from pathlib import Path
 from consent.errors import Invalid
 from consent.vocabulary import Role
 from node.config import new_settings
-from ops.demo.processes import free_ports
+from node.ports import free_ports
 from ops.foundation import create_folder, opened
 from tests.bench.client import Web
 from tests.bench.servers import AE, CLIENTS, Door, Keys, Server, plain_title, process, tls_title

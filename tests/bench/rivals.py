@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ops.demo.processes import free_ports
+from node.ports import free_ports
 from tests.bench.client import Web
 from tests.bench.servers import AE, Door, Keys, Server, find, process
 

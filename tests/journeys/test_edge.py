@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from node.dicom.sender import Peer, outgoing, send
-from ops.demo.processes import free_ports
+from node.ports import free_ports
 from ops.demo.studies import sample_files
 from tests.support.cli import Said, accord
 from tests.support.served import AE, SCANNER, Served, make_node

@@ -14,7 +14,7 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
@@ -35,8 +35,9 @@ from pynetdicom.sop_class import (
 
 from consent.vocabulary import EventKind
 from node.audit.log import Entry
+from node.ports import free_ports
 from node.tls import KeyPair
-from ops.demo.processes import accord, free_ports
+from ops.demo.processes import accord
 from ops.foundation import opened
 from tests.faults.examination import all_entries
 from tests.support.dicom import EXPLICIT, Instance, from_file, pydicom_sample_paths, study
@@ -558,15 +559,34 @@ async def test_https_is_tls_1_3_under_the_nodes_own_authority(hospital: Hospital
 # Orthanc
 
 
-@asynccontextmanager
-async def orthanc(folder: Path, hospital: Hospital) -> AsyncIterator[Callable[..., requests.Response]]:
-    """A running Orthanc that knows the node as a modality and as a DICOMweb server; yields its REST interface."""
+@dataclass
+class Archive:
+    """A running Orthanc: `call` is its REST interface."""
+
+    process: asyncio.subprocess.Process
+    dicom_port: int
+    http_port: int
+
+    def call(self, method: str, path: str, **more: object) -> requests.Response:
+        """One request, whatever the answer's status."""
+        url = f"http://127.0.0.1:{self.http_port}{path}"
+        return requests.request(method, url, timeout=60, **more)  # type: ignore[arg-type]
+
+    async def up(self) -> bool:
+        """Wait until it answers: False when it ended instead."""
+        async with asyncio.timeout(START_SECONDS):
+            while self.process.returncode is None:
+                with suppress(requests.ConnectionError):
+                    (await asyncio.to_thread(self.call, "GET", "/system")).raise_for_status()
+                    return True
+                await asyncio.sleep(0.2)
+        return False
+
+
+async def start_orthanc(folder: Path, hospital: Hospital) -> Archive:
+    """An Orthanc that knows the node as a modality and as a DICOMweb server. It may find its ports taken meanwhile."""
     dicom, http = free_ports(2)
     folder.mkdir()
-    await accord(
-        "device", "add", hospital.node.folder, "--ae-title", ORTHANC_TITLE, "--address", "127.0.0.1",
-        "--plain", "An old archive", "--port", str(dicom), "--service", "store", "--service", "commit", *QUERYING,
-    )  # fmt: skip
     plugins = sorted(Path("/usr/share/orthanc/plugins").glob("*OrthancDicomWeb.so"))
     settings = {
         "StorageDirectory": str(folder),
@@ -592,28 +612,36 @@ async def orthanc(folder: Path, hospital: Hospital) -> AsyncIterator[Callable[..
     }
     (folder / "orthanc.json").write_text(json.dumps(settings))
     assert ORTHANC is not None
-    process = await asyncio.create_subprocess_exec(
-        ORTHANC, str(folder / "orthanc.json"),
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
+    with (folder / "orthanc.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            ORTHANC, str(folder / "orthanc.json"), stdout=log, stderr=log
+        )
+    return Archive(process, dicom, http)
 
-    def call(method: str, path: str, **more: object) -> requests.Response:
-        return requests.request(method, f"http://127.0.0.1:{http}{path}", timeout=60, **more)  # type: ignore[arg-type]
 
-    try:
-        async with asyncio.timeout(START_SECONDS):
-            while True:
-                try:
-                    (await asyncio.to_thread(call, "GET", "/system")).raise_for_status()
-                    break
-                except requests.ConnectionError:
-                    assert process.returncode is None, "Orthanc ended"
-                    await asyncio.sleep(0.2)
-        yield call
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
+@asynccontextmanager
+async def orthanc(folder: Path, hospital: Hospital) -> AsyncIterator[Callable[..., requests.Response]]:
+    """A running Orthanc as a registered plain device; yields its REST interface."""
+    folder.mkdir()
+    for attempt in range(3):
+        archive = await start_orthanc(folder / str(attempt), hospital)
+        try:
+            if not await archive.up():
+                continue
+            await accord(
+                "device", "add", hospital.node.folder, "--ae-title", ORTHANC_TITLE, "--address", "127.0.0.1",
+                "--plain", "An old archive", "--port", str(archive.dicom_port), "--service", "store",
+                "--service", "commit", *QUERYING,
+            )  # fmt: skip
+            yield archive.call
+            return
+        finally:
+            if archive.process.returncode is None:
+                archive.process.terminate()
+            await archive.process.wait()
+    raise AssertionError(
+        "\n".join(log.read_text("utf-8", "replace")[-2000:] for log in folder.glob("*/*.log"))
+    )
 
 
 @needs_orthanc

@@ -16,10 +16,10 @@ from consent.errors import Conflict
 from consent.vocabulary import EventKind
 from node.audit.event import Event
 from node.config import Settings, load_settings
+from node.ports import free_ports
 from node.web.kit import Listener, make_app
 from ops import doctor
-from ops.demo.processes import free_ports
-from ops.doctor import Finding, examine
+from ops.doctor import Step, examine
 from ops.doors import Doors
 from ops.foundation import opened
 from ops.lock import LOCK_NAME
@@ -47,8 +47,8 @@ def ports(folder: Path, **given: int) -> Settings:
     return load_settings(folder)
 
 
-async def failing(folder: Path) -> list[Finding]:
-    return [finding for finding in await examine(folder) if not finding.ok]
+async def failing(folder: Path) -> list[Step]:
+    return [step for step in await examine(folder) if not step.ok]
 
 
 async def test_a_stopped_node_is_well_but_for_its_doors(folder: Path) -> None:

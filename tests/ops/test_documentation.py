@@ -14,8 +14,8 @@ import pytest
 
 from consent.vocabulary import EventKind
 from node.config import KEY_WORDS, SECTION_WORDS, NodeSection, Settings
+from node.ports import free_ports
 from ops.console import EXIT_CODES
-from ops.demo.processes import free_ports
 from tests.ops.test_cli import COMMANDS
 from tests.support.cli import accord
 from tests.support.requirements_page import PAGE, page

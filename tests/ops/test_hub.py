@@ -13,8 +13,9 @@ import pytest
 import pytest_asyncio
 
 from consent.vocabulary import EventKind
+from node.ports import free_ports
 from ops.demo.person import Person, Refused
-from ops.demo.processes import Site, free_ports, start, stop, tune
+from ops.demo.processes import Site, start, stop, tune
 from ops.demo.processes import accord as accord_process
 from ops.foundation import opened
 from tests.support.browser import chromium, needs_chromium

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from consent.vocabulary import EventKind
-from ops.demo.processes import free_ports
+from node.ports import free_ports
 from ops.foundation import opened
 from tests.support.cli import Said, accord
 

@@ -31,8 +31,9 @@ from node.config import (
     StorageSection,
 )
 from node.dicom.sender import Peer
+from node.ports import free_ports
 from node.tls import KeyPair, dicom_client_context
-from ops.demo.processes import compile_own_code, free_ports
+from ops.demo.processes import compile_own_code
 from ops.foundation import create_folder, opened
 
 READY_SECONDS = 60.0

@@ -24,8 +24,8 @@ from node.dicom import commitment, commitment_forms, promises
 from node.dicom.commitment_forms import Asked, Report, read_asked, read_report, write_asked, write_report
 from node.dicom.destinations import CallableDevice, CallableDevices
 from node.dicom.sender import Outgoing, Peer, commit, send
+from node.ports import free_ports
 from node.safety import Fate, Reference
-from ops.demo.processes import free_ports
 from tests.node.dicom.archive import AE, SCANNER, UNCOMPRESSED, WORKSTATION, Archive, archive_in
 from tests.node.dicom.test_identifiers import SYNTAXES
 from tests.support.dicom import EXPLICIT, Instance, element, study, uid

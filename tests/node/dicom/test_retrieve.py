@@ -30,7 +30,7 @@ from consent.vocabulary import EventKind
 from node.access.devices import DeviceState
 from node.dicom import retrieve
 from node.gateway import data_sets, reading
-from ops.demo.processes import free_ports
+from node.ports import free_ports
 from tests.node.dicom.archive import (
     READING_ROOM,
     SCANNER,

@@ -13,15 +13,20 @@ import click
 import pytest
 
 from consent.vocabulary import EventKind
+from federation.service import HUB_ROUTES, PEER_ROUTES
+from learning.service import HUB_PEER_ROUTES
 from node.config import KEY_WORDS, SECTION_WORDS, NodeSection, Settings
 from node.ports import free_ports
+from node.web.limits import rules_of_handler
 from ops.console import EXIT_CODES
+from ops.findingtables import FindingKind
 from tests.ops.test_cli import COMMANDS
 from tests.support.cli import accord
 from tests.support.requirements_page import PAGE, page
 
 ROOT = Path(__file__).parents[2]
 CLI, SETTINGS, EVENTS = (ROOT / "docs" / name for name in ("cli.md", "settings.md", "events.md"))
+FORMATS = ROOT / "docs" / "formats"
 FAMILY_WORDS = {3: "denied", 4: "not found", 5: "conflict", 6: "corrupt", 7: "invalid", 8: "unavailable"}
 
 
@@ -92,6 +97,42 @@ def test_every_event_is_documented_once() -> None:
     names = [name for name, _words in rows]
     assert sorted(names) == sorted(kind.value for kind in EventKind)
     assert all(len(words) > 10 for _name, words in rows)
+
+
+def test_every_peer_route_is_documented_with_its_bound() -> None:
+    """docs/formats/peer-protocol.md names what a member can be asked, how much may be sent, and nothing else."""
+    text = (FORMATS / "peer-protocol.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(GET|POST) ([a-z/{}-]+)`.*?\|([^|]*)\|$", text, re.MULTILINE)
+    documented = {(method, re.sub(r"\{\w+\}", "{}", path)): bound.strip() for method, path, bound in rows}
+    served = {
+        (route.method, re.sub(r"\{\w+\}", "{}", route.path.removeprefix("/peer/v1/"))): route.handler
+        for route in (*HUB_ROUTES, *PEER_ROUTES, *HUB_PEER_ROUTES)
+        if route.path.startswith("/peer/v1/")
+    }
+    assert documented.keys() == served.keys()
+    for name, handler in served.items():
+        if name[0] == "POST":
+            kib = rules_of_handler(handler).body_bytes // 1024
+            assert documented[name] == (f"{kib} KiB" if kib < 1024 else f"{kib // 1024} MiB"), name
+
+
+def test_every_kind_of_signed_record_has_its_format() -> None:
+    """Whatever is signed under a kind of its own is described in docs/formats by that name."""
+    kinds = {
+        kind
+        for package in ("consent", "node", "federation", "learning")
+        for source in (ROOT / package).rglob("*.py")
+        for kind in re.findall(r'KIND: ClassVar\[str\] = "([a-z-]+)"', source.read_text("utf-8"))
+    }
+    formats = "".join(page.read_text("utf-8") for page in FORMATS.glob("*.md"))
+    assert len(kinds) > 15
+    assert {kind for kind in kinds if f"`{kind}`" not in formats and f": {kind}" not in formats} == set()
+
+
+def test_every_kind_of_finding_is_documented() -> None:
+    """docs/formats/http-api.md lists the kinds that programs may meet."""
+    text = (FORMATS / "http-api.md").read_text("utf-8")
+    assert {kind.value for kind in FindingKind if f"`{kind}`" not in text} == set()
 
 
 def test_the_page_of_requirements_is_what_the_tests_claim() -> None:

@@ -41,11 +41,12 @@ KEPT_SECONDS = 900.0
 """Arrays of a plan that was not asked for so long are dropped."""
 
 MAX_KEPT_BYTES = 2 * 1024**3
-logger = structlog.get_logger()
-
 IN_FLIGHT = 8
-DRAW_PAUSES_SECONDS = (0.2, 1.0)
 """How many instances are prepared at once; the rendering workers are the narrow place."""
+DRAW_PAUSES_SECONDS = (0.2, 1.0)
+"""Between attempts to have one drawn."""
+
+logger = structlog.get_logger()
 
 _SECRET = "learning/projects"
 _CODE_VALUE, _SCHEME, _MODIFIERS = "00080100", "00080102", "00082230"
@@ -160,7 +161,8 @@ class Cohorts:
     ) -> None:
         """Add the instance as an example; one without a usable label or picture is left out.
 
-        Raises Unavailable when it could not be drawn for now: it must not be missing for as long as the rest is kept.
+        Raises Unavailable when the renderer stays busy: prepared cohorts are kept, and one without this image would be
+        kept as if it were whole.
         """
         try:
             coded = label_of(made, plan.labels)

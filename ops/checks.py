@@ -5,6 +5,7 @@ Disk, clock, timed duties, certificates of devices, and once a day the whole log
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from node.audit.log import Log
 from node.clock import TrustedClock
 from node.config import Settings
 from node.deeds import log_altered
-from ops.doctor import MIN_FREE_BYTES
+from ops.doctor import MAX_CLOCK_BEHIND_SECONDS, MIN_FREE_BYTES
 from ops.findings import Findings
 from ops.findingtables import FindingKind, Severity, Sighting
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 LOW_FREE_BYTES: Final = 5 * MIN_FREE_BYTES
 """From here on a disk is called nearly full; below MIN_FREE_BYTES it is an incident."""
-MAX_CLOCK_BEHIND_SECONDS: Final = 60.0
 FAILING_LOOKS: Final = 2
 """A duty must fail at so many looks in a row: one lost connection is not worth a person's time."""
 GRAVE_JOBS: Final = {"access-rows": "access-rows"}
@@ -76,7 +76,10 @@ class Checks:
         """A job: look at every condition."""
         now = self.clock.now()
         survey = await self.registry.survey()
-        seen = [*self._disks(now), *certificates(survey.devices, now), *self._clock(now), *self._jobs(now)]
+        disks = await asyncio.to_thread(
+            lambda: tuple(self._disks(now))
+        )  # a disk that hangs must not hang the node
+        seen = [*disks, *certificates(survey.devices, now), *self._clock(now), *self._jobs(now)]
         watched = [kind for kind in WATCHED if self.jobs is not None or kind is not FindingKind.JOB_FAILING]
         await self.findings.observe(watched, seen)
         await self.findings.prune()

@@ -107,7 +107,7 @@ OVERFLOW: Final = "*"
 class Sighting:
     """Something seen once, or `count` times, about `subject`.
 
-    `code` names the words that say it (`sightings.WORDS`), `values` fill their places; `entry` is the index of the log
+    `code` names the words that say it (`findingwords.WORDS`), `values` fill their places; `entry` is the index of the log
     entry that showed it, None for a condition.
     """
 

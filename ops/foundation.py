@@ -6,7 +6,6 @@ Made by `opened`, which closes everything it opened.
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -27,6 +26,7 @@ from node.audit.log import Log
 from node.clock import TrustedClock
 from node.config import FILE_NAME, Settings, load_settings, write_settings
 from node.database import Database
+from node.durable import write_new
 from node.grade_locks import GradeLocks
 from node.identity import Identity
 from node.index import Pseudonyms
@@ -82,17 +82,8 @@ def create_keystore(settings: Settings) -> None:
     """Make a random credential and a keystore that it opens, where the settings say. Raises Conflict, Unavailable."""
     credential = settings.path(settings.keys.credential_file)
     credential.parent.mkdir(mode=0o700, exist_ok=True)
-    write_credential(credential, secrets.token_urlsafe(CREDENTIAL_BYTES).encode())
+    write_new(credential, secrets.token_urlsafe(CREDENTIAL_BYTES).encode() + b"\n")
     Keystore.create(settings.path(settings.keys.keystore), read_credential(credential))
-
-
-def write_credential(file: Path, credential: bytes) -> None:
-    """Write a credential to a new file that only its owner reads, durably."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as writing:
-        writing.write(credential + b"\n")
-        writing.flush()
-        os.fsync(writing.fileno())
 
 
 def read_credential(file: Path) -> bytes:

@@ -1,7 +1,7 @@
 """Health and metrics on a listener of their own: `/healthz`, `/readyz`, `/metrics`. No identifiers, no people.
 
 `/healthz` says that the process answers; `/readyz` that it can do its work: the database answers, the disk
-has room, the clock is not behind, every timed duty went well lately.
+has room, images can be taken in, the clock is not behind, every timed duty went well lately.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from node.clock import TrustedClock
 from node.database import Database
 from node.jobs import Jobs
 from node.web.kit import respond
-from ops.doctor import MIN_FREE_BYTES
+from ops.doctor import MAX_CLOCK_BEHIND_SECONDS, MIN_FREE_BYTES
 
-MAX_CLOCK_BEHIND_SECONDS = 60.0
 Check = Callable[[], Awaitable[str]]
 
 

@@ -7,7 +7,6 @@ same command was given again. Everything is put on record. The node must not run
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import tomllib
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ from node.config import (
     replace_settings,
 )
 from node.database import Database
+from node.durable import write_new, write_over
 from node.rotation import Rotation
 from node.settings_file import NEW_SUFFIX, words_of
 from node.vault.custody import Custody, credentials
@@ -45,7 +45,6 @@ from ops.foundation import (
     open_custody,
     opened,
     read_credential,
-    write_credential,
 )
 from ops.lock import sole_user
 
@@ -171,10 +170,9 @@ def _change_file(settings: Settings, path: Path, new: str) -> Path:
         else secrets.token_urlsafe(CREDENTIAL_BYTES).encode()
     )
     beside = file.with_name(file.name + NEW_SUFFIX)
-    beside.unlink(
-        missing_ok=True
-    )  # of an attempt that ended before the keystore was changed: `opened` has looked
-    write_credential(beside, fresh)
+    # Of an attempt that ended before the keystore was changed: `opened` has looked.
+    beside.unlink(missing_ok=True)
+    write_new(beside, fresh + b"\n")
     Keystore.change_credential(path, old, fresh)
     beside.replace(file)
     return file
@@ -214,10 +212,7 @@ def _prepare_settings(folder: Path, coming: Settings) -> None:
     changes |= {f"keys.{name}": value for name, value in coming.keys}
     text = changed_settings(folder, changes)
     beside = folder / (FILE_NAME + NEW_SUFFIX)
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    write_over(beside, text.encode())
 
 
 def _finish_settings(present: Settings, to_new: bool) -> None:

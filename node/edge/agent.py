@@ -37,6 +37,7 @@ from node.dicom.gate import Gate, Limits
 from node.dicom.listener import Listener
 from node.dicom.sender import Peer
 from node.dicom.services import Services
+from node.durable import write_new
 from node.edge.forwarding import Forwarder
 from node.edge.settings import EdgeSettings
 from node.edge.spool import KEY_BYTES, Spool
@@ -179,11 +180,11 @@ def create(settings: EdgeSettings, certificate: bytes, key: bytes, authority: by
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
     agent = Ed25519PrivateKey.generate()
-    _keep(settings.spool_key, os.urandom(KEY_BYTES).hex().encode() + b"\n")
-    _keep(settings.agent_key, agent.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    _keep(settings.device_certificate, certificate)
-    _keep(settings.device_key, key)
-    _keep(settings.node_authority, authority)
+    write_new(settings.spool_key, os.urandom(KEY_BYTES).hex().encode() + b"\n")
+    write_new(settings.agent_key, agent.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    write_new(settings.device_certificate, certificate)
+    write_new(settings.device_key, key)
+    write_new(settings.node_authority, authority)
     return agent.public_key().public_bytes_raw().hex()
 
 
@@ -264,11 +265,3 @@ async def _write_status(agent: Agent, file: Path) -> None:
 
     with contextlib.suppress(OSError):
         await to_its_end(asyncio.to_thread(write))
-
-
-def _keep(file: Path, data: bytes) -> None:
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())

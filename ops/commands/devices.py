@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from consent.errors import Conflict, Invalid, NotFound
+from consent.errors import Invalid, NotFound
 from consent.vocabulary import EventKind
 from node.access.certificates import MAX_OVERLAP, OVERLAP, read_certificate
 from node.access.devices import SENDING, Device, DeviceState, check_ae_title
 from node.access.live import LiveDevice, live_devices, refusal_words
 from node.audit.event import Event
+from node.durable import write_new, write_over
 from ops.commands.arguments import Folder, Json, operator
 from ops.console import speaks, tell, tell_table
 from ops.foundation import Foundation, opened
@@ -24,6 +24,7 @@ from ops.lock import in_use
 MAX_CERTIFICATE_BYTES = 64 * 1024
 
 devices = typer.Typer(help="Imaging devices.", no_args_is_help=True)
+AeTitle = Annotated[str, typer.Option(help="The device's AE title.")]
 
 
 @devices.command("add")
@@ -97,7 +98,7 @@ def list_devices(folder: Folder, as_json: Json = False) -> None:
 @speaks
 def show_device(
     folder: Folder,
-    ae_title: Annotated[str, typer.Option(help="The device's AE title.")],
+    ae_title: AeTitle,
     as_json: Json = False,
 ) -> None:
     """Show one device: what it is registered for, what it does now, and why it was refused last.
@@ -115,7 +116,7 @@ def show_device(
 @speaks
 def set_agent(
     folder: Folder,
-    ae_title: Annotated[str, typer.Option(help="The device's AE title.")],
+    ae_title: AeTitle,
     agent: Annotated[str, typer.Option(metavar="KEY", help="What accord edge init printed: 64 hex digits.")],
     as_json: Json = False,
 ) -> None:
@@ -136,7 +137,7 @@ def set_agent(
 @speaks
 def set_state(
     folder: Folder,
-    ae_title: Annotated[str, typer.Option(help="The device's AE title.")],
+    ae_title: AeTitle,
     state: Annotated[
         DeviceState, typer.Option(help="Retired is for good: it comes back by being added anew.")
     ],
@@ -164,7 +165,7 @@ def set_state(
 @speaks
 def move_device(
     folder: Folder,
-    ae_title: Annotated[str, typer.Option(help="The device's AE title.")],
+    ae_title: AeTitle,
     address: Annotated[str, typer.Option(metavar="IP", help="Its new address, or a range.")],
     as_json: Json = False,
 ) -> None:
@@ -185,7 +186,7 @@ def move_device(
 @speaks
 def renew_certificate(
     folder: Folder,
-    ae_title: Annotated[str, typer.Option(help="The device's AE title.")],
+    ae_title: AeTitle,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Issue a new one and write it with its key here.")
     ] = None,
@@ -230,7 +231,7 @@ def renew_certificate(
 @speaks
 def issue_certificate(
     folder: Folder,
-    ae_title: Annotated[str, typer.Option(help="The device's AE title.")],
+    ae_title: AeTitle,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write AET.crt, AET.key and ca.crt.")],
     as_json: Json = False,
 ) -> None:
@@ -258,9 +259,9 @@ async def _issue(node: Foundation, ae_title: str, out: Path) -> str:
     pair = node.identity.issue_device_certificate(ae_title, node.clock.now())
     certificate, stem = pair.certificate.decode(), _stem(ae_title)
     out.mkdir(parents=True, exist_ok=True)
-    _write_new(out / f"{stem}.key", pair.key.decode(), 0o600, again=False)
-    _write_new(out / f"{stem}.crt", certificate, 0o644, again=False)
-    _write_new(out / "ca.crt", node.identity.authority_pem, 0o644, again=True)
+    write_new(out / f"{stem}.key", pair.key)
+    write_new(out / f"{stem}.crt", pair.certificate, mode=0o644)
+    write_over(out / "ca.crt", node.identity.authority_pem.encode(), mode=0o644)
     detail = {"ae_title": ae_title, "fingerprint": read_certificate(certificate)[1]}
     await node.log.record(Event(EventKind.DEVICE_CERTIFICATE_ISSUED, operator(), detail=detail))
     return certificate
@@ -324,17 +325,6 @@ def _minute(moment: datetime | None) -> str:
 
 def _stem(ae_title: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in ae_title)
-
-
-def _write_new(file: Path, text: str, mode: int, *, again: bool) -> None:
-    try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if again else os.O_EXCL), mode)
-    except FileExistsError as error:
-        raise Conflict(
-            f"{file} is there already.", mend="Give another folder; a key is never overwritten."
-        ) from error
-    with os.fdopen(descriptor, "w", encoding="ascii") as stream:
-        stream.write(text)
 
 
 def _read_certificate(file: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,8 @@ import typer
 
 from consent.errors import Conflict, Invalid, NotFound
 from node.clock import TrustedClock
-from node.edge.settings import EdgeSettings, load_edge, new_edge, write_edge
+from node.durable import write_over
+from node.edge.settings import FILE_NAME, EdgeSettings, load_edge, new_edge, write_edge
 from ops.commands.arguments import Json
 from ops.console import speaks, tell
 from ops.lock import sole_user
@@ -61,7 +61,7 @@ def init(
         node={"ae_title": called, "host": host, "port": port, "discover": discover},
         spool={"max_bytes": int(max_gib * 1024**3)},
     )
-    if (settings.folder / "edge.toml").exists():
+    if (settings.folder / FILE_NAME).exists():
         raise Conflict(f"{settings.folder} holds an agent already.", mend="Choose another folder.")
     public = create(settings, _pem(certificate), _pem(key), _pem(authority))
     write_edge(settings)
@@ -129,7 +129,7 @@ def wipe(
     with sole_user(settings.folder):
         wiped = carry_out(settings, read_agent_key(settings), TrustedClock(), discard=discard)
     file = settings.folder / CERTIFICATE_NAME
-    _write(file, wiped.statement.token)
+    write_over(file, wiped.statement.token.encode() + b"\n", mode=0o644)
     forget(settings)
     body = wiped.statement.body
     tell(
@@ -182,11 +182,3 @@ def _pem(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise NotFound(f"{file} cannot be read: {error.strerror}.") from error
-
-
-def _write(file: Path, text: str) -> None:
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    with os.fdopen(descriptor, "w", encoding="ascii") as out:
-        out.write(text + "\n")
-        out.flush()
-        os.fsync(out.fileno())

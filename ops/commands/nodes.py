@@ -14,7 +14,7 @@ from node.audit.log import Event
 from node.config import new_settings
 from ops.commands.arguments import Folder, Json, operator
 from ops.console import JSON_OPTION, speaks, tell
-from ops.doctor import Finding, examine
+from ops.doctor import Step, examine
 from ops.foundation import create_folder, opened
 from ops.service import serve_node
 
@@ -76,10 +76,9 @@ def doctor(folder: Folder, as_json: Json = False) -> None:
 
     Example: accord doctor /srv/accord
     """
-    findings = asyncio.run(examine(folder))
-    words = "\n".join(_line(finding) for finding in findings)
-    tell(words, {"findings": [vars(finding) for finding in findings]}, as_json=as_json)
-    if not all(finding.ok for finding in findings):
+    steps = asyncio.run(examine(folder))
+    tell("\n".join(map(_line, steps)), {"findings": [vars(step) for step in steps]}, as_json=as_json)
+    if not all(step.ok for step in steps):
         raise typer.Exit(1)
 
 
@@ -105,6 +104,6 @@ async def _first_account(folder: Path) -> str:
         return await node.registry.create_one_time(ADMINISTRATOR, by=operator())
 
 
-def _line(finding: Finding) -> str:
-    mark = "ok  " if finding.ok else "FAIL"
-    return f"{mark} {finding.step}: {finding.words}" + (f"\n     {finding.mend}" if finding.mend else "")
+def _line(one: Step) -> str:
+    mark = "ok  " if one.ok else "FAIL"
+    return f"{mark} {one.step}: {one.words}" + (f"\n     {one.mend}" if one.mend else "")

@@ -21,12 +21,12 @@ import structlog
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from consent.errors import AccordError, Conflict, NotFound, Unavailable
+from consent.errors import AccordError, Unavailable
 from consent.vocabulary import EventKind, Outcome
 from node.audit.log import Event, Log
-from node.clock import Clock
 from node.vault.blobs import FileBlobs
 from node.vault.lanes import Root
+from node.vault.pack import study_of
 from node.vault.quorum import Slot
 from node.vault.replicas import Replicas
 from node.vault.roots import Found, Membership, Place, look_at
@@ -73,12 +73,11 @@ class StorageStatus:
 
 
 class Replication:
-    """Watches the roots of one node. `examine(study)` scrubs a suspect pack."""
+    """Watches the roots of one node."""
 
-    def __init__(self, blobs: FileBlobs | Replicas, *, log: Log, clock: Clock, pace: Throttle) -> None:
+    def __init__(self, blobs: FileBlobs | Replicas, *, log: Log, pace: Throttle) -> None:
         self._blobs = blobs
         self._log = log
-        self._clock = clock
         self._pace = pace
         self._restoring: tuple[Root, asyncio.Task[None]] | None = None
         self._restored = (0, 0)
@@ -102,8 +101,12 @@ class Replication:
         await asyncio.to_thread(replicas.watch)
         await self.tell()
         self._bring_back(replicas)
-        while self._examine is not None and (name := replicas.next_suspect()) is not None:
-            await self._examine(name.removesuffix(".pack"))
+
+    async def examine(self) -> None:
+        """A job, beside `watch`: look at the packs of which a reader met a bad copy, whatever time that takes."""
+        replicas = self.replicas
+        while replicas is not None and self._examine is not None and (name := replicas.next_suspect()):
+            await self._examine(study_of(name))
 
     async def tell(self) -> None:
         """Put on record what happened to the roots."""
@@ -135,18 +138,6 @@ class Replication:
                 break
             await self._restoring[1]
         await self.tell()
-
-    def take_over(self, number: int) -> None:
-        """Let what stands at a root's path be refilled, whatever it was. Blocking. Raises Conflict, NotFound."""
-        replicas = self.replicas
-        if replicas is None:
-            raise Conflict(
-                "There is one storage root only.", mend="Name more in storage.roots.", code="one-root"
-            )
-        if not 1 <= number <= len(replicas.quorum.slots):
-            raise NotFound(f"There is no storage root {number}.")
-        replicas.quorum.take_over(number)
-        self._failed_at.clear()
 
     async def close(self) -> None:
         """Stop bringing back, and tell what is left to tell."""

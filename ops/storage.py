@@ -182,7 +182,7 @@ def build_upkeep(
         deep_every=timedelta(days=settings.deep_scrub_days),
     )
     refill = Throttle(settings.refill_mib_per_second * MIB)
-    replication = Replication(blobs, log=base.log, clock=base.clock, pace=refill)
+    replication = Replication(blobs, log=base.log, pace=refill)
     replication.examine_with(scrubbing.study)
     return Upkeep(replication, compaction, rebuilding, scrubbing, pace)
 
@@ -204,6 +204,7 @@ def duties(archive: LocalArchive) -> list[Job]:
 
     return [
         Job("storage", WATCH_SECONDS, upkeep.replication.watch),
+        Job("suspects", WATCH_SECONDS, upkeep.replication.examine),
         Job("scrub", SCRUB_SECONDS, upkeep.scrubbing.run, delay_seconds=SCRUB_SECONDS),
         Job("compaction", COMPACTION_SECONDS, compaction, delay_seconds=COMPACTION_SECONDS),
         Job("unlocked", UNLOCKED_SECONDS, unlocked, delay_seconds=UNLOCKED_SECONDS),

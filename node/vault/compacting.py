@@ -9,7 +9,7 @@ Format: docs/formats/replicas.md, "Generations".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -28,8 +28,7 @@ from node.vault.pack import (
     padding,
     survey,
 )
-
-PIECE_BYTES = 1024 * 1024
+from node.vault.seal import PIECE_BYTES
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,12 @@ def rewrite(
     study: str,
     now: datetime,
     *,
-    drop: Collection[str] = (),
     keep: Callable[[StoredObject], bool] = lambda stored: True,
     prepared: Callable[[], None] = lambda: None,
 ) -> dict[str, StoredObject]:
     """Put a new file in the pack's place, its generation one higher; return where its objects lie, by id.
 
-    Objects in `drop`, or that `keep` says no to, are left out; of an id that occurs twice the first stays. `prepared` is
+    Objects that `keep` says no to are left out; of an id that occurs twice the first stays. `prepared` is
     called when the new file is written and not yet in place. Raises Corrupt when the pack is damaged (heal it first), NotFound, Unavailable: then the old file stands.
     """
     places: dict[str, StoredObject] = {}
@@ -65,7 +63,7 @@ def rewrite(
         data = encode_head(study, now, head.generation + 1)
         new.write([data], 0)
         at = len(data)
-        for span in kept(read, size, study, drop, keep):
+        for span in kept(read, size, study, keep):
             at = _carry(read, study, span, new, at, places)
         new.write([padding(study, at)], at)
         prepared()
@@ -78,7 +76,6 @@ def kept(
     read: Read,
     size: int,
     study: str,
-    drop: Collection[str] = (),
     keep: Callable[[StoredObject], bool] = lambda stored: True,
 ) -> list[Span]:
     """The records that a new file would have. Raises Corrupt."""
@@ -86,7 +83,7 @@ def kept(
     found.require_sound(study)
     first: dict[str, Span] = {}
     for span in found.spans:
-        if span.stored is not None and span.stored.object_id not in drop and keep(span.stored):
+        if span.stored is not None and keep(span.stored):
             first.setdefault(span.stored.object_id, span)
     return list(first.values())
 
@@ -96,7 +93,7 @@ def waste_of(
 ) -> Waste:
     """How much of a pack nothing refers to. Raises Corrupt."""
     return Waste(
-        study, size, max(0, size - sum(span.end - span.start for span in kept(read, size, study, (), keep)))
+        study, size, max(0, size - sum(span.end - span.start for span in kept(read, size, study, keep)))
     )
 
 

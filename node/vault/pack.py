@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -22,7 +22,7 @@ from consent.errors import Corrupt, Invalid, Unavailable
 from consent.signed import Json, canonical_json, parse_json
 from consent.vocabulary import Grade
 from node.vault.arena import Arena
-from node.vault.blobs import BLOCK_BYTES, Appendable, BlobStore
+from node.vault.blobs import BLOCK_BYTES, Appendable, BlobStore, Read
 from node.vault.manifest import Manifest, ManifestEntry
 from node.vault.seal import (
     Buffer,
@@ -50,6 +50,7 @@ __all__ = [
 
 MAGIC, RECORD_MAGIC = b"ACCORDPK", b"ACRD"
 VERSION, SUITE = 1, 1
+PACK_SUFFIX = ".pack"
 MAX_HEADER_BYTES = 4096
 MAX_DAMAGES = 1000
 MAX_PADDING_BYTES = 2 * BLOCK_BYTES
@@ -62,9 +63,6 @@ FRAME_BYTES = _FRAME.size + CHECK_BYTES
 _LOOK_BYTES = 1024  # a frame and a usual header in one read
 _WINDOW_BYTES = 1024 * 1024
 _NO_DIGEST = bytes(32)
-
-Read = Callable[[int, int], bytes]
-"""`read(offset, length)`: bytes of the pack, fewer at its end."""
 
 
 @dataclass(frozen=True)
@@ -135,16 +133,28 @@ class Span:
 
 @dataclass
 class Survey:
-    """What a walk found. `end` is where the next record belongs: the length without a torn tail."""
+    """What a walk found. `end` is where the next record belongs: the length without a torn tail.
+
+    `generation`: which file of the pack it was, when the walk began at its head.
+    """
 
     spans: list[Span] = field(default_factory=list)
     damages: list[Damage] = field(default_factory=list)
     end: int = 0
+    generation: int = 0
 
     @property
     def objects(self) -> list[StoredObject]:
         """The objects in their order."""
         return [span.stored for span in self.spans if span.stored is not None]
+
+    @property
+    def first_of_each(self) -> list[StoredObject]:
+        """The objects in their order; of an id that occurs twice the first."""
+        first: dict[str, StoredObject] = {}
+        for stored in self.objects:
+            first.setdefault(stored.object_id, stored)
+        return list(first.values())
 
     def require_sound(self, study: str) -> None:
         """Raise Corrupt, naming study and offset, when durable bytes were changed."""
@@ -155,7 +165,12 @@ class Survey:
 
 def pack_name(study: str) -> str:
     """The blob that holds a study; raises Invalid for anything but a study pseudonym."""
-    return f"{check_study_id(study)}.pack"
+    return check_study_id(study) + PACK_SUFFIX
+
+
+def study_of(name: str) -> str:
+    """The study that a pack is of, by the blob's name."""
+    return name.removesuffix(PACK_SUFFIX)
 
 
 def survey(read: Read, size: int, study: str, start: int = 0) -> Survey:
@@ -167,11 +182,11 @@ def survey(read: Read, size: int, study: str, start: int = 0) -> Survey:
     if start == 0:
         if size == 0:
             return found
-        after_head = _read_head(read, size, study)
-        if after_head is None:  # torn while it was made: nothing in it was ever durable
+        head = _read_head(read, size, study)
+        if head is None:  # torn while it was made: nothing in it was ever durable
             found.damages.append(Damage(0, size, torn=True, settled=False))
             return found
-        found.end = after_head
+        found.end, found.generation = len(head.data), head.generation
     broken: list[tuple[int, int]] = []
     at, torn = found.end, False
     while at < size:
@@ -497,11 +512,11 @@ def head_of(read: Read, study: str) -> Head | None:
     return Head(data[: HEAD_BYTES + length], generation if isinstance(generation, int) else 0)
 
 
-def _read_head(read: Read, size: int, study: str) -> int | None:
-    """Where the first record starts; None for a head that was torn while the pack was made."""
+def _read_head(read: Read, size: int, study: str) -> Head | None:
+    """The head; None when it was torn while the pack was made. Raises Corrupt."""
     head = head_of(read, study)
     if head is not None:
-        return len(head.data)
+        return head
     data = read(0, HEAD_BYTES + MAX_HEADER_BYTES)
     torn = data[:8] == MAGIC[: len(data)] or _all_zero(read, 0, size)
     if len(data) >= HEAD_BYTES and data[:8] == MAGIC:

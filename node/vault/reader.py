@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from hashlib import sha256
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -80,7 +79,7 @@ class Reader:
         """Every object of the pack in order; of an id that occurs twice the first. Raises Corrupt, NotFound."""
         found = await asyncio.to_thread(self._survey, study)
         found.require_sound(study)
-        return _first_of_each(found.objects)
+        return found.first_of_each
 
     async def verify(
         self, study: str, expected: Manifest | Sequence[StoredObject] | None = None
@@ -120,10 +119,9 @@ class Reader:
         """
         found = await asyncio.to_thread(self._survey, study)
         found.require_sound(study)
-        entries = tuple(_entry(study, stored, keys) for stored in _first_of_each(found.objects))
+        entries = tuple(_entry(study, stored, keys) for stored in found.first_of_each)
         grade = max((entry.grade for entry in entries), default=Grade.ORDINARY)
-        generation = await asyncio.to_thread(self._generation, study)
-        body = Manifest(study, home, grade, len(entries), found.end, entries, generation)
+        body = Manifest(study, home, grade, len(entries), found.end, entries, found.generation)
         return sign(
             body,
             record_id=secrets.token_hex(16),
@@ -134,16 +132,23 @@ class Reader:
         )
 
     def _open(self, study: str, stored: StoredObject, key: bytes, expected: bytes | None) -> bytes:
-        def use(read: Read, _size: int, stored: StoredObject = stored) -> bytes:
-            return _proved(read(stored.offset, stored.length), study, stored, key, expected)
+        def use(read: Read, at: StoredObject) -> bytes:
+            return _proved(read(at.offset, at.length), study, at, key, expected)
 
+        return self._where_it_lies(study, stored, use)
+
+    def _where_it_lies(
+        self, study: str, stored: StoredObject, use: Callable[[Read, StoredObject], bytes]
+    ) -> bytes:
+        """What `use` makes of an object where it was said to lie, or else where its sealed bytes lie now. Raises Corrupt."""
+        name = pack_name(study)
         try:
-            return self._blobs.proved(pack_name(study), use)
+            return self._blobs.proved(name, lambda read, _size: use(read, stored))
         except Corrupt:
             moved = self._moved(study, stored)
             if moved is None:
                 raise
-            return self._blobs.proved(pack_name(study), partial(use, stored=moved))
+            return self._blobs.proved(name, lambda read, _size: use(read, moved))
 
     def _moved(self, study: str, stored: StoredObject) -> StoredObject | None:
         """Where the same sealed bytes lie now, when the pack was written anew since `stored` was read."""
@@ -176,23 +181,17 @@ class Reader:
         return found
 
     def _open_range(self, study: str, stored: StoredObject, key: bytes, offset: int, length: int) -> bytes:
-        def use(read: Read, _size: int, stored: StoredObject = stored) -> bytes:
+        def use(read: Read, at: StoredObject) -> bytes:
             return open_range(
-                lambda start, count: read(stored.offset + start, count),
-                stored.length,
+                lambda start, count: read(at.offset + start, count),
+                at.length,
                 key,
-                stored.header(study),
+                at.header(study),
                 offset,
                 length,
             )
 
-        try:
-            return self._blobs.proved(pack_name(study), use)
-        except Corrupt:
-            moved = self._moved(study, stored)
-            if moved is None:
-                raise
-            return self._blobs.proved(pack_name(study), partial(use, stored=moved))
+        return self._where_it_lies(study, stored, use)
 
     def _pack_bytes(self, study: str, offset: int, length: int, generation: int | None) -> bytes:
         with self._blobs.opened(pack_name(study)) as read:
@@ -204,11 +203,6 @@ class Reader:
                     code="pack-changed",
                 )
             return read(offset, length)
-
-    def _generation(self, study: str) -> int:
-        with self._blobs.opened(pack_name(study)) as read:
-            head = head_of(read, study)
-        return 0 if head is None else head.generation
 
     def _survey(self, study: str) -> Survey:
         return surveyed(self._blobs, study)
@@ -257,13 +251,6 @@ def _missing(
         for object_id, offset, length, digest in wanted
         if (object_id, offset, length, digest) not in there
     ]
-
-
-def _first_of_each(objects: Sequence[StoredObject]) -> list[StoredObject]:
-    first: dict[str, StoredObject] = {}
-    for stored in objects:
-        first.setdefault(stored.object_id, stored)
-    return list(first.values())
 
 
 def _entry(study: str, stored: StoredObject, keys: Mapping[str, bytes]) -> ManifestEntry:

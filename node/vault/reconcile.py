@@ -16,8 +16,18 @@ from dataclasses import dataclass, field, replace
 from blake3 import blake3
 
 from consent.errors import Corrupt, Unavailable
-from node.vault.blobs import Appendable
-from node.vault.pack import FRAME_BYTES, Head, Read, Span, Survey, corrupt_pack, head_of, last_base, survey
+from node.vault.blobs import Appendable, Read
+from node.vault.pack import (
+    FRAME_BYTES,
+    MAX_HEADER_BYTES,
+    Head,
+    Span,
+    Survey,
+    corrupt_pack,
+    head_of,
+    last_base,
+    survey,
+)
 
 WINDOW_BYTES = 1024 * 1024
 LAST_GROUP = -1
@@ -96,7 +106,7 @@ class _Walked:
         at = span.start
         if at not in self.frames:
             stop = span.end if span.stored is None else span.stored.offset
-            self.frames[at] = self.copy.read(at, min(stop - at, FRAME_BYTES + 4096))
+            self.frames[at] = self.copy.read(at, min(stop - at, FRAME_BYTES + MAX_HEADER_BYTES))
         return self.frames[at]
 
     def sound(self, span: Span, bodies_from: int, pace: Pace) -> bool:

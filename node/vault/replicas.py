@@ -26,6 +26,7 @@ from node.vault.arena import Arena
 from node.vault.blobs import Appendable, FileAppendable, Read, check_name
 from node.vault.failover import Failover
 from node.vault.lanes import ANSWER_SECONDS, Lane, Root, Vote
+from node.vault.pack import study_of
 from node.vault.quorum import News, Quorum, below_quorum, not_enough, nothing_to_read
 from node.vault.reconcile import Pace, unhurried
 from node.vault.seal import Buffer
@@ -494,9 +495,7 @@ class Replicas:
         try:
             return failed | bring_level(name, files)
         except (Corrupt, Invalid) as error:
-            self.quorum.news.append(
-                News(EventKind.INTEGRITY_FAILED, error.message, name.removesuffix(".pack"))
-            )
+            self.quorum.news.append(News(EventKind.INTEGRITY_FAILED, error.message, study_of(name)))
             return failed
         finally:
             for file in files.values():

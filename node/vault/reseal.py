@@ -21,10 +21,9 @@ from cryptography.exceptions import InvalidTag
 
 from consent.errors import Corrupt, NotFound
 from consent.vocabulary import Grade
-from node.vault.blobs import Appendable, BlobStore
+from node.vault.blobs import Appendable, BlobStore, Read
 from node.vault.pack import (
     FRAME_BYTES,
-    Read,
     StoredObject,
     encode_frame,
     encode_head,
@@ -41,8 +40,8 @@ from node.vault.seal import (
     seal_digest,
     sealed_length,
 )
+from node.vault.vault import METADATA
 
-METADATA = "metadata"
 _NO_DIGEST = bytes(32)
 
 
@@ -104,10 +103,7 @@ def reseal(
 def _contents(read: Read, size: int, study: str) -> list[StoredObject]:
     found = survey(read, size, study)
     found.require_sound(study)
-    first: dict[str, StoredObject] = {}
-    for stored in found.objects:
-        first.setdefault(stored.object_id, stored)
-    return list(first.values())
+    return found.first_of_each
 
 
 def _reseal_object(

@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 from consent.errors import AccordError, Corrupt, Invalid, NotFound, Unavailable
 from node.vault.blobs import FileAppendable, FileBlobs
 from node.vault.lanes import Root
-from node.vault.pack import last_base, survey
+from node.vault.pack import last_base, study_of, survey
 from node.vault.quorum import nothing_to_read
 from node.vault.reconcile import (
     LAST_GROUP,
@@ -106,7 +106,7 @@ def heal(
 
     Writers may go on: only what was there when the files were opened is looked at.
     """
-    study = _study(name)
+    study = study_of(name)
     bad: dict[N, AccordError] = {}
     read_copies = [_copy(root, file, bad) for root, file in copies.items()]
     try:
@@ -148,7 +148,7 @@ def bring_back(
 
     `sure`: the caller keeps writers away. Raises Unavailable, also when no source can be read.
     """
-    study = _study(name)
+    study = study_of(name)
     with ExitStack() as stack:
         copies = _copies(name, sources, stack)
         if not copies:
@@ -196,7 +196,7 @@ def _level(
     failed: dict[Root, AccordError],
     bad: dict[Root, AccordError],
 ) -> None:
-    study = _study(name)
+    study = study_of(name)
     copies = {root: _copy(root, file, bad) for root, file in files.items()}
     everyone = list(copies.values())
     try:
@@ -224,7 +224,7 @@ def _level(
 
 def _written_anew(name: str, files: Mapping[Root, FileAppendable], root: Root) -> AccordError | None:
     """Give a root whose copy cannot be read another file; return why that failed."""
-    study = _study(name)
+    study = study_of(name)
     copies = [Copy(one.id, file.read, file.size()) for one, file in files.items()]
     try:
         merged = merge(study, copies, bodies_from=LAST_GROUP)
@@ -293,10 +293,6 @@ def _copy_bytes(copies: Sequence[Copy], new: FileAppendable, pace: Pace) -> int:
         pace(WINDOW_BYTES)
         new.write([source.read(at, min(WINDOW_BYTES, source.size - at))], at)
     return source.size
-
-
-def _study(name: str) -> str:
-    return name.removesuffix(".pack")
 
 
 def _nothing(_offset: int, _length: int) -> bytes:

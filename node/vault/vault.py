@@ -24,7 +24,16 @@ from node.vault.blobs import BlobStore, Read
 from node.vault.commit import GroupCommit
 from node.vault.gates import Gates
 from node.vault.keys import KeyRing
-from node.vault.pack import Draft, PackWriter, StoredObject, Survey, pack_name, surveyed
+from node.vault.pack import (
+    PACK_SUFFIX,
+    Draft,
+    PackWriter,
+    StoredObject,
+    Survey,
+    pack_name,
+    study_of,
+    surveyed,
+)
 from node.vault.seal import (
     ObjectHeader,
     Payload,
@@ -40,7 +49,6 @@ __all__ = ["ATTRIBUTES", "INSTANCE", "METADATA", "NewObject", "StoredObject", "V
 INSTANCE, ATTRIBUTES, METADATA = "instance", "attributes", "metadata"
 INLINE_BYTES = 1024 * 1024
 """Sealing this much takes some 0.2 ms: a thread that takes turns with the loop for it costs both more."""
-PACK_SUFFIX = ".pack"
 MAX_RAISED = 1024
 
 
@@ -120,7 +128,7 @@ class Vault:
     async def studies(self) -> list[tuple[str, int]]:
         """Every study that has a pack, with the pack's length in bytes."""
         names = await asyncio.to_thread(lambda: list(self._blobs.names()))
-        return [(name.removesuffix(PACK_SUFFIX), size) for name, size in names if name.endswith(PACK_SUFFIX)]
+        return [(study_of(name), size) for name, size in names if name.endswith(PACK_SUFFIX)]
 
     async def objects(self, study: str, start: int = 0) -> Survey:
         """What lies in the pack of `study` from byte `start` (0, or the `end` of an earlier call).

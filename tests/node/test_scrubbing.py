@@ -198,10 +198,10 @@ async def test_pass_goes_on_where_it_was_and_keeps_its_pace(tmp_path: Path) -> N
 
 @pytest.mark.requirement("V2")
 async def test_what_a_reader_met_is_healed_at_once_and_roots_are_told_of(tmp_path: Path) -> None:
-    """A viewer reads past a bad copy; the next watch heals it. A root that is lost and returns is in the log, and in the status."""
+    """A viewer reads past a bad copy; the next look heals it. A root that is lost and returns is in the log, and in the status."""
     async with stocked(tmp_path, 3) as (node, studies):
         scrub = scrubbing(node)
-        replication = Replication(node.replicas, log=node.log, clock=node.clock, pace=Throttle(10**9))  # type: ignore[arg-type]
+        replication = Replication(node.replicas, log=node.log, pace=Throttle(10**9))  # type: ignore[arg-type]
         replication.examine_with(scrub.study)
         (row, *_) = await node.index.instances(studies[0])
         flip(packs(node, studies[0])[0], row.data_set.offset + 70)
@@ -210,6 +210,7 @@ async def test_what_a_reader_met_is_healed_at_once_and_roots_are_told_of(tmp_pat
         assert (await node.gateway.instance(opening, row.sop_instance_uid)).data
         assert not await node.events(EventKind.INTEGRITY_FAILED)
         await replication.watch()
+        await replication.examine()
         (healed,) = await node.events(EventKind.REPLICA_HEALED)
         assert healed.event.detail["root"] == 1
         assert len({path.read_bytes() for path in packs(node, studies[0])}) == 1

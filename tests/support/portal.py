@@ -135,9 +135,7 @@ async def portal(
         boxes=boxes,
         services={
             keys.GATEWAY: node.gateway,
-            keys.REPLICATION: Replication(
-                node.replicas or node.blobs, log=node.log, clock=node.clock, pace=Throttle(10**9)
-            ),
+            keys.REPLICATION: Replication(node.replicas or node.blobs, log=node.log, pace=Throttle(10**9)),
             keys.SCRUBBING: Scrubbing(
                 blobs=node.replicas or node.blobs,
                 vault=node.vault,

@@ -8,7 +8,6 @@ Invariants: after each transaction a study's rows are all old or all new; rows t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from consent.errors import Corrupt, Invalid, NotFound, Unavailable
@@ -44,17 +43,14 @@ class Rebuilding:
         self._log = log
         self._database = database
 
-    async def everything(
-        self, actor: str, *, mend: bool = True, told: Callable[[int, int], None] = lambda done, of: None
-    ) -> Rebuilt:
+    async def everything(self, actor: str, *, mend: bool = True) -> Rebuilt:
         """Go through every pack; with `mend` rows that differ are put right, without it they are only named.
 
-        For a node that does not take anything in meanwhile. `told(done, of)` hears of studies.
+        For a node that does not take anything in meanwhile.
         """
         result = Rebuilt()
         studies = sorted(await self._vault.studies())
-        for number, (study, _) in enumerate(studies):
-            told(number, len(studies))
+        for study, _ in studies:
             try:
                 count, alike = await self.one(study, mend=mend)
             except (Corrupt, Invalid, NotFound, Unavailable) as error:
@@ -64,7 +60,6 @@ class Rebuilding:
             result.instances += count
             if not alike:
                 result.differing.append(study)
-        told(len(studies), len(studies))
         known = await self._index.indexed_to()
         for study in sorted(known.keys() - {study for study, _ in studies}):
             result.failed[study] = "The index knows this study, and there is no pack of it."

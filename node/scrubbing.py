@@ -12,7 +12,6 @@ before anything is said of it. Leaves healing to `vault.upkeep`, rows to `rebuil
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -134,9 +133,7 @@ class Scrubbing:
             await self._save(progress)
         await self.go_on(progress)
 
-    async def go_on(
-        self, progress: Progress, told: Callable[[Progress], None] = lambda progress: None
-    ) -> Progress:
+    async def go_on(self, progress: Progress) -> Progress:
         """Do the rest of a pass; return how it went."""
         studies = sorted(await self._vault.studies())
         progress = replace(progress, total=len(studies))
@@ -152,7 +149,6 @@ class Scrubbing:
                 healed_bytes=progress.healed_bytes + healed,
                 faults=progress.faults + faults,
             )
-            told(progress)
             if progress.packs % SAVE_EVERY == 0:
                 await self._save(await self._with_asked(progress))
         now = self._clock.now()

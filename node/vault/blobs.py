@@ -145,7 +145,7 @@ class FileBlobs:
                 self._make_folder(path.parent)
                 descriptor = os.open(path, flags | os.O_CREAT, 0o600)
                 sync_folder(path.parent)
-            return FileAppendable(descriptor, _open_direct(path, flags))
+            return FileAppendable(descriptor, _open_direct(path, flags, descriptor))
 
     def put(self, name: str, parts: Sequence[Buffer]) -> None:
         """See `BlobStore.put`."""
@@ -441,15 +441,19 @@ _MEND = {
 }
 
 
-def _open_direct(path: Path, flags: int) -> int | None:
-    """The file once more, round the page cache; None where the system or the file system has no such thing."""
+def _open_direct(path: Path, flags: int, descriptor: int) -> int | None:
+    """The file of `descriptor` once more, round the page cache; None where the system or the file system has no such thing."""
     direct = getattr(os, "O_DIRECT", None)
     if direct is None:
         return None
     try:
-        return os.open(path, flags | direct)
+        again = os.open(path, flags | direct)
     except OSError:
         return None
+    if os.path.sameopenfile(descriptor, again):
+        return again
+    os.close(again)  # another file has taken its place meanwhile, which the writer is told of by `gone`
+    return None
 
 
 def _write_all(descriptor: int, views: list[memoryview], offset: int) -> int:

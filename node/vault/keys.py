@@ -178,7 +178,7 @@ class KeyRing:
     async def rotate(self, grade: Grade, tx: Tx | None = None) -> int:
         """Make a new active KEK for `grade`, in the caller's transaction or its own; return its version.
 
-        Study keys follow by `rewrap`. Raises Unavailable (locked, custody away), Corrupt (the active one does not open).
+        Study keys follow by `rewrap_batch`. Raises Unavailable (locked, custody away), Corrupt (the active one does not open).
         """
         if tx is not None:
             return await self._keks.rotate(tx, grade, self._clock.now())
@@ -196,25 +196,8 @@ class KeyRing:
                 sorted(Grade(row.grade) for row in rows if now - row.created >= max_age[Grade(row.grade)])
             )
 
-    async def rotate_due(self, max_age: timedelta) -> tuple[Grade, ...]:
-        """Rotate every grade whose active KEK is `max_age` old or older; return those grades."""
-        due = await self.due(dict.fromkeys(Grade, max_age))
-        for grade in due:
-            await self.rotate(grade)
-        return due
-
-    async def rewrap(self, batch: int = REWRAP_BATCH) -> int:
-        """Bring up to `batch` study keys under their grade's active KEK; return how many were moved.
-
-        0 means that all are current; older KEKs are destroyed then.
-        """
-        moved = (await self.rewrap_batch(batch)).moved
-        if moved == 0:
-            await self.retire()
-        return moved
-
     async def rewrap_batch(self, batch: int = REWRAP_BATCH) -> Rewrapped:
-        """One batch of `rewrap`. May be interrupted anywhere; ingest and reading go on meanwhile.
+        """Bring up to `batch` study keys under their grade's active KEK. May be interrupted anywhere; ingest and reading go on.
 
         Grades that are locked are left out; so are study keys that do not open, which keep their KEK alive.
         """
@@ -235,10 +218,6 @@ class KeyRing:
     def locked(self, grade: Grade) -> bool:
         """Whether two people must unlock the grade first."""
         return self._keks.locked(grade)
-
-    def require_unlocked(self, grade: Grade) -> None:
-        """Raise Unavailable, in words, while the grade is locked."""
-        self._keks.require_unlocked(grade)
 
     def forget(self, grade: Grade) -> None:
         """Drop every key of a grade from memory: it was locked."""

@@ -233,20 +233,6 @@ class Quorum:
         """Why the roots that are there do not suffice."""
         return self._lack(len(self.in_sync))
 
-    def take_over(self, number: int) -> None:
-        """Make what stands at a path a new, empty root of ours, whatever it was. Raises NotFound by its number, Conflict."""
-        with self.changing:
-            slot = self.slots[number - 1]
-            if slot.root is not None and slot.root.id in self.membership.in_sync:
-                raise Conflict(
-                    f"Storage root {number} is in sync.", mend="There is nothing to refill.", code="in-sync"
-                )
-            if slot.found.place is not Place.ROOT:
-                slot.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-                write_identity(slot.path, new_identity(self._node, self._clock.now()))
-                self._forget_number(number)
-                self.look()
-
     def _settle_slot(self, slot: Slot) -> None:
         """Let go of a root that is not at its path any more; take the one that is there."""
         identity = slot.found.identity if slot.found.place is Place.ROOT else None
@@ -335,11 +321,6 @@ class Quorum:
 
     def _row(self, root: Root, *, in_sync: bool) -> RootRow:
         return RootRow(root.id, root.number, str(root.path), in_sync, self._clock.now(), ismount(root.path))
-
-    def _forget_number(self, number: int) -> None:
-        rows = tuple(row for row in self.membership.roots if row.number != number or row.in_sync)
-        if rows != self.membership.roots:
-            self._save(replace(self.membership, roots=rows))
 
     def _save(self, membership: Membership) -> None:
         membership = replace(membership, epoch=membership.epoch + 1)

@@ -82,8 +82,9 @@ async def test_rotation_rewraps_study_keys_and_destroys_the_old_kek(rig: Rig) ->
     status = (await rig.keys.status()).grades[0]
     assert (status.version, status.study_keys, status.behind) == (2, 12, 12)
     batches = []
-    while moved := await rig.keys.rewrap(batch=5):
+    while moved := (await rig.keys.rewrap_batch(5)).moved:
         batches.append(moved)
+    assert await rig.keys.retire() == [(Grade.ORDINARY, 1)]
     assert batches == [5, 5, 2]
     status = (await rig.keys.status()).grades[0]
     assert (status.study_keys, status.behind) == (12, 0)
@@ -100,13 +101,13 @@ async def test_interrupted_rewrap_goes_on_where_it_stopped(rig: Rig) -> None:
     """Between batches, after a restart, and with new studies coming in, every key opens."""
     made = await make(rig, *(f"st_study{number}" for number in range(6)))
     await rig.keys.rotate(Grade.ORDINARY)
-    await rig.keys.rewrap(batch=2)
+    await rig.keys.rewrap_batch(2)
     ring = rig.fresh_ring()
     made["st_later"] = await ring.study_key(None, "st_later", Grade.ORDINARY, create=True)
     await ring.rotate(Grade.ORDINARY)
     for study, key in made.items():
         assert await rig.fresh_ring().study_key(None, study, Grade.ORDINARY) == key
-    while await ring.rewrap(batch=3):
+    while (await ring.rewrap_batch(3)).moved:
         pass
     assert (await ring.status()).grades[0].behind == 0
     for study, key in made.items():
@@ -120,8 +121,10 @@ async def test_keys_rotate_by_age_each_grade_alone(rig: Rig) -> None:
     rig.clock.tick(days=60)
     await make(rig, OTHER, grade=Grade.RESTRICTED)
     rig.clock.tick(days=31)
-    assert await rig.keys.rotate_due(timedelta(days=90)) == (Grade.ORDINARY,)
-    assert await rig.keys.rotate_due(timedelta(days=90)) == ()
+    ages = dict.fromkeys(Grade, timedelta(days=90))
+    assert await rig.keys.due(ages) == (Grade.ORDINARY,)
+    await rig.keys.rotate(Grade.ORDINARY)
+    assert await rig.keys.due(ages) == ()
     assert {grade.grade: grade.version for grade in (await rig.keys.status()).grades} == {1: 2, 3: 1}
 
 

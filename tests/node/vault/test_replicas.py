@@ -18,10 +18,10 @@ from node.vault.blobs import FileAppendable, FileBlobs
 from node.vault.compacting import rewrite
 from node.vault.pack import PackWriter, StoredObject, check_bodies, pack_name, survey
 from node.vault.replicas import Replicas
-from node.vault.roots import IDENTITY_NAME, Place, read_identity
+from node.vault.roots import IDENTITY_NAME, Place, new_identity, read_identity, write_identity
 from node.vault.upkeep import bring_back
 from tests.node.vault.test_pack import NOW, STUDY, drafts
-from tests.support.rack import Rack, restore_all
+from tests.support.rack import NODE, Rack, restore_all
 
 NAME = pack_name(STUDY)
 
@@ -292,7 +292,8 @@ def test_a_damaged_identity_is_named_and_costs_nothing(rack: Rack) -> None:
     assert (slot.found.place, slot.found.words) == (Place.FOREIGN, "Its identity file is damaged.")
     assert rack.in_sync() == [0, 2]
     fill(replicas, "in_2")
-    replicas.quorum.take_over(2)
+    write_identity(rack.paths[1], new_identity(NODE, NOW))  # as accord replicas refill --root 2 does
+    replicas.watch()
     restore_all(replicas)
     assert rack.in_sync() == [0, 1, 2]
     assert len(set(copies(rack))) == 1

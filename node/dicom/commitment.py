@@ -8,7 +8,7 @@ Whether instances are safe, and whether the device may ask, is the gateway's wor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Protocol
 
@@ -25,7 +25,7 @@ from node.safety import Fate, Reference
 from .channel import Channel
 from .commitment_forms import INSTANCE, REQUEST, Report, read_asked, report_of, write_report
 from .destinations import CallableDevices
-from .messages import Command, Context, Message, Verb
+from .messages import Command, Context, Message, Verb, at_once
 from .negotiation import LITTLE_ENDIAN, STORAGE_COMMITMENT
 from .pdu import Roles
 from .promises import Promise, Promises
@@ -112,8 +112,8 @@ class Commitment:
         self, promise: Promise, who: Principal, context: Context, address: str, channel: Channel
     ) -> None:
         report = await self._report(promise, who, address)
-        data = write_report(report, context.transfer_syntax)
-        answer = await channel.request(context, _event(report), _whole(data), len(data))
+        data = await asyncio.to_thread(write_report, report, context.transfer_syntax)
+        answer = await channel.request(context, _event(report), at_once(data), len(data))
         await self._told(promise, answer.status)
 
     async def _deliver(self, promise: Promise) -> bool:
@@ -126,7 +126,7 @@ class Commitment:
                     raise Unavailable("The device takes no commitment reports.")
                 context = call.contexts[0]
                 report = await self._report(promise, device.principal, device.peer.host)
-                data = write_report(report, context.transfer_syntax)
+                data = await asyncio.to_thread(write_report, report, context.transfer_syntax)
                 answer = await call.request(_event(report), context, data)
             await self._told(promise, answer.status)
         except AccordError as error:
@@ -176,7 +176,3 @@ def _event(report: Report) -> Command:
     return Command(
         Verb.N_EVENT_REPORT_RQ, 0, STORAGE_COMMITMENT, INSTANCE, has_data=True, type_id=report.event
     )
-
-
-async def _whole(data: bytes) -> AsyncIterator[bytes]:
-    yield data

@@ -245,6 +245,11 @@ def framed(context_id: int, data: Buffer, *, command: bool, max_length: int) -> 
         yield part
 
 
+async def at_once(data: bytes) -> AsyncIterator[bytes]:
+    """A data set that is there already, for those who take one in pieces."""
+    yield data
+
+
 async def framed_pieces(
     context_id: int, pieces: AsyncIterator[bytes], size: int, max_length: int
 ) -> AsyncIterator[list[Buffer]]:

@@ -6,15 +6,19 @@ tried. Leaves what is reported, and to whom, to `commitment`.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import (
     Column,
     Index,
     Integer,
     LargeBinary,
+    Row,
     String,
     Table,
     delete,
@@ -33,6 +37,8 @@ from .commitment_forms import Asked
 
 MAX_OWED = 1_000
 """Reports that may be owed to one device."""
+MAX_OWED_BYTES = 64 * 1024 * 1024
+"""Of what these name, sealed: fifty of the largest, or a thousand of common size."""
 
 commitment_table = Table(
     "dicom_commitment",
@@ -74,12 +80,15 @@ class Promises:
         self._sealer = RowSealer(key)
 
     async def owe(self, ae_title: str, asked: Asked, now: datetime, due: datetime) -> Promise:
-        """Note that a report is owed from `due` on. Raises Unavailable when the device is owed too many."""
+        """Note that a report is owed from `due` on. Raises Unavailable when the device is owed too many, or too large ones."""
         promise = Promise(secrets.token_hex(16), ae_title, now, 0, asked)
         body = {"transaction": asked.transaction, "references": [list(one) for one in asked.references]}
-        owed = select(func.count()).where(commitment_table.c.ae_title == ae_title)
+        sealed = self._sealer.seal_json(commitment_table.name, promise.id, body)
+        size = func.coalesce(func.sum(func.length(commitment_table.c.sealed)), 0)
+        owed = select(func.count(), size).where(commitment_table.c.ae_title == ae_title)
         async with self._database.write() as tx:
-            if (await tx.execute(owed)).scalar_one() >= MAX_OWED:
+            reports, size_bytes = (await tx.execute(owed)).one()
+            if reports >= MAX_OWED or size_bytes + len(sealed) > MAX_OWED_BYTES:
                 raise Unavailable(
                     "Too many commitment reports are owed to this device.", code="too-many-owed"
                 )
@@ -90,7 +99,7 @@ class Promises:
                     asked=now,
                     due=due,
                     attempts=0,
-                    sealed=self._sealer.seal_json(commitment_table.name, promise.id, body),
+                    sealed=sealed,
                 )
             )
         return promise
@@ -100,18 +109,12 @@ class Promises:
         query = select(commitment_table).where(commitment_table.c.due <= now)
         async with self._database.read() as tx:
             rows = (await tx.execute(query.order_by(commitment_table.c.due).limit(limit))).all()
-        promises: list[Promise] = []
-        altered: list[tuple[str, str]] = []
-        for row in rows:
-            try:
-                promises.append(self._promise(row))
-            except Corrupt:
-                altered.append((row.id, row.ae_title))
+        promises, altered = await asyncio.to_thread(self._opened, rows)
         if altered:
             async with self._database.write() as tx:
-                gone = commitment_table.c.id.in_([number for number, _ in altered])
+                gone = commitment_table.c.id.in_([row.id for row in altered])
                 await tx.execute(delete(commitment_table).where(gone))
-        return Due(tuple(promises), tuple(ae_title for _, ae_title in altered))
+        return Due(tuple(promises), tuple(row.ae_title for row in altered))
 
     async def kept(self, promise: Promise) -> None:
         """A report was delivered, or given up."""
@@ -130,8 +133,19 @@ class Promises:
         async with self._database.write() as tx:
             await tx.execute(update(commitment_table).where(due).values(due=until))
 
-    def _promise(self, row: object) -> Promise:
-        body = self._sealer.open_json(commitment_table.name, row.id, row.sealed)  # type: ignore[attr-defined]
+    def _opened(self, rows: Sequence[Row[Any]]) -> tuple[list[Promise], list[Row[Any]]]:
+        """The promises, and the rows that were altered."""
+        promises: list[Promise] = []
+        altered: list[Row[Any]] = []
+        for row in rows:
+            try:
+                promises.append(self._promise(row))
+            except Corrupt:
+                altered.append(row)
+        return promises, altered
+
+    def _promise(self, row: Row[Any]) -> Promise:
+        body = self._sealer.open_json(commitment_table.name, row.id, row.sealed)
         references = tuple(Reference(*one) for one in body["references"])
         asked = Asked(body["transaction"], references)
-        return Promise(row.id, row.ae_title, row.asked, row.attempts, asked)  # type: ignore[attr-defined]
+        return Promise(row.id, row.ae_title, row.asked, row.attempts, asked)

@@ -28,6 +28,7 @@ from .messages import (
     Context,
     Message,
     Verb,
+    at_once,
     encode_request,
     encode_response,
     framed,
@@ -158,7 +159,7 @@ class Call:
 
     async def request(self, command: Command, context: Context, data: bytes | None = None) -> Command:
         """The same for a command that says more; its message ID is chosen here."""
-        pieces = None if data is None else _whole(data)
+        pieces = None if data is None else at_once(data)
         return await self.store(context, command, pieces, len(data or b""))
 
     async def store(
@@ -350,7 +351,3 @@ def _words(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "it did not answer in time"
     return getattr(error, "strerror", None) or "the connection was cut"
-
-
-async def _whole(data: bytes) -> AsyncIterator[bytes]:
-    yield data

@@ -20,7 +20,7 @@ from node.index import InstanceRow
 from node.openings import Opening
 
 from .channel import OVER, Channel
-from .messages import PENDING, Command, Context, Message, Suboperations, Verb
+from .messages import PENDING, Command, Context, Message, Suboperations, Verb, at_once
 from .negotiation import LITTLE_ENDIAN
 from .services import CANNOT_SEND, SOME_FAILED, SUCCESS
 
@@ -214,7 +214,7 @@ class Sending:
             except (Invalid, Unavailable) as error:
                 logger.warning("dicom_instance_not_decoded", error=error.code)
                 return None
-            pieces, size = _single(data), len(data)
+            pieces, size = at_once(data), len(data)
         command = Command(
             Verb.C_STORE_RQ,
             0,
@@ -244,7 +244,3 @@ class Sending:
             return stored
         plain = (self.receiver.context(row.sop_class_uid, syntax) for syntax in LITTLE_ENDIAN)
         return next((context for context in plain if context is not None), None)
-
-
-async def _single(data: bytes) -> AsyncIterator[bytes]:
-    yield data

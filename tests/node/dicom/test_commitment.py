@@ -243,6 +243,24 @@ async def test_a_device_is_owed_a_bounded_number_of_reports(
         assert await asyncio.to_thread(ask_and_leave, archive, wanted) == 0x0213
 
 
+async def test_what_a_device_is_owed_is_bounded_in_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reports that name much are refused before they are many; another device is not hurt, and room comes back."""
+    monkeypatch.setattr(promises, "MAX_OWED_BYTES", 20_000)
+    async with archive_in(tmp_path) as archive:
+        now = archive.node.clock.now()
+        owe = archive.promises.owe
+        large = Asked("1.2.3", tuple(Reference(CT, f"1.2.{n}") for n in range(300)))
+        first = await owe(SCANNER, large, now, now)
+        with pytest.raises(Unavailable) as refused:
+            await owe(SCANNER, large, now, now)
+        assert refused.value.code == "too-many-owed"
+        await owe(WORKSTATION, large, now, now)
+        await archive.promises.kept(first)
+        await owe(SCANNER, large, now, now)
+
+
 @pytest.mark.parametrize(
     ("changes", "status"),
     [

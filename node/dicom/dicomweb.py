@@ -6,8 +6,6 @@ become problem+json there. What it offers: docs/formats/dicomweb.md.
 
 from __future__ import annotations
 
-import json
-
 from aiohttp import web
 
 from node.dicom import accept, qido, renderings, stow, wado
@@ -31,7 +29,7 @@ async def store(request: web.Request) -> web.Response:
     """Store instances, of one study when the address names it."""
     kind = accept.metadata(accept_of(request))
     status, answer = await stow.store(request, request.match_info.get("study", ""))
-    return web.Response(status=status, body=json.dumps(answer).encode(), content_type=kind)
+    return web.Response(status=status, body=answer, content_type=kind)
 
 
 STUDIES = "/dicom-web/studies"

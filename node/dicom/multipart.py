@@ -29,7 +29,7 @@ class Part:
     """One part: header names in lower case, and its bytes."""
 
     headers: Mapping[str, str]
-    body: bytes = field(repr=False)
+    body: bytes | bytearray = field(repr=False)
 
 
 class MultipartParser:
@@ -74,12 +74,12 @@ class MultipartParser:
                 # Bytes of a part that only begin like the boundary.
                 self._searched = at + 1
                 continue
-            if self._in_part:
-                yield self._part(at)
-            self._in_part, self._ended = not closing, closing
+            was_in_part, self._in_part, self._ended = self._in_part, not closing, closing
             # The line end stays: an empty part's delimiter needs it.
-            del self._buffer[: after if closing else line_end]
+            done, self._buffer = _cut(self._buffer, after if closing else line_end)
             self._searched = 0
+            if was_in_part:
+                yield self._part(done, at)
 
     @property
     def held_bytes(self) -> int:
@@ -98,19 +98,21 @@ class MultipartParser:
                 "a part is too large" if self._in_part else "it does not begin with its boundary"
             )
 
-    def _part(self, end: int) -> Part:
+    def _part(self, lines: bytearray, end: int) -> Part:
+        """The part whose headers and body lie before `end` in `lines`, which becomes its body."""
         self._parts_left -= 1
         if self._parts_left < 0:
             raise _malformed("it has too many parts")
-        blank = self._buffer.find(b"\r\n\r\n", 0, min(end + 4, MAX_HEADER_BYTES))
+        blank = lines.find(b"\r\n\r\n", 0, min(end + 4, MAX_HEADER_BYTES))
         if blank < 0:
             raise _malformed("a part has no header, or too long a one")
         start = blank + 4
         if end - start > self._max_part_bytes:
             raise _malformed("a part is too large")
-        # An empty body shares the line end with its delimiter.
-        body = bytes(memoryview(self._buffer)[start:end]) if start < end else b""
-        return Part(_headers(bytes(self._buffer[2:blank])), body)
+        headers = _headers(bytes(lines[2:blank]))
+        del lines[max(start, end) :]  # an empty body shares the line end with its delimiter
+        del lines[:start]
+        return Part(headers, lines)
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,17 @@ class MultipartWriter:
     def end(self) -> bytes:
         """What stands after the last part."""
         return f"\r\n--{self.boundary}--\r\n".encode()
+
+
+def _cut(buffer: bytearray, at: int) -> tuple[bytearray, bytearray]:
+    """What lies before `at`, and what lies from there on. Only the shorter is copied: a part may be a gigabyte."""
+    if at > len(buffer) - at:
+        rest = buffer[at:]
+        del buffer[at:]
+        return buffer, rest
+    before = buffer[:at]
+    del buffer[:at]
+    return before, buffer
 
 
 def parameters(header: str) -> tuple[str, dict[str, str]]:

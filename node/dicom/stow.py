@@ -8,9 +8,10 @@ read. Every instance succeeds or fails for itself; the answer says which and why
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from hashlib import sha256
 
 import structlog
 from aiohttp import web
@@ -35,14 +36,17 @@ MAX_JSON_REQUEST_BYTES = 64 * 1024 * 1024
 MAX_REQUEST_BYTES = 256 * 1024**3
 """A study of the largest kind there is; more comes in several requests."""
 
+Bytes = bytes | bytearray
+"""A file as it came: one of a gigabyte is not copied to be made unchangeable."""
+
 logger = structlog.get_logger()
 
 
-async def store(request: web.Request, study_uid: str) -> tuple[int, dict[str, Any]]:
-    """Take in the instances of a request; return the status and the DICOM JSON of the answer.
+async def store(request: web.Request, study_uid: str) -> tuple[int, bytes]:
+    """Take in the instances of a request; return the status and the answer in DICOM JSON.
 
     Raises Denied for whom the rules let bring nothing in, Invalid when the body is not what STOW-RS takes,
-    Unavailable when nothing could be stored for now.
+    Unavailable when nothing could be stored, or the rest found no room in memory.
     """
     source = Source(await permitted(request, Action.INGEST), "stow", address_of(request))
     ingest = request.app[INGEST]
@@ -70,11 +74,11 @@ async def store(request: web.Request, study_uid: str) -> tuple[int, dict[str, An
     if not outcome.stored and not outcome.failed:
         raise Invalid("There is no instance in this request.", mend="Send at least one DICOM file.")
     await _require_stored(ingest, outcome)
-    return outcome.status, answer_of(outcome, str(request.url.origin()))
+    return outcome.status, await asyncio.to_thread(_written, outcome, str(request.url.origin()))
 
 
 async def _store_one(
-    ingest: Ingest, data: bytes, source: Source, study_uid: str, outcome: Outcome, room: Room
+    ingest: Ingest, data: Bytes, source: Source, study_uid: str, outcome: Outcome, room: Room
 ) -> None:
     head: Part10 | None = None
     try:
@@ -91,17 +95,20 @@ async def _store_one(
         await room.give_back(len(data))
 
 
-def _arrival(head: Part10, data: bytes, study_uid: str) -> Arrival:
+def _arrival(head: Part10, data: Bytes, study_uid: str) -> Arrival:
     content = memoryview(data)[head.dataset_offset :]
-    whole = Arrival.of(head.sop_class_uid, head.sop_instance_uid, head.transfer_syntax_uid, content)
     return Arrival(
-        whole.sop_class_uid,
-        whole.sop_instance_uid,
-        whole.transfer_syntax_uid,
+        head.sop_class_uid,
+        head.sop_instance_uid,
+        head.transfer_syntax_uid,
         content,
-        whole.sha256,
+        sha256(content).digest(),
         study_instance_uid=study_uid,
     )
+
+
+def _written(outcome: Outcome, origin: str) -> bytes:
+    return json.dumps(answer_of(outcome, origin)).encode()
 
 
 async def _require_stored(ingest: Ingest, outcome: Outcome) -> None:
@@ -114,7 +121,7 @@ async def _require_stored(ingest: Ingest, outcome: Outcome) -> None:
         logger.warning("stored and not yet in the index", error=error.message)
 
 
-async def _bodies(request: web.Request, room: Room) -> AsyncGenerator[bytes | Invalid, None]:
+async def _bodies(request: web.Request, room: Room) -> AsyncGenerator[Bytes | Invalid, None]:
     """The DICOM files of the request, each as soon as it is whole, or why one could not be made."""
     media_type, found = parameters(request.headers.get("Content-Type") or "application/octet-stream")
     inner = found.get("type", DICOM).lower() if media_type == "multipart/related" else media_type
@@ -127,7 +134,7 @@ async def _bodies(request: web.Request, room: Room) -> AsyncGenerator[bytes | In
         parts = await _parts(request, room, boundary)
         async with aclosing(stow_json.files_of(parts, request.app[RENDERER])) as made:
             async for one in made:
-                if isinstance(one, bytes):
+                if not isinstance(one, Invalid):
                     await room.read(len(one))
                 yield one
     else:
@@ -138,7 +145,7 @@ async def _bodies(request: web.Request, room: Room) -> AsyncGenerator[bytes | In
         )
 
 
-async def _files(request: web.Request, room: Room, boundary: str | None) -> AsyncGenerator[bytes, None]:
+async def _files(request: web.Request, room: Room, boundary: str | None) -> AsyncGenerator[Bytes, None]:
     """The body as one file, or its parts as they are whole; only the one that is read waits in memory."""
     if boundary is None:
         yield await _whole(request, room, MAX_PART_BYTES)
@@ -170,14 +177,14 @@ async def _parts(request: web.Request, room: Room, boundary: str | None) -> list
     return parts
 
 
-async def _whole(request: web.Request, room: Room, limit: int) -> bytes:
+async def _whole(request: web.Request, room: Room, limit: int) -> bytearray:
     body = bytearray()
     async for chunk in _chunks(request):
         await room.read(len(chunk))
         body += chunk
         if len(body) > limit:
             raise _too_large_for_json() if limit < MAX_PART_BYTES else _too_large()
-    return bytes(body)
+    return body
 
 
 async def _chunks(request: web.Request) -> AsyncIterator[bytes]:

@@ -1,20 +1,18 @@
 """Instances that come as DICOM JSON with bulk data in parts of their own (PS3.18 §8.6.1.3.2, §10.5.1), made into files.
 
 The first part, or several, hold arrays of DICOM JSON models; each other part is the value that a BulkDataURI names, by its
-Content-Location. The data sets are put together in a confined worker: this is not where untrusted JSON is understood.
+Content-Location. Models are parsed and data sets put together in a confined worker: not here, where one JSON text of 64 MiB
+would hold everybody up for a second.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any
 
 from consent.errors import Invalid
 from node.dicom.accept import JSON
-from node.dicom.multipart import Part, parameters
-from node.dicom.wado import bulk_uris
-from node.imaging.rendering import Renderer
+from node.dicom.multipart import MAX_PARTS, Part, parameters
+from node.imaging.rendering import JsonModel, Renderer
 from node.imaging.syntaxes import EXPLICIT_LITTLE_ENDIAN
 
 MAX_MODELS = 10_000
@@ -24,7 +22,7 @@ MAX_OBJECTS = 1_000_000
 
 async def files_of(parts: Sequence[Part], renderer: Renderer) -> AsyncGenerator[bytes | Invalid, None]:
     """The DICOM file of every model, or why there is none. Raises Invalid when a part is not JSON."""
-    models: list[Any] = []
+    texts: list[bytes | bytearray] = []
     values: dict[str, Part] = {}
     objects = 0
     for part in parts:
@@ -36,11 +34,10 @@ async def files_of(parts: Sequence[Part], renderer: Renderer) -> AsyncGenerator[
                     mend="Send fewer instances at once, or DICOM files.",
                     code="too-large",
                 )
-            models += _models(part.body)
+            texts.append(part.body)
         else:
             values[part.headers.get("content-location", "")] = part
-    if len(models) > MAX_MODELS:
-        raise Invalid(f"A request has at most {MAX_MODELS} instances in DICOM JSON.", code="too-large")
+    models = await renderer.models(texts, most_models=MAX_MODELS, most_uris=MAX_PARTS)
     used: set[str] = set()
     for model in models:
         try:
@@ -49,24 +46,10 @@ async def files_of(parts: Sequence[Part], renderer: Renderer) -> AsyncGenerator[
             yield error
 
 
-def _models(body: bytes) -> list[Any]:
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Invalid("A part is not JSON.", code="bad-json") from error
-    models = found if isinstance(found, list) else [found]
-    if not models or not all(isinstance(model, dict) for model in models):
-        raise Invalid("DICOM JSON is an array of objects, one an instance.", code="bad-json")
-    return models
-
-
-async def _file(
-    model: Mapping[str, Any], values: Mapping[str, Part], used: set[str], renderer: Renderer
-) -> bytes:
+async def _file(model: JsonModel, values: Mapping[str, Part], used: set[str], renderer: Renderer) -> bytes:
     """One file. `used` are the values that others have taken: else a few bytes could ask for any number of large files."""
-    named = list(bulk_uris(model))
-    uris = list(dict.fromkeys(named))
-    if len(uris) != len(named) or not used.isdisjoint(uris):
+    uris = list(dict.fromkeys(model.uris))
+    if len(uris) != len(model.uris) or not used.isdisjoint(uris):
         raise Invalid(
             "A BulkDataURI is named twice; each value is for one element.",
             mend="Send it once for each element.",
@@ -86,7 +69,7 @@ async def _file(
     if len(syntaxes) > 1:
         raise Invalid("The values of an instance have different transfer syntaxes.", code="transfer-syntax")
     return await renderer.assemble(
-        json.dumps(model).encode(),
+        model.text,
         {uri: values[uri].body for uri in uris},
         next(iter(syntaxes), None) or EXPLICIT_LITTLE_ENDIAN,
     )

@@ -7,9 +7,8 @@ length, and a stream that cannot be completed is cut, never closed as if it were
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
 
 from aiohttp import web
 
@@ -19,6 +18,7 @@ from node.descriptions import at_address
 from node.dicom import accept
 from node.dicom.body import FRESH, Body, Piece, range_headers, send_one, send_parts, span_asked, stream_parts
 from node.dicom.multipart import MultipartWriter
+from node.imaging.dicom_json import bulk_uris
 from node.imaging.part10 import part10_head
 from node.index import InstanceRow
 from node.openings import Opening
@@ -111,7 +111,7 @@ async def every_bulk_data(request: web.Request) -> web.StreamResponse:
             mend=f'Accept multipart/related; type="{accept.OCTETS}".',
             code="not-acceptable",
         )
-    only_pixels = request.match_info.route.resource.canonical.endswith("/pixeldata")  # type: ignore[union-attr]
+    only_pixels = request.path.endswith("/pixeldata")
     opening = await visit(request, Action.DOWNLOAD)
     viewing = await visit(request, Action.VIEW)
     where = request.match_info
@@ -286,17 +286,6 @@ async def _bulk_pieces(
             elif path == PIXEL_DATA or not only_pixels:
                 value = await gateway.bulk(opening, row.sop_instance_uid, path)
                 yield Piece(_octets(path, row), value, studies_url(request) + uri)
-
-
-def bulk_uris(model: Any) -> Iterator[str]:
-    """Every BulkDataURI of a DICOM JSON model, in order."""
-    waiting = [model]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict) and isinstance(one.get("BulkDataURI"), str):
-            yield one["BulkDataURI"]
-        elif isinstance(one, dict | list):
-            waiting.extend(reversed(list(one.values() if isinstance(one, dict) else one)))
 
 
 async def _only(request: web.Request, pieces: AsyncGenerator[Piece, None]) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""A DICOM file from its DICOM JSON model and the values that this leaves out (PS3.18 Annex F). Runs in a rendering worker only.
+"""DICOM files from their DICOM JSON models and the values that these leave out (PS3.18 Annex F). Runs in a rendering worker only.
 
 The reverse of `dicom_json`. Somebody else's JSON is understood here, by pydicom, under the worker's limits; what comes out is
 checked like any other file when it is taken in.
@@ -7,7 +7,7 @@ checked like any other file when it is taken in.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -18,8 +18,34 @@ from pydicom.uid import UID
 
 from consent.errors import Invalid
 
+from .dicom_json import bulk_uris
 from .elements import Buffer, encoding_of
 from .part10 import part10_head, valid_uid
+
+
+def models_of(texts: Sequence[Buffer], *, most_models: int, most_uris: int) -> list[tuple[bytes, list[str]]]:
+    """The models in several pieces of JSON, each with the BulkDataURIs that it names. Raises Invalid, also past a bound."""
+    found: list[tuple[bytes, list[str]]] = []
+    named = 0
+    for text in texts:
+        try:
+            document = json.loads(bytes(text))
+            models = document if isinstance(document, list) else [document]
+            if not models or not all(isinstance(model, dict) for model in models):
+                raise Invalid("DICOM JSON is an array of objects, one an instance.", code="bad-json")
+            if len(found) + len(models) > most_models:
+                raise Invalid(
+                    f"A request has at most {most_models} instances in DICOM JSON.", code="too-large"
+                )
+            for model in models:
+                uris = list(bulk_uris(model))
+                named += len(uris)
+                if named > most_uris:
+                    raise Invalid(f"A request names at most {most_uris} values.", code="too-large")
+                found.append((json.dumps(model).encode(), uris))
+        except (ValueError, RecursionError) as error:
+            raise Invalid("A part is not JSON.", code="bad-json") from error
+    return found
 
 
 def assemble(model: Buffer, values: Mapping[str, Buffer], transfer_syntax: str) -> bytes:

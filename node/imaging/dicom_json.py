@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from struct import iter_unpack
 from typing import Any
@@ -88,6 +88,17 @@ def json_model(data: Buffer, transfer_syntax: str, memo: Memo | None = None) -> 
         except Invalid:
             model.pop(_name(element.tag), None)
     return model
+
+
+def bulk_uris(model: Any) -> Iterator[str]:
+    """Every BulkDataURI of a model, in order."""
+    waiting = [model]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict) and isinstance(one.get("BulkDataURI"), str):
+            yield one["BulkDataURI"]
+        elif isinstance(one, dict | list):
+            waiting.extend(reversed(list(one.values() if isinstance(one, dict) else one)))
 
 
 @dataclass(slots=True)

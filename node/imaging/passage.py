@@ -38,7 +38,7 @@ class Passage:
             os.close(writer)
             return None
 
-    def put(self, parts: Sequence[bytes]) -> None:
+    def put(self, parts: Sequence[bytes | bytearray]) -> None:
         """Lay the parts one behind the other. Raises OSError when there is no memory for them."""
         offset = 0
         for part in parts:

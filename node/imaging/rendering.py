@@ -12,7 +12,7 @@ import json
 import os
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -35,6 +35,16 @@ MEDIA_TYPES = ("image/webp", "image/jpeg", "image/png")
 THUMBNAIL_SIDE = 160
 MAX_THUMBNAIL_SIDE = 512
 THUMBNAIL_QUALITY = 75
+
+
+Bytes = bytes | bytearray
+
+
+class JsonModel(NamedTuple):
+    """An instance in DICOM JSON, and every BulkDataURI that it names."""
+
+    text: bytes
+    uris: tuple[str, ...]
 
 
 class OfferedPreset(NamedTuple):
@@ -194,17 +204,35 @@ class Renderer:
         _, data = await self._run({**job, "head_bytes": len(head)}, head, pixels)
         return data
 
-    async def assemble(self, model: bytes, values: Mapping[str, bytes], transfer_syntax: str) -> bytes:
+    async def assemble(self, model: bytes, values: Mapping[str, Bytes], transfer_syntax: str) -> bytes:
         """A DICOM file from its DICOM JSON and bulk data by BulkDataURI; see `node.imaging.assemble`.
 
         Raises Invalid when it is no data set, Unavailable as `render` does.
         """
-        sizes = json.dumps([len(model), [[uri, len(value)] for uri, value in values.items()]]).encode()
+        pieces = (model, *values.values())
+        sizes = _sizes(pieces, tuple(values))
         job = {"kind": "assemble", "transfer_syntax": transfer_syntax, "sizes_bytes": len(sizes)}
-        _, data = await self._run(job, sizes, model, *values.values())
+        _, data = await self._run(job, sizes, *pieces)
         return data
 
-    async def _run(self, job: Mapping[str, Any], *data: bytes) -> tuple[dict[str, Any], bytes]:
+    async def models(
+        self, texts: Sequence[Bytes], *, most_models: int, most_uris: int
+    ) -> tuple[JsonModel, ...]:
+        """The models of instances in DICOM JSON: to parse somebody else's JSON can take seconds.
+
+        Raises Invalid when it is none, or past the bounds; Unavailable as `render` does.
+        """
+        sizes = _sizes(texts)
+        bounds = {"most_models": most_models, "most_uris": most_uris}
+        head, data = await self._run({"kind": "models", "sizes_bytes": len(sizes), **bounds}, sizes, *texts)
+        found: list[JsonModel] = []
+        at = 0
+        for size, uris in head["models"]:
+            found.append(JsonModel(data[at : at + size], tuple(uris)))
+            at += size
+        return tuple(found)
+
+    async def _run(self, job: Mapping[str, Any], *data: Bytes) -> tuple[dict[str, Any], bytes]:
         if self._waiting >= MAX_WAITING:
             raise Unavailable("Too many pictures are waiting to be drawn.", mend="Try again in a moment.")
         self._waiting += 1
@@ -258,7 +286,7 @@ class _Worker:
             await self._process.stdout.readexactly(len(READY))
         return self._process
 
-    async def run(self, job: Mapping[str, Any], *data: bytes) -> tuple[dict[str, Any], bytes]:
+    async def run(self, job: Mapping[str, Any], *data: Bytes) -> tuple[dict[str, Any], bytes]:
         head = json.dumps({**job, "size_bytes": sum(map(len, data))}).encode()
         try:
             process = await self.start()
@@ -296,6 +324,11 @@ class _Worker:
 def _of_frame(dataset: bytes, transfer_syntax: str, frame: int, pixels: bytes | None) -> dict[str, Any]:
     cut = {} if pixels is None else {"head_bytes": len(dataset)}
     return {"transfer_syntax": transfer_syntax, "frame": frame, **cut}
+
+
+def _sizes(pieces: Sequence[Bytes], names: Sequence[str] = ()) -> bytes:
+    """What stands before the pieces of a job that has several."""
+    return json.dumps([names, [len(piece) for piece in pieces]]).encode()
 
 
 def _told(watermark: WatermarkText | None) -> dict[str, Any] | None:

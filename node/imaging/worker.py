@@ -102,13 +102,28 @@ def put_together(job: dict[str, Any], data: Buffer) -> _Answer:
     """A file from its JSON model and the values in other parts; what lies where stands before them."""
     from node.imaging.assemble import assemble
 
+    uris, (model, *values) = _pieces(job, data)
+    return {}, assemble(model, dict(zip(uris, values, strict=True)), job["transfer_syntax"])
+
+
+def take_apart(job: dict[str, Any], data: Buffer) -> _Answer:
+    """The models in DICOM JSON, one behind the other; the head says how long each is and what it names."""
+    from node.imaging.assemble import models_of
+
+    _, texts = _pieces(job, data)
+    models = models_of(texts, most_models=job["most_models"], most_uris=job["most_uris"])
+    return {"models": [(len(text), uris) for text, uris in models]}, b"".join(text for text, _ in models)
+
+
+def _pieces(job: dict[str, Any], data: Buffer) -> tuple[list[str], list[Buffer]]:
+    """The names and the pieces of a job that has several: what is called what, and how long each is, stands before them."""
     at = job["sizes_bytes"]
-    model_bytes, sizes = json.loads(bytes(data[:at]))
-    model, at = data[at : at + model_bytes], at + model_bytes
-    values: dict[str, Buffer] = {}
-    for uri, size in sizes:
-        values[uri], at = data[at : at + size], at + size
-    return {}, assemble(model, values, job["transfer_syntax"])
+    names, sizes = json.loads(bytes(data[:at]))
+    pieces: list[Buffer] = []
+    for size in sizes:
+        pieces.append(data[at : at + size])
+        at += size
+    return names, pieces
 
 
 JOBS: dict[str, Callable[[dict[str, Any], Buffer], _Answer]] = {
@@ -118,6 +133,7 @@ JOBS: dict[str, Callable[[dict[str, Any], Buffer], _Answer]] = {
     "transcode": bring_into,
     "transcode-frame": bring_frame_into,
     "assemble": put_together,
+    "models": take_apart,
 }
 
 

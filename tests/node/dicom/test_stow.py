@@ -140,6 +140,35 @@ async def test_json_asks_for_no_more_than_it_brings(
     assert (status, answer["type"]) == (413, "urn:accord:problem:too-large")
 
 
+@pytest.mark.requirement("F4")
+@pytest.mark.parametrize(
+    ("models", "status", "problem"),
+    [
+        ([], 400, "bad-json"),
+        ([3], 400, "bad-json"),
+        ([{}] * 4, 413, "too-large"),
+        ([{"00420011": {"vr": "OB", "BulkDataURI": f"uri-{n}"}} for n in range(3)], 413, "too-large"),
+    ],
+    ids=["no-model", "no-object", "too-many-models", "too-many-values"],
+)
+async def test_json_that_is_no_models_is_refused_whole(
+    door: Door, monkeypatch: pytest.MonkeyPatch, models: object, status: int, problem: str
+) -> None:
+    """Somebody else's JSON is parsed in a worker, within bounds of its own; the words of a refusal come from there."""
+    monkeypatch.setattr(stow_json, "MAX_MODELS", 3)
+    monkeypatch.setattr(stow_json, "MAX_PARTS", 2)
+    answered, answer = await door.post(await chief(door), *request(models, {}))
+    assert (answered, answer["type"]) == (status, f"urn:accord:problem:{problem}")
+
+
+@pytest.mark.requirement("F4")
+async def test_json_without_end_is_refused(door: Door) -> None:
+    """Text that is cut short and text nested too deep to be read are not JSON, and the worker answers the next one."""
+    for text in (b'[{"00080018":', b"[" * 200_000):
+        answered, answer = await door.post(await chief(door), text, JSON)
+        assert (answered, answer["type"]) == (400, "urn:accord:problem:bad-json")
+
+
 @pytest.mark.requirement("F5")
 @pytest.mark.parametrize(
     ("error", "reason"),

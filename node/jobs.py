@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from time import perf_counter
+from typing import Any
 
 import structlog
 
@@ -139,8 +140,8 @@ class Jobs:
                     error=error,
                 )
 
-    def _show(self, job: Job, **changes: object) -> None:
-        self._status[job.name] = replace(self._status[job.name], **changes)  # type: ignore[arg-type]
+    def _show(self, job: Job, **changes: Any) -> None:
+        self._status[job.name] = replace(self._status[job.name], **changes)
 
     def _known(self, name: str) -> Job:
         job = self._jobs.get(name)

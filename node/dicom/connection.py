@@ -58,7 +58,7 @@ PROTOCOL_VERSION_NOT_SUPPORTED = AssociateRj(1, 2, 2)
 TEMPORARY_CONGESTION = AssociateRj(2, 3, 1)
 LOCAL_LIMIT_EXCEEDED = AssociateRj(2, 3, 2)
 
-Spawn = Callable[[Coroutine[Any, Any, None]], None]
+Spawn = Callable[[Coroutine[Any, Any, object]], None]
 _logger = structlog.get_logger()
 
 
@@ -331,10 +331,7 @@ class Connection(asyncio.BufferedProtocol):
             told["device"] = self._device
         event = self._gate.refusal(code, words, self._address, kind=kind, tls=self._tls, more=told)
         if event is not None:
-            self._spawn(self._record(event))
-
-    async def _record(self, event: Deed) -> None:
-        await self._log.record(event)
+            self._spawn(self._log.record(event))
 
     # The task of the association.
 

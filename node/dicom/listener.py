@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Self
 
 import structlog
@@ -42,7 +42,7 @@ class Listener:
         self._gate, self._log, self._host, self._port, self._tls = gate, log, host, port, tls
         self._listening: socket.socket | None = None
         self._connections: set[Connection] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._greeting: set[asyncio.Task[Any]] = set()
         self._accepting: asyncio.Task[None] | None = None
 
@@ -81,12 +81,12 @@ class Listener:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str = "dicom") -> None:
+    def _spawn(self, work: Coroutine[Any, Any, object], name: str = "dicom") -> None:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _logger.error("dicom_task_failed", task=task.get_name(), error=repr(error))
@@ -141,7 +141,7 @@ class Listener:
             finally:
                 self._connections.discard(made)
 
-    async def _hand_over(self, connection: socket.socket, make: Any) -> None:
+    async def _hand_over(self, connection: socket.socket, make: Callable[[], Connection]) -> None:
         loop = asyncio.get_running_loop()
         connection.setblocking(False)
         seconds = self._gate.limits.handshake_seconds if self._tls is not None else None
@@ -164,10 +164,7 @@ class Listener:
             code, words, address, kind=EventKind.ASSOCIATION_REFUSED, tls=self._tls is not None
         )
         if event is not None:
-            self._spawn(self._record(event))
-
-    async def _record(self, event: Any) -> None:
-        await self._log.record(event)
+            self._spawn(self._log.record(event))
 
 
 def _handshake_words(error: OSError) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -117,7 +118,7 @@ class Scrubbing:
 
     async def ask(self, *, deep: bool = False) -> None:
         """Have a pass begin soon, after the one under way."""
-        await self._save(replace(await self.progress(), asked="deep" if deep else "plain"))
+        await self._database.write_in_one(partial(request, deep=deep))
 
     async def run(self) -> None:
         """A job: go on with the pass under way, or begin one that is due or was asked for."""
@@ -130,7 +131,7 @@ class Scrubbing:
                 progress, asked="", deep=kind == "deep", started=self._clock.now(), reached="",
                 packs=0, size_bytes=0, healed_bytes=0, faults=0,
             )  # fmt: skip
-            await self._save(progress)
+            await self._database.write_in_one(partial(saved, progress=progress))
         await self.go_on(progress)
 
     async def go_on(self, progress: Progress) -> Progress:
@@ -150,12 +151,12 @@ class Scrubbing:
                 faults=progress.faults + faults,
             )
             if progress.packs % SAVE_EVERY == 0:
-                await self._save(await self._with_asked(progress))
+                await self._save(progress)
         now = self._clock.now()
         progress = replace(
             progress, finished=now, deep_finished=now if progress.deep else progress.deep_finished
         )
-        await self._save(await self._with_asked(progress))
+        await self._save(progress)
         return progress
 
     async def study(self, study: str, *, deep: bool = False) -> tuple[int, int]:
@@ -282,12 +283,11 @@ class Scrubbing:
             Event(EventKind.INTEGRITY_FAILED, ACTOR, Outcome.FAILED, study=study, reason=words, detail=detail)
         )
 
-    async def _with_asked(self, progress: Progress) -> Progress:
-        """The same, with what somebody asked for meanwhile."""
-        return replace(progress, asked=(await self.progress()).asked)
-
     async def _save(self, progress: Progress) -> None:
-        await self._database.write_in_one(lambda connection: saved(connection, progress))
+        """Remember it, with what somebody asked for meanwhile."""
+        await self._database.write_in_one(
+            lambda connection: saved(connection, replace(progress, asked=loaded(connection).asked))
+        )
 
 
 def loaded(connection: Connection) -> Progress:
@@ -298,6 +298,11 @@ def loaded(connection: Connection) -> Progress:
     values = row._asdict()
     del values["id"]
     return Progress(**values)
+
+
+def request(connection: Connection, *, deep: bool) -> None:
+    """Have a pass begin soon, after the one under way, in one transaction: a running node goes on with its own meanwhile."""
+    saved(connection, replace(loaded(connection), asked="deep" if deep else "plain"))
 
 
 def saved(connection: Connection, progress: Progress) -> None:

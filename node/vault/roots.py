@@ -143,7 +143,7 @@ class DatabaseLedger:
     def save(self, membership: Membership) -> None:
         """See `Ledger.save`. Never call it on the event loop's own thread."""
         writing = asyncio.run_coroutine_threadsafe(
-            self._database.write_in_one(lambda connection: _saved(connection, membership)), self._loop
+            self._database.write_in_one(lambda connection: remember(connection, membership)), self._loop
         )
         try:
             writing.result(SAVE_SECONDS)
@@ -252,7 +252,8 @@ def _loaded(connection: Connection) -> Membership:
     )
 
 
-def _saved(connection: Connection, membership: Membership) -> None:
+def remember(connection: Connection, membership: Membership) -> None:
+    """Replace what is remembered, in the caller's transaction."""
     connection.execute(delete(vault_root))
     connection.execute(delete(vault_membership))
     connection.execute(

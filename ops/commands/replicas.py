@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,8 +15,17 @@ from consent.errors import Conflict, NotFound
 from consent.vocabulary import EventKind
 from node.audit.log import Event
 from node.replication import IN_SYNC, RootStatus, standing
-from node.scrubbing import Progress, loaded, saved
-from node.vault.roots import DatabaseLedger, Membership, Place, RootRow, look_at, new_identity, write_identity
+from node.scrubbing import Progress, loaded, request
+from node.vault.roots import (
+    DatabaseLedger,
+    Membership,
+    Place,
+    RootRow,
+    look_at,
+    new_identity,
+    remember,
+    write_identity,
+)
 from ops.commands.arguments import Folder, Json, operator
 from ops.console import speaks, tell, tell_table
 from ops.foundation import Foundation, opened
@@ -103,7 +113,7 @@ def scrub(
             except Conflict as error:
                 if error.code != "already-running":
                     raise
-                await _ask(node, deep)
+                await node.database.write_in_one(partial(request, deep=deep))
                 return None
 
     progress = asyncio.run(run())
@@ -177,14 +187,15 @@ def accept(
     async def run() -> int:
         async with opened(folder) as node:
             with sole_user(node.settings.folder):
-                ledger = DatabaseLedger(node.database)
-                accepted = await asyncio.to_thread(_accepted, node, await ledger.load(), root)
-                await asyncio.to_thread(ledger.save, accepted)
+                membership = await DatabaseLedger(node.database).load()
+                accepted = await asyncio.to_thread(_accepted, node, membership, root)
                 words = (
                     f"Storage root {root} was taken for the archive as it is; the others are filled from it."
                 )
                 event = Event(EventKind.REPLICA_DEGRADED, operator(), reason=words, detail={"root": root})
-                await node.log.record(event)
+                async with node.database.write() as tx:
+                    await tx.run_sync(remember, accepted)
+                    await node.log.append(tx, event)
                 return accepted.epoch
 
     epoch = asyncio.run(run())
@@ -280,12 +291,6 @@ def _accepted(node: Foundation, membership: Membership, number: int) -> Membersh
 
 async def _progress(node: Foundation) -> Progress:
     return await node.database.read_in_one(loaded)
-
-
-async def _ask(node: Foundation, deep: bool) -> None:
-    progress = await _progress(node)
-    asked = replace(progress, asked="deep" if deep else "plain")
-    await node.database.write_in_one(lambda connection: saved(connection, asked))
 
 
 def _scrub_words(progress: Progress) -> str:

@@ -24,6 +24,13 @@ from node.tls import (
 )
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (what a door that is bound to all answers at)
+
+
+def url_of(host: str, port: int, path: str) -> str:
+    """Where this machine reaches one of its own doors, by the host that the settings bind it to."""
+    host = ANY_ADDRESS.get(host, host)
+    return f"https://{f'[{host}]' if ':' in host else host}:{port}{path}"
 
 
 class Doors:

@@ -18,14 +18,13 @@ from federation.doorway import ROSTER_PATH
 from federation.following import Following
 from federation.roster import HUB, Anchor, Member, own_entry
 from node.tls import client_context
-from ops.doors import LOOPBACK_NAMES
+from ops.doors import LOOPBACK_NAMES, url_of
 from ops.foundation import Foundation
 
 REGION_KEY = "region/signing"
 SEEN_SECONDS = 10.0
 ANSWER_SECONDS = 5.0
 ASK_AGAIN_SECONDS = 0.2
-ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (what a door that is bound to all answers at)
 
 
 def build_channel(base: Foundation) -> Channel:
@@ -67,7 +66,7 @@ async def seen_by_running_node(base: Foundation) -> bool | None:
     settings = base.settings.peer
     if not settings.port:
         return None
-    url = f"https://{ANY_ADDRESS.get(settings.host, settings.host)}:{settings.port}{ROSTER_PATH}"
+    url = url_of(settings.host, settings.port, ROSTER_PATH)
     own = base.identity.node_id
     context = client_context([base.identity.authority_pem], base.identity.leaf([own], base.clock.now()))
     timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)

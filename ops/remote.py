@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import ssl
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from consent.errors import AccordError, Conflict, Denied, Invalid, NotFound, Unavailable
 from node.config import load_settings
+from ops.doors import LOOPBACK_NAMES, url_of
 from ops.foundation import opened
+
+if TYPE_CHECKING:
+    import aiohttp
 
 WAIT_SECONDS = 120.0
 MAX_TOKEN_BYTES = 256
@@ -36,42 +38,59 @@ async def ask_running(folder: Path, token_file: Path, method: str, path: str, bo
     """
     async with opened(folder, upgrade=False) as node:
         authority = node.identity.authority_pem
-    return _ask(folder, _token(token_file), authority, method, path, body)
+    return await _ask(folder, _token(token_file), authority, method, path, body)
 
 
-def _ask(folder: Path, token: str, authority: str, method: str, path: str, body: Any) -> Any:
-    port = load_settings(folder).http.port
-    request = urllib.request.Request(
-        f"https://localhost:{port}{path}",
-        method=method,
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
-    )
+async def _ask(folder: Path, token: str, authority: str, method: str, path: str, body: Any) -> Any:
+    import aiohttp  # commands that ask nobody need not load it
+
+    settings = load_settings(folder).http
     context = ssl.create_default_context(cadata=authority)
+    timeout = aiohttp.ClientTimeout(total=WAIT_SECONDS)
     try:
-        opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-        )
-        with opener.open(request, timeout=WAIT_SECONDS) as answer:
-            return json.loads(answer.read(MAX_ANSWER_BYTES) or b"null")
-    except urllib.error.HTTPError as error:
-        raise _family(error) from error
-    except OSError as error:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
+            session.request(
+                method,
+                url_of(settings.host, settings.port, path),
+                json=body,
+                headers={"Authorization": f"Bearer {token}"},
+                ssl=context,
+                server_hostname=LOOPBACK_NAMES[
+                    0
+                ],  # in every certificate of a node, whatever its settings say
+            ) as response,
+        ):
+            answer = await _read(response)
+    except (aiohttp.ClientError, OSError) as error:  # a time that is up among them
         raise Unavailable(
-            f"The node in {folder} does not answer at port {port}.",
+            f"The node in {folder} does not answer at port {settings.port}.",
             mend="Start it: accord serve DIR; or correct http.port in node.toml.",
             code="not-running",
         ) from error
+    if response.status >= 400:
+        raise _family(response.status, answer)
+    return json.loads(answer or b"null")
 
 
-def _family(error: urllib.error.HTTPError) -> AccordError:
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > MAX_ANSWER_BYTES:
+            raise Unavailable("The node's answer is larger than any that is expected.")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _family(status: int, answer: bytes) -> AccordError:
     try:
-        problem = json.loads(error.read(MAX_ANSWER_BYTES))
+        problem = json.loads(answer)
         words, mend = str(problem["detail"]), str(problem.get("mend", ""))
         code = str(problem.get("type", "")).rpartition(":")[2] or None
     except (ValueError, KeyError, TypeError):
-        words, mend, code = f"The node answered {error.code}.", "", None
-    return FAMILIES.get(error.code, Unavailable)(words, mend=mend, code=code)
+        words, mend, code = f"The node answered {status}.", "", None
+    return FAMILIES.get(status, Unavailable)(words, mend=mend, code=code)
 
 
 def _token(file: Path) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -149,38 +151,47 @@ except AccordError as error:
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_calls_of_the_database_fail_too(tmp_path: Path) -> None:
     """A failing write or sync below SQLite: what was acknowledged is found at the next start, the log is whole."""
-    stored: dict[int, set[int]] = {}
-    _run(tmp_path, 1)
+    node, trace = tmp_path / "node", tmp_path / "trace"
+    node.mkdir()
+    asyncio.run(_look(node, {}))  # made
+    said, reached = _traced(trace, node, 1, "trace=" + ",".join(SQLITE_CALLS)), _most_of_a_thread(trace)
+    assert _numbers(said) == set(range(1, 6)), said
+    stored, injected = {1: _numbers(said)}, 0
     for trial in range(STRACE_TRIALS):
         study = trial + 2
         call = SQLITE_CALLS[trial % len(SQLITE_CALLS)]
         error = ("ENOSPC", "EIO")[trial % 2]
-        said = _run(tmp_path, study, f"inject={call}:error={error}:when={5 + 7 * trial}")
-        stored[study] = {int(line.split()[1]) for line in said.splitlines() if line.startswith("stored")}
-        assert "Traceback" not in said, said
-    asyncio.run(_look(tmp_path, stored))
+        at = 1 + reached[call] * (trial + 1) // (STRACE_TRIALS + 1)
+        said = _traced(trace, node, study, f"trace={call}", f"inject={call}:error={error}:when={at}")
+        stored[study] = _numbers(said)
+        injected += "(INJECTED)" in trace.read_text()
+        assert said.startswith(("ready", "ended")) and "Traceback" not in said, said
+    assert injected > STRACE_TRIALS // 2, "too few calls failed to prove anything"
+    asyncio.run(_look(node, stored))
 
 
-def _run(folder: Path, study: int, *inject: str) -> str:
+def _run(folder: Path, study: int, *tracer: str) -> str:
     """Store five instances in a process of its own; what it said."""
-    command = [sys.executable, "-c", _SCRIPT, str(folder), str(study)]
-    if inject:
-        call = inject[0].split("=")[1].split(":")[0]
-        # Stop at the one call only: a start makes tens of thousands of others.
-        command = [
-            "strace",
-            "-f",
-            "--seccomp-bpf",
-            "-o",
-            "/dev/null",
-            "-e",
-            f"trace={call}",
-            "-e",
-            *inject,
-            *command,
-        ]
+    command = [*tracer, sys.executable, "-c", _SCRIPT, str(folder), str(study)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return process.stdout + process.stderr
+
+
+def _traced(trace: Path, folder: Path, study: int, *expressions: str) -> str:
+    """`_run` under strace, which stops at the calls of the expressions only: a start makes tens of thousands of others."""
+    told = [word for expression in expressions for word in ("-e", expression)]
+    return _run(folder, study, "strace", "-f", "--seccomp-bpf", "-o", str(trace), *told)
+
+
+def _numbers(said: str) -> set[int]:
+    """The instances that were acknowledged."""
+    return {int(line.split()[1]) for line in said.splitlines() if line.startswith("stored")}
+
+
+def _most_of_a_thread(trace: Path) -> dict[str, int]:
+    """How often the thread that makes a call most often made it: strace counts `when` for each thread."""
+    made = Counter(re.findall(r"^(\d+) +(\w+)\(", trace.read_text(), re.MULTILINE))
+    return {call: max(count for (_, name), count in made.items() if name == call) for call in SQLITE_CALLS}
 
 
 async def _look(folder: Path, stored: dict[int, set[int]]) -> None:

@@ -16,7 +16,9 @@ from consent.errors import Invalid
 
 from .charsets import Charset, charset_of
 from .elements import (
+    MAX_ELEMENTS,
     PIXEL_DATA,
+    TOO_MANY_ELEMENTS,
     UNDEFINED,
     Buffer,
     Element,
@@ -162,15 +164,15 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,12}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-def read_attributes(data: Buffer, transfer_syntax: str) -> Attributes:
+def read_attributes(data: Buffer, transfer_syntax: str, *, most: int = MAX_ELEMENTS) -> Attributes:
     """Read the attributes of a data set (no file meta information) sent in `transfer_syntax`.
 
     Raises Invalid when the data set is malformed before Pixel Data, passes a bound, holds one of the attributes
-    twice, or lacks one of the four UIDs.
+    twice, or lacks one of the four UIDs; with code TOO_MANY_ELEMENTS when there are `most` elements to look at or more.
     """
     encoding = encoding_of(transfer_syntax)
     source: Buffer = inflate_header(data) if encoding.deflated else data
-    values, sequences, pixels = _collect(source, encoding.form, whole=not encoding.deflated)
+    values, sequences, pixels = _collect(source, encoding.form, most, whole=not encoding.deflated)
     charset = charset_of(values.pop(_CHARSET, b""))
     found: dict[str, Any] = {
         field: valid_uid(values.get(tag, b""), _UID_NAMES[field]) for tag, field in _UIDS.items()
@@ -180,7 +182,7 @@ def read_attributes(data: Buffer, transfer_syntax: str) -> Attributes:
             field, content = _field(tag, value, charset, encoding.form)
             found[field] = content
     for tag, element in sequences.items():
-        found[_SEQUENCES[tag]] = _items(source, element, encoding.form, charset)
+        found[_SEQUENCES[tag]] = _items(source, element, encoding.form, charset, most)
     if found.get("frames") is None or found["frames"] < 1:
         found["frames"] = 1
     found |= pixels
@@ -193,14 +195,14 @@ def read_attributes(data: Buffer, transfer_syntax: str) -> Attributes:
 
 
 def _collect(
-    data: Buffer, form: Form, *, whole: bool
+    data: Buffer, form: Form, most: int, *, whole: bool
 ) -> tuple[dict[int, bytes], dict[int, Element], dict[str, Any]]:
     """Raw values of the needed tags, the sequences, and where the pixels are. `whole`: the data ends where the data set
     does."""
     values: dict[int, bytes] = {}
     sequences: dict[int, Element] = {}
     size = len(data)
-    for element in elements(data, form):
+    for element in elements(data, form, most=most):
         tag, _, start, length = element
         if tag < 0x00080000:
             raise Invalid("A data set cannot hold elements of groups 0000 to 0007.", code="bad-data-set")
@@ -230,7 +232,9 @@ def _collect(
     return values, sequences, {}
 
 
-def _items(data: Buffer, sequence: Element, form: Form, charset: Charset) -> tuple[dict[str, str], ...]:
+def _items(
+    data: Buffer, sequence: Element, form: Form, charset: Charset, most: int
+) -> tuple[dict[str, str], ...]:
     """What is kept of the items of a sequence. What cannot be read is left out: nothing is stored or shown by it."""
     wanted = _IN_ITEMS[sequence.tag]
     try:
@@ -240,9 +244,11 @@ def _items(data: Buffer, sequence: Element, form: Form, charset: Charset) -> tup
                 for tag, _, start, length in item
                 if tag in wanted and length <= MAX_TEXT_BYTES
             }
-            for item in items(data, sequence, form, limit=MAX_ITEMS)
+            for item in items(data, sequence, form, limit=MAX_ITEMS, most=most)
         ]
-    except Invalid:
+    except Invalid as error:
+        if error.code == TOO_MANY_ELEMENTS and most < MAX_ELEMENTS:
+            raise  # it can be read by who looks at more
         return ()
     return tuple(item for item in found if item)
 

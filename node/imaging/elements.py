@@ -21,6 +21,7 @@ Buffer = bytes | bytearray | memoryview
 
 MAX_DEPTH = 32
 MAX_ELEMENTS = 1_000_000
+TOO_MANY_ELEMENTS = "too-many-elements"
 MAX_INFLATED_HEADER = 16 * 1024 * 1024
 
 UNDEFINED = 0xFFFFFFFF
@@ -109,15 +110,17 @@ def encoding_of(transfer_syntax: str) -> Encoding:
     )
 
 
-def elements(data: Buffer, form: Form, start: int = 0, end: int | None = None) -> Iterator[Element]:
-    """Yield the elements of one level, in order, without entering sequences.
+def elements(
+    data: Buffer, form: Form, start: int = 0, end: int | None = None, *, most: int = MAX_ELEMENTS
+) -> Iterator[Element]:
+    """Yield the elements of one level, in order, without entering sequences; `most` counts those passed over too.
 
     An element's declared length is checked when the next one is asked for, so a caller may stop at Pixel Data
     of a data set whose rest has not been read. Raises Invalid where the format is broken.
     """
     size = len(data) if end is None else end
     position = start
-    left = MAX_ELEMENTS
+    left = most
     while position < size:
         element = header(data, position, size, form)
         if element.tag >> 16 == 0xFFFE:
@@ -129,7 +132,7 @@ def elements(data: Buffer, form: Form, start: int = 0, end: int | None = None) -
         else:
             position = _past(element.start, element.length, size)
         if left <= 0:
-            raise Invalid(f"The data set has more than {MAX_ELEMENTS} elements.", code="too-many-elements")
+            raise _too_many()
 
 
 def header(data: Buffer, position: int, size: int, form: Form) -> Element:
@@ -162,7 +165,7 @@ def past_sequence(data: Buffer, opening: Element, size: int, form: Form, left: i
     while forms:
         left -= 1
         if left <= 0:
-            raise Invalid(f"The data set has more than {MAX_ELEMENTS} elements.", code="too-many-elements")
+            raise _too_many()
         element = header(data, position, size, forms[-1])
         if in_item:
             if element.tag == ITEM_END:
@@ -186,8 +189,10 @@ def past_sequence(data: Buffer, opening: Element, size: int, form: Form, left: i
     return position, left
 
 
-def items(data: Buffer, sequence: Element, form: Form, *, limit: int) -> Iterator[list[Element]]:
-    """The elements of each item of a sequence that `elements` yielded, at most `limit` items; nothing is entered deeper.
+def items(
+    data: Buffer, sequence: Element, form: Form, *, limit: int, most: int = MAX_ELEMENTS
+) -> Iterator[list[Element]]:
+    """The elements of each item of a sequence that `elements` yielded, at most `limit` items, each of at most `most`; nothing is entered deeper.
 
     Raises Invalid where the format is broken.
     """
@@ -204,17 +209,17 @@ def items(data: Buffer, sequence: Element, form: Form, *, limit: int) -> Iterato
         if item.tag != ITEM:
             raise _broken("a sequence holds something that is not an item", position)
         if item.length == UNDEFINED:
-            found, position = _endless_item(data, item.start, end, inner)
+            found, position = _endless_item(data, item.start, end, inner, most)
         else:
             position = _past(item.start, item.length, end)
-            found = list(elements(data, inner, item.start, position))
+            found = list(elements(data, inner, item.start, position, most=most))
         yield found
 
 
-def _endless_item(data: Buffer, start: int, end: int, form: Form) -> tuple[list[Element], int]:
+def _endless_item(data: Buffer, start: int, end: int, form: Form, most: int) -> tuple[list[Element], int]:
     """The elements of an item of undefined length, and the offset behind its delimiter."""
     found: list[Element] = []
-    position, left = start, MAX_ELEMENTS
+    position, left = start, most
     while left > 0:
         element = header(data, position, end, form)
         if element.tag == ITEM_END:
@@ -225,7 +230,7 @@ def _endless_item(data: Buffer, start: int, end: int, form: Form) -> tuple[list[
             position, left = past_sequence(data, element, end, form, left)
         else:
             position = _past(element.start, element.length, end)
-    raise Invalid(f"The data set has more than {MAX_ELEMENTS} elements.", code="too-many-elements")
+    raise _too_many()
 
 
 def form_within(sequence: Element, form: Form) -> Form:
@@ -294,6 +299,10 @@ def _past(start: int, length: int, size: int) -> int:
     if length > size - start:
         raise _short(start)
     return start + length
+
+
+def _too_many() -> Invalid:
+    return Invalid(f"The data set has more than {MAX_ELEMENTS} elements.", code=TOO_MANY_ELEMENTS)
 
 
 def _short(position: int) -> Invalid:

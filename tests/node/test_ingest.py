@@ -8,16 +8,20 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.dataset import Dataset
 
 from consent.errors import Conflict, Denied, Invalid, Unavailable
 from consent.principals import Principal
 from consent.vocabulary import EventKind, Grade, Outcome, Role
+from node import ingest
+from node.imaging.attributes import Attributes, read_attributes
 from node.index import Level, Query
 from node.ingest import Arrival, Source
 from tests.support.dicom import DEFLATED, IMPLICIT, ct_slice, pydicom_samples, study, uid
@@ -67,6 +71,35 @@ async def test_every_encoding_is_kept_as_sent(node: NodeFixture, syntax: str) ->
     row = await node.index.instance(receipt.study, receipt.instance)
 
     assert (row.transfer_syntax_uid, row.sha256, row.size_bytes) == (syntax, one.sha256, len(one.data))
+
+
+@pytest.mark.requirement("F4")
+@pytest.mark.parametrize(("syntax", "quick"), [(IMPLICIT, 60), (DEFLATED, 2_000), (IMPLICIT, 2_000)])
+async def test_a_long_header_is_read_beside_the_loop(
+    node: NodeFixture, monkeypatch: pytest.MonkeyPatch, syntax: str, quick: int
+) -> None:
+    """What takes long to read holds nobody else up and loses nothing, not even what lies in sequences."""
+    threads: list[bool] = []
+
+    def read(*args: Any, **bounds: Any) -> Attributes:
+        found = read_attributes(*args, **bounds)
+        threads.append(threading.current_thread() is threading.main_thread())
+        return found
+
+    monkeypatch.setattr(ingest, "read_attributes", read)
+    monkeypatch.setattr(ingest, "QUICK_ELEMENTS", quick)
+    code = Dataset()
+    code.CodeValue = "77477000"
+    for number in range(100):  # more than is looked at in place, in the one case
+        code.add_new(0x00090000 + 0x1000 + number, "LO", "x")
+    one = ct_slice(transfer_syntax=syntax, ProcedureCodeSequence=[code])
+    (receipt,) = await node.store(one)
+    await node.ingest.flushed()
+    (found,) = (await node.index.search(Query.of(Level.STUDY, {}))).matches
+
+    assert threads == [(syntax, quick) == (IMPLICIT, 2_000)]
+    assert found.study == receipt.study
+    assert found.values["ProcedureCodeSequence"][0]["CodeValue"] == "77477000"
 
 
 async def test_the_same_bytes_again_are_a_duplicate(node: NodeFixture) -> None:

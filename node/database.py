@@ -186,6 +186,18 @@ class Database:
         with _errors_in_words("be read", READ_MEND):
             return self._in_one.look_up(work)
 
+    async def purge_journal(self) -> bool:
+        """Truncate SQLite's write-ahead log, which keeps older pages; return whether no reader held it for too long.
+
+        On other databases there is nothing to do here.
+        """
+        if self._engine.dialect.name != "sqlite":
+            return True
+        with _errors_in_words("write", WRITE_MEND):
+            async with self._engine.connect() as connection:
+                busy, *_ = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).one()
+        return not busy
+
     async def close(self) -> None:
         """Close every connection."""
         if self._in_one is not None:

@@ -66,10 +66,10 @@ async def _recover_study(
     survey = await vault.objects(study, start)
     pairs = instance_pairs(survey.objects)
     found = 0
-    for start in range(0, len(pairs), BATCH):
+    for first in range(0, len(pairs), BATCH):
         entries = [
             await entry_in(vault, index, study, description, data_set)
-            for description, data_set in pairs[start : start + BATCH]
+            for description, data_set in pairs[first : first + BATCH]
         ]
         async with database.write() as tx:
             fresh = await index.add(tx, entries, {})

@@ -13,6 +13,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from consent.errors import AccordError
 from consent.policy import Parameters
 from consent.vocabulary import EventKind, Grade, Outcome
 from node.audit.event import Detail
@@ -86,8 +87,9 @@ class Rotation:
                     self._show(replace(self.progress, moved=self.progress.moved + done.moved))
                     await asyncio.sleep(0)  # others who wait for the database or the loop come first
                 await self._end(list(broken))
-            except BaseException as error:
-                self._show(replace(self.progress, running=False, ended=self._clock.now(), error=str(error)))
+            except BaseException as error:  # cancelled too: what is shown must not stand at "running"
+                words = str(error) if isinstance(error, AccordError) else type(error).__name__
+                self._show(replace(self.progress, running=False, ended=self._clock.now(), error=words))
                 raise
             self._show(
                 replace(self.progress, running=False, broken=len(broken), ended=self._clock.now(), error="")

@@ -290,19 +290,16 @@ class KeyRing:
             ) from None
 
     async def purge_journal(self) -> None:
-        """Truncate SQLite's write-ahead log, so that no older page keeps a shredded key.
+        """See that no older page of the database's journal keeps a shredded key.
 
         Raises Unavailable when a reader held it for too long: call again.
         """
-        if self._database.engine.dialect.name == "sqlite":
-            async with self._database.engine.connect() as connection:
-                busy, *_ = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).one()
-            if busy:
-                raise Unavailable(
-                    "The database's journal is being read and still holds a destroyed key.",
-                    mend="Try again in a moment.",
-                    code="journal-busy",
-                )
+        if not await self._database.purge_journal():
+            raise Unavailable(
+                "The database's journal is being read and still holds a destroyed key.",
+                mend="Try again in a moment.",
+                code="journal-busy",
+            )
 
     async def status(self) -> KeyStatus:
         """Versions, ages and counts, for the state check and for compliance."""

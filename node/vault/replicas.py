@@ -157,8 +157,8 @@ class Replicas:
             roots = [lane.root for lane in lanes]
             try:
                 new, failed = self.everywhere(roots, lambda root: root.blobs.prepare(name))
-                self._put_out_all(failed)
                 try:
+                    self._put_out_all(failed)
                     make(lanes[0].file.read, lanes[0].file.size(), Fan(list(new.values())))
                     _, failed = self.everywhere(list(new), lambda root: new[root].sync())
                     self._put_out_all(failed)

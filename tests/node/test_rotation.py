@@ -100,7 +100,7 @@ async def test_a_rewrapping_that_was_cut_off_is_gone_on_with(node: NodeFixture) 
         progress = await rotation.changed(progress, 5.0)
     running.cancel()
     await asyncio.wait([running])
-    assert not rotation.progress.running
+    assert not rotation.progress.running and rotation.progress.error
     ring = KeyRing(Keystore.open(node.path / "keystore.json", CREDENTIAL), node.database, node.clock)
     assert 0 < (await ring.status()).grades[0].behind < 25
     for study, key in made.items():

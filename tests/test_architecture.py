@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def modules(*packages: str) -> list[Path]:
     return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
 
 
-def imported(path: Path) -> set[str]:
+@cache
+def imported(path: Path) -> frozenset[str]:
     """Full names of the modules a file imports, anywhere in it; relative imports resolved."""
     names: set[str] = set()
     package = path.relative_to(ROOT).parent.parts
@@ -45,7 +47,7 @@ def imported(path: Path) -> set[str]:
             module = ".".join(part for part in (base, node.module or "") if part)
             names.add(module)
             names.update(f"{module}.{alias.name}" for alias in node.names)
-    return names
+    return frozenset(names)
 
 
 def name_of(path: Path) -> str:

@@ -17,11 +17,11 @@ import pytest
 from consent.errors import Corrupt, Denied, NotFound, Unavailable
 from consent.vocabulary import Grade
 from node.vault.custody import Custody
-from node.vault.custody.keystore import Effort, Keystore
+from node.vault.custody.keystore import Keystore
 from node.vault.custody.pkcs11 import Pkcs11Custody, TokenPlace
 from node.vault.custody.two_person import TwoPersonKeystore
 from node.vault.custody.vault_transit import TransitPlace, VaultTransit
-from tests.support.custodies import PIN, SOFTHSM, TransitServer, make_token
+from tests.support.custodies import PIN, QUICK, SOFTHSM, TransitServer, make_token
 
 KEY, CONTEXT = bytes(range(32)), b"grade 1, version 1"
 CREDENTIAL = b"the right credential"
@@ -40,21 +40,19 @@ class Place:
 
 def keystore(folder: Path, stack: ExitStack) -> Place:
     """The built-in keystore."""
-    effort = Effort(passes=1, memory_bytes=8192)
-    Keystore.create(folder / "keystore", CREDENTIAL, effort=effort)
+    Keystore.create(folder / "keystore", CREDENTIAL, effort=QUICK)
     return Place(
         lambda: Keystore.open(folder / "keystore", CREDENTIAL),
         lambda: Keystore.open(folder / "keystore", b"a wrong credential"),
-        lambda: Keystore.create(folder / "other", CREDENTIAL, effort=effort),
+        lambda: Keystore.create(folder / "other", CREDENTIAL, effort=QUICK),
     )
 
 
 def two_person(folder: Path, stack: ExitStack) -> Place:
     """A keystore that two people unlock; here both have come."""
-    effort = Effort(passes=1, memory_bytes=8192)
     people = {"li": b"the passphrase of li", "wang": b"the passphrase of wang"}
     now = datetime(2026, 11, 22, tzinfo=UTC)
-    TwoPersonKeystore.create(folder / "two", Grade.RESTRICTED, people, effort=effort)
+    TwoPersonKeystore.create(folder / "two", Grade.RESTRICTED, people, effort=QUICK)
 
     def opened(second: bytes = people["wang"]) -> Custody:
         keystore = TwoPersonKeystore.open(folder / "two")
@@ -65,7 +63,7 @@ def two_person(folder: Path, stack: ExitStack) -> Place:
     return Place(
         opened,
         lambda: opened(b"a wrong passphrase"),
-        lambda: TwoPersonKeystore.create(folder / "other", Grade.RESTRICTED, people, effort=effort),
+        lambda: TwoPersonKeystore.create(folder / "other", Grade.RESTRICTED, people, effort=QUICK),
     )
 
 

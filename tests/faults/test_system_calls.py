@@ -153,7 +153,7 @@ def test_calls_of_the_database_fail_too(tmp_path: Path) -> None:
     """A failing write or sync below SQLite: what was acknowledged is found at the next start, the log is whole."""
     node, trace = tmp_path / "node", tmp_path / "trace"
     node.mkdir()
-    asyncio.run(_look(node, {}))  # made
+    asyncio.run(_look(node, {}))  # what makes a node is not what fails
     said, reached = _traced(trace, node, 1, "trace=" + ",".join(SQLITE_CALLS)), _most_of_a_thread(trace)
     assert _numbers(said) == set(range(1, 6)), said
     stored, injected = {1: _numbers(said)}, 0
@@ -170,17 +170,16 @@ def test_calls_of_the_database_fail_too(tmp_path: Path) -> None:
     asyncio.run(_look(node, stored))
 
 
-def _run(folder: Path, study: int, *tracer: str) -> str:
-    """Store five instances in a process of its own; what it said."""
-    command = [*tracer, sys.executable, "-c", _SCRIPT, str(folder), str(study)]
+def _traced(trace: Path, folder: Path, study: int, *expressions: str) -> str:
+    """Store five instances in a process of its own under strace; what it said.
+
+    strace stops at the calls of the expressions only: a start makes tens of thousands of others.
+    """
+    told = [word for expression in expressions for word in ("-e", expression)]
+    strace = ["strace", "-f", "--seccomp-bpf", "-o", str(trace), *told]
+    command = [*strace, sys.executable, "-c", _SCRIPT, str(folder), str(study)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return process.stdout + process.stderr
-
-
-def _traced(trace: Path, folder: Path, study: int, *expressions: str) -> str:
-    """`_run` under strace, which stops at the calls of the expressions only: a start makes tens of thousands of others."""
-    told = [word for expression in expressions for word in ("-e", expression)]
-    return _run(folder, study, "strace", "-f", "--seccomp-bpf", "-o", str(trace), *told)
 
 
 def _numbers(said: str) -> set[int]:

@@ -17,8 +17,9 @@ from node.regrading import Regrading
 from node.rotation import Rotation
 from node.vault.custody.two_person import TwoPersonKeystore
 from tests.support.clock import FakeClock
+from tests.support.custodies import QUICK
 from tests.support.dicom import ct_slice
-from tests.support.node import QUICK, NodeFixture, arrival, small_node
+from tests.support.node import NodeFixture, arrival, small_node
 
 PEOPLE = {"li": b"passphrase of li", "wang": b"passphrase of wang"}
 VIP = {"ConfidentialityConstraintOnPatientDataDescription": "VIP"}

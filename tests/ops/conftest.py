@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 from tests.support.cli import Said, accord
+from tests.support.custodies import hurry
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -29,10 +30,11 @@ def quiet_logs() -> Iterator[None]:
 
 @pytest.fixture(scope="package")
 def made(tmp_path_factory: pytest.TempPathFactory, quiet_logs: None) -> tuple[Path, Said]:
-    """The folder as `accord init` left it, and what that said. Never changed by a test."""
+    """The folder as `accord init` left it but for a keystore that opens quickly, and what that said. No test changes it."""
     folder = tmp_path_factory.mktemp("made") / "accord"
     said = accord("init", folder, "--name", "General Hospital", "--ae-title", "GENERAL", stdin="")
     assert said.code == 0, said.err
+    hurry(folder)
     return folder, said
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import accord
+from tests.support.custodies import hurry
 
 pytestmark = pytest.mark.requirement("A1", "U1")
 
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.requirement("A1", "U1")
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "node"
     assert accord("init", folder, "--name", "General Hospital", "--ae-title", "GENERAL").code == 0
+    hurry(folder)
     assert accord("user", "add", folder, "--name", "dr.li", "--role", "clinician").code == 0
     return folder
 

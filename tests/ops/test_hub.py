@@ -20,6 +20,7 @@ from ops.demo.processes import accord as accord_process
 from ops.foundation import opened
 from tests.support.browser import chromium, needs_chromium
 from tests.support.cli import Said, accord
+from tests.support.custodies import hurry
 from tests.support.dicom import study
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow, pytest.mark.journey]
@@ -71,6 +72,7 @@ async def delta(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Delta
         "hub", "init", hub.folder, "--region", "delta",
         "--http-port", ports[0], "--peer-port", ports[1],
     )  # fmt: skip
+    hurry(hub.folder)
     for site in (a, b):
         await _hospital(site)
     await _images(a, place)
@@ -94,6 +96,7 @@ async def delta(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Delta
 async def _hospital(site: Site) -> None:
     ports = ("--http-port", site.ports["http"], "--dicom-port", 0, "--peer-port", site.ports["peer"])
     assert (await said("init", site.folder, "--name", site.name, "--ae-title", "AET", *ports)).code == 0
+    hurry(site.folder)
     tune(
         site, intervals__roster_seconds=0.5, intervals__checkpoint_seconds=0.5, intervals__report_seconds=0.5
     )

@@ -19,6 +19,7 @@ from consent.vocabulary import EventKind
 from node.ports import free_ports
 from ops.foundation import opened
 from tests.support.cli import Said, accord
+from tests.support.custodies import hurry
 
 pytestmark = [pytest.mark.slow, pytest.mark.journey]
 
@@ -50,6 +51,7 @@ def make(folder: Path, http: int, metrics: int = 0) -> None:
     ports = ("--http-port", http, "--dicom-port", 0, "--peer-port", 0)
     said = accord("init", folder, "--name", "General Hospital", "--ae-title", "GENERAL", *ports)
     assert said.code == 0, said.err
+    hurry(folder)
     file = folder / "node.toml"
     text = file.read_text("utf-8")
     file.write_text(re.sub(r"(\[metrics\][^\[]*?port = )0", rf"\g<1>{metrics}", text), "utf-8")

@@ -11,6 +11,7 @@ import pytest
 
 from ops.lock import sole_user
 from tests.support.cli import accord
+from tests.support.custodies import hurry
 from tests.support.dicom import ct_slice
 
 STUDIES = 3
@@ -22,6 +23,7 @@ def archived(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("archived")
     node, files = folder / "node", folder / "files"
     assert accord("init", node, "--name", "General Hospital", "--ae-title", "GENERAL").code == 0
+    hurry(node)
     settings = node / "node.toml"
     settings.write_text(settings.read_text().replace("\nroots = []", '\nroots = ["r/1", "r/2", "r/3"]'))
     files.mkdir()

@@ -1,4 +1,4 @@
-"""What custodies need outside a node: a SoftHSM token in a folder of its own, a server that speaks Vault's transit API."""
+"""What tests need about custodies: a cheap keystore, a SoftHSM token in a folder, a server that speaks Vault's transit API."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from typing import Any
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from node.config import load_settings
+from node.vault.custody.keystore import Effort, Keystore
+
 SOFTHSM = next(
     (
         path
@@ -25,6 +28,14 @@ SOFTHSM = next(
     "",
 )
 PIN = b"24680"
+QUICK = Effort(passes=1, memory_bytes=8192)
+
+
+def hurry(folder: Path) -> None:
+    """Let the keystore of a node's folder cost little to open, at every start: what a guess costs is tested elsewhere."""
+    settings = load_settings(folder)
+    credential = settings.path(settings.keys.credential_file).read_bytes().strip()
+    Keystore.change_credential(settings.path(settings.keys.keystore), credential, credential, effort=QUICK)
 
 
 def make_token(folder: Path, label: str) -> None:

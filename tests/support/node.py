@@ -31,7 +31,7 @@ from node.ingest import Arrival, Ingest, Receipt, Source
 from node.policies import Policies
 from node.records import Records
 from node.vault.blobs import FileBlobs
-from node.vault.custody.keystore import Effort, Keystore
+from node.vault.custody.keystore import Keystore
 from node.vault.keks import GuardedCustody
 from node.vault.keys import KeyRing
 from node.vault.quorum import Quorum
@@ -39,11 +39,11 @@ from node.vault.replicas import Replicas
 from node.vault.roots import DatabaseLedger
 from node.vault.vault import Vault
 from tests.support.clock import FakeClock
+from tests.support.custodies import QUICK
 from tests.support.databases import database_in
 from tests.support.dicom import Instance
 
 CREDENTIAL = b"a test's own credential"
-QUICK = Effort(passes=1, memory_bytes=8192)
 PASSWORD = "correct horse battery staple"
 DEVICE = "CT1"
 _unique = itertools.count()

@@ -35,6 +35,7 @@ from node.ports import free_ports
 from node.tls import KeyPair, dicom_client_context
 from ops.demo.processes import compile_own_code
 from ops.foundation import create_folder, opened
+from tests.support.custodies import hurry
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 20.0
@@ -174,6 +175,7 @@ async def make_node(folder: Path, *, metrics: bool = False, roots: Sequence[Path
         folder=folder.resolve(),
     )
     create_folder(settings)
+    hurry(folder)
     async with opened(folder) as node:
         scanner = node.identity.issue_device_certificate(SCANNER, node.clock.now())
         registry = node.registry

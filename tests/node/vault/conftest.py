@@ -10,15 +10,15 @@ import pytest
 
 from node.database import Database
 from node.vault.blobs import FileBlobs
-from node.vault.custody.keystore import Effort, Keystore
+from node.vault.custody.keystore import Keystore
 from node.vault.keys import KeyRing
 from node.vault.reader import Reader
 from node.vault.vault import Vault
 from tests.support.clock import FakeClock
+from tests.support.custodies import QUICK
 from tests.support.databases import database_in
 
 CREDENTIAL = b"correct horse battery staple"
-QUICK = Effort(passes=1, memory_bytes=8192)
 STUDY = "st_" + "a" * 26
 
 

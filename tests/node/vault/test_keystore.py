@@ -12,8 +12,9 @@ import pytest
 from consent.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from node.vault.custody import Custody
 from node.vault.custody.keystore import MAX_FILE_BYTES, Keystore
-from tests.node.vault.conftest import CREDENTIAL, QUICK
+from tests.node.vault.conftest import CREDENTIAL
 from tests.node.vault.vectors import load, names
+from tests.support.custodies import QUICK
 
 VECTORS = load("keystore")
 FAILURES = {"denied": Denied, "invalid": Invalid, "corrupt": Corrupt}

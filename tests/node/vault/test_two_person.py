@@ -10,10 +10,9 @@ import pytest
 
 from consent.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from consent.vocabulary import Grade
-from node.vault.custody.keystore import Effort
 from node.vault.custody.two_person import TwoPersonKeystore
+from tests.support.custodies import QUICK
 
-QUICK = Effort(passes=1, memory_bytes=8192)
 PEOPLE = {"li": b"passphrase of li", "wang": b"passphrase of wang", "zhao": b"passphrase of zhao"}
 NOW = datetime(2026, 11, 22, 8, tzinfo=UTC)
 CONTEXT = b"a context"

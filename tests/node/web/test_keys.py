@@ -12,8 +12,9 @@ from consent.vocabulary import EventKind, Grade, Role
 from node.grade_locks import GradeLocks
 from node.vault.custody.two_person import TwoPersonKeystore
 from node.web import keys
+from tests.support.custodies import QUICK
 from tests.support.dicom import ct_slice
-from tests.support.node import QUICK, NodeFixture, small_node
+from tests.support.node import NodeFixture, small_node
 from tests.support.portal import Site, portal
 
 PEOPLE = {"li": b"passphrase of li", "wang": b"passphrase of wang"}

@@ -20,6 +20,7 @@ from nacl.pwhash import argon2id
 
 from consent.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from consent.signed import Json, canonical_json, parse_json
+from node.vault.blobs import sync_folder
 from node.vault.custody import LOCAL, require_suite
 from node.vault.custody.envelope import CONTEXT
 from node.vault.wrapping import SUITE, open_key, seal_key
@@ -108,7 +109,7 @@ def _opened(path: Path, credential: bytes) -> tuple[Json, bytes]:
     content = read_file(path, FORMAT)
     try:
         root = content.pop("root")
-        nonce, sealed = _bytes(root["nonce"]), _bytes(root["ciphertext"])
+        nonce, sealed = bytes_of(root["nonce"]), bytes_of(root["ciphertext"])
         key = stretch(credential, content["kdf"])
         str(content["id"])
     except (KeyError, TypeError, ValueError) as error:
@@ -127,7 +128,7 @@ def _sealed(content: Json, root: bytes, credential: bytes) -> bytes:
     """The file's bytes, the root key sealed under the credential and bound to everything else in it."""
     nonce = secrets.token_bytes(12)
     sealed = AESGCM(stretch(credential, content["kdf"])).encrypt(nonce, root, canonical_json(content))
-    whole = {**content, "root": {"nonce": _text(nonce), "ciphertext": _text(sealed)}}
+    whole = {**content, "root": {"nonce": text_of(nonce), "ciphertext": text_of(sealed)}}
     return canonical_json(whole) + b"\n"
 
 
@@ -137,7 +138,7 @@ def new_kdf(effort: Effort) -> Json:
         "name": "argon2id",
         "opslimit": effort.passes,
         "memlimit": effort.memory_bytes,
-        "salt": _text(secrets.token_bytes(argon2id.SALTBYTES)),
+        "salt": text_of(secrets.token_bytes(argon2id.SALTBYTES)),
     }
 
 
@@ -152,7 +153,7 @@ def stretch(credential: bytes, kdf: Json) -> bytes:
             mend="Restore the keystore from its backup.",
             code="keystore-bounds",
         )
-    salt = _bytes(kdf["salt"])
+    salt = bytes_of(kdf["salt"])
     return argon2id.kdf(32, credential, salt, opslimit=passes, memlimit=memory)
 
 
@@ -215,11 +216,7 @@ def _write(path: Path, data: bytes, place: Callable[[Path], object]) -> None:
             place(temporary)
         finally:
             temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except FileExistsError as error:
         raise Conflict(
             f"There is a keystore at {path} already.", mend="Open it, or choose a place."
@@ -239,9 +236,11 @@ def _not_a_keystore(why: str) -> Corrupt:
     )
 
 
-def _text(data: bytes) -> str:
+def text_of(data: bytes) -> str:
+    """Bytes as a keystore file has them: Base64."""
     return base64.b64encode(data).decode()
 
 
-def _bytes(text: str) -> bytes:
+def bytes_of(text: str) -> bytes:
+    """What `text_of` made a text of. Raises ValueError, TypeError."""
     return base64.b64decode(text, validate=True)

@@ -10,7 +10,6 @@ OFFER_LASTS at most; guesses are bounded. Format: docs/formats/keystore.md, "Two
 
 from __future__ import annotations
 
-import base64
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
@@ -33,11 +32,13 @@ from node.vault.custody.envelope import CONTEXT
 from node.vault.custody.keystore import (
     ROOT_BYTES,
     Effort,
+    bytes_of,
     check_credential,
     new_kdf,
     read_file,
     replace_file,
     stretch,
+    text_of,
     write_new_file,
 )
 from node.vault.wrapping import SUITE, open_key, seal_key
@@ -101,12 +102,12 @@ class TwoPersonKeystore:
             "holders": {},
             "pairs": [],
         }
-        content["check"] = _text(seal_key(AESGCM(root), b"", _about(content)))
+        content["check"] = text_of(seal_key(AESGCM(root), b"", _about(content)))
         for login, passphrase in sorted(passphrases.items()):
             seed = secrets.token_bytes(_SEED_BYTES)
             public = _public(seed)
             holder = _sealed_holder(content, login, seed, passphrase, effort or Effort())
-            content["holders"][login] = {"public": _text(public), **holder}
+            content["holders"][login] = {"public": text_of(public), **holder}
         for first, second in combinations(sorted(passphrases), 2):
             content["pairs"].append(_split(content, root, first, second))
         write_new_file(path, canonical_json(content) + b"\n")
@@ -226,7 +227,7 @@ class TwoPersonKeystore:
         check_credential(passphrase)
         try:
             key = AESGCM(stretch(passphrase, holder["kdf"]))
-            nonce, sealed = _bytes(holder["nonce"]), _bytes(holder["private"])
+            nonce, sealed = bytes_of(holder["nonce"]), bytes_of(holder["private"])
             return key.decrypt(nonce, sealed, _about_holder(self._content, login))
         except (InvalidTag, KeyError, TypeError, ValueError) as error:
             raise Denied(
@@ -240,11 +241,11 @@ class TwoPersonKeystore:
         try:
             pair = next(pair for pair in self._content["pairs"] if pair["holders"] == names)
             shares = [
-                _SUITE.decrypt(_bytes(share), keys[name], info=_about_share(self._content, names, name))
+                _SUITE.decrypt(bytes_of(share), keys[name], info=_about_share(self._content, names, name))
                 for name, share in zip(names, pair["shares"], strict=True)
             ]
             root = AESGCM(_xor(*shares))
-            open_key(root, _bytes(self._content["check"]), _about(self._content))
+            open_key(root, bytes_of(self._content["check"]), _about(self._content))
         except (StopIteration, InvalidTag, KeyError, TypeError, ValueError, Corrupt) as error:
             raise Corrupt(
                 "The shares of these two holders do not open the keystore: it was altered.",
@@ -260,7 +261,7 @@ def _read(path: Path) -> Json:
         Grade(content["grade"])
         if not MIN_HOLDERS <= len(content["holders"]) <= MAX_HOLDERS or not content["pairs"]:
             raise ValueError("holders")
-        _bytes(content["check"])
+        bytes_of(content["check"])
     except (KeyError, TypeError, ValueError) as error:
         raise Corrupt(
             "This is not a readable keystore: a field is missing or malformed.",
@@ -276,17 +277,28 @@ def _split(content: Json, root: bytes, first: str, second: str) -> Json:
     names = [first, second]
     shares = []
     for name, share in zip(names, (one, _xor(one, root)), strict=True):
-        public = _read_public(_bytes(content["holders"][name]["public"]))
-        shares.append(_text(_SUITE.encrypt(share, public, info=_about_share(content, names, name))))
+        public = _read_public(bytes_of(content["holders"][name]["public"]))
+        shares.append(text_of(_SUITE.encrypt(share, public, info=_about_share(content, names, name))))
     return {"holders": names, "shares": shares}
 
 
 def _sealed_holder(content: Json, login: str, seed: bytes, passphrase: bytes, effort: Effort) -> Json:
     check_credential(passphrase)
+    _require_text(passphrase)
     kdf = new_kdf(effort)
     nonce = secrets.token_bytes(12)
     sealed = AESGCM(stretch(passphrase, kdf)).encrypt(nonce, seed, _about_holder(content, login))
-    return {"kdf": kdf, "nonce": _text(nonce), "private": _text(sealed)}
+    return {"kdf": kdf, "nonce": text_of(nonce), "private": text_of(sealed)}
+
+
+def _require_text(passphrase: bytes) -> None:
+    """Raise Invalid for what nobody could type at the page where the grade is unlocked."""
+    try:
+        passphrase.decode()
+    except UnicodeDecodeError as error:
+        raise Invalid(
+            "A holder's passphrase is text in UTF-8.", mend="Choose another one.", code="credential-text"
+        ) from error
 
 
 def _about(content: Json) -> bytes:
@@ -329,11 +341,3 @@ def _read_public(raw: bytes) -> hpke.MLKEM768X25519PublicKey:
 
 def _xor(one: bytes, other: bytes) -> bytes:
     return bytes(a ^ b for a, b in zip(one, other, strict=True))
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _bytes(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)

@@ -118,10 +118,11 @@ def test_a_holder_changes_their_passphrase_alone(path: Path, wrapped: bytes) -> 
         {"li": b"only one of them"},
         {"li": b"the same words", "wang": b"the same words"},
         {"li": b"short", "wang": b"long enough words"},
+        {"li": b"nobody types \xff\xfe", "wang": b"long enough words"},
         {f"p{n}": f"passphrase {n}".encode() for n in range(7)},
     ],
 )
-def test_too_few_too_many_or_alike_are_refused(path: Path, people: dict[str, bytes]) -> None:
+def test_too_few_too_many_alike_or_untypable_are_refused(path: Path, people: dict[str, bytes]) -> None:
     """Nothing is written for a keystore that would not need two people."""
     with pytest.raises(Invalid):
         TwoPersonKeystore.create(path, Grade.RESTRICTED, people, effort=QUICK)

@@ -83,6 +83,8 @@ class Replication:
         self._restored = (0, 0)
         self._failed_at: dict[str, float] = {}
         self._examine: Callable[[str], Awaitable[object]] | None = None
+        self.seen: StorageStatus | None = None
+        """How the roots were when `watch` last looked: for who must not wait for a disk."""
 
     @property
     def replicas(self) -> Replicas | None:
@@ -96,11 +98,11 @@ class Replication:
     async def watch(self) -> None:
         """A job, every second."""
         replicas = self.replicas
-        if replicas is None:
-            return
-        await asyncio.to_thread(replicas.watch)
-        await self.tell()
-        self._bring_back(replicas)
+        if replicas is not None:
+            await asyncio.to_thread(replicas.watch)
+            await self.tell()
+            self._bring_back(replicas)
+        self.seen = await asyncio.to_thread(self.status)
 
     async def examine(self) -> None:
         """A job, beside `watch`: look at the packs of which a reader met a bad copy, whatever time that takes."""
@@ -254,8 +256,10 @@ class StorageMetrics(Collector):
         self._replication = replication
 
     def collect(self) -> Iterable[Metric]:
-        """See `Collector.collect`."""
-        status = self._replication.status()
+        """See `Collector.collect`. As `watch` last saw it: this is asked for on the event loop."""
+        status = self._replication.seen
+        if status is None:
+            return ()
         state = GaugeMetricFamily(
             "accord_storage_root", "1 for the state a root is in.", labels=("root", "state")
         )

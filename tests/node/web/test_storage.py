@@ -74,6 +74,7 @@ def test_metrics_name_roots_by_number_and_never_a_path(tmp_path: Path) -> None:
             await asyncio.to_thread(lose, node, 2)
             registry = CollectorRegistry()
             registry.register(StorageMetrics(site.app[keys.REPLICATION]))
+            await site.app[keys.REPLICATION].watch()
             return generate_latest(registry).decode()
 
     text = asyncio.run(run())

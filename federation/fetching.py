@@ -57,7 +57,7 @@ class Fetching:
         """
         grant = await self._holdings.grant(grant_id)
         home, study = grant.body.home, grant.body.study
-        async with self._holdings.turn(home, study):
+        async with self._holdings.shredding.turn(home, study):
             await self._holdings.require_living(grant_id)
             try:
                 manifest = await self._manifest(grant)

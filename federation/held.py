@@ -1,4 +1,4 @@
-"""What is kept of a grant at its holder: the table, the states it goes through, and how the log tells of them."""
+"""What is kept of a grant at its holder: the table, the states it goes through, how it is read, and how the log tells of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Integer, String, Table, Text
+from sqlalchemy import BigInteger, Column, Integer, String, Table, Text, select
 
 from consent.errors import NotFound
 from consent.grants import Grant
@@ -17,7 +17,7 @@ from consent.vocabulary import EventKind, Purpose
 from federation.protocol import ShredReceipt
 from federation.roster import Member
 from node.audit.event import Event
-from node.database import UtcDateTime, metadata
+from node.database import Database, UtcDateTime, metadata
 
 
 class HeldState(StrEnum):
@@ -70,6 +70,24 @@ class HeldStudy:
         """Raise NotFound unless it is shared with this person."""
         if who.id != self.person:
             raise NotFound("There is no such grant here.", code="grant")
+
+
+async def held_row(database: Database, grant_id: str) -> Any:
+    """How a grant is kept here. Raises NotFound."""
+    async with database.read() as tx:
+        row = (await tx.execute(select(held_grant).where(held_grant.c.id == grant_id))).first()
+    if row is None:
+        raise NotFound("There is no such grant here.", code="grant")
+    return row
+
+
+async def living_rows(database: Database, home: str, study: str) -> list[Any]:
+    """The grants over one study that have not ended here."""
+    query = select(held_grant).where(
+        held_grant.c.home == home, held_grant.c.study == study, held_grant.c.state.in_(LIVING)
+    )
+    async with database.read() as tx:
+        return list((await tx.execute(query)).all())
 
 
 def received_event(member: Member, grant: Signed[Grant], address: str | None) -> Event:

@@ -3,35 +3,41 @@
 The life of a held grant (`held` has its table): granted → held → ended → shredded. A grant ends when its home says so,
 when it has run out, or when its home or this hospital is suspended; then its keys are forgotten, the copy is overwritten
 and removed (unless another living grant keeps it), and a signed receipt goes to the home until it has been taken.
-Fetching and verifying the pack is `fetching`; keys are `leased_keys`. Decisions are the gateway's.
+Fetching and verifying the pack is `fetching`, its end `shredding`; keys are `leased_keys`. Decisions are the gateway's.
 """
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import structlog
 from sqlalchemy import insert, select, update
 
 from consent.decision import Deny, Facts
 from consent.directives import Directive
-from consent.errors import AccordError, Conflict, Denied, Invalid, NotFound
+from consent.errors import AccordError, Conflict, Denied, Invalid
 from consent.grants import Grant, alive
 from consent.principals import Principal
-from consent.signed import Signed, sign, verify
-from consent.vocabulary import EventKind, Outcome, Purpose
+from consent.signed import Signed, verify
+from consent.vocabulary import EventKind, Purpose
 from federation.asking import Asking
 from federation.client import PeerClient
 from federation.fields import RECORD_ID, read_object
-from federation.held import LIVING, HeldState, HeldStudy, held_grant, received_event, shredded_event
+from federation.held import (
+    LIVING,
+    HeldState,
+    HeldStudy,
+    held_grant,
+    held_row,
+    living_rows,
+    received_event,
+)
 from federation.members import Members
-from federation.protocol import MAX_GRANTS_ASKED, PREFIX, GrantEnded, Json, ShredReceipt
+from federation.protocol import MAX_GRANTS_ASKED, PREFIX, GrantEnded, Json
 from federation.roster import Member
+from federation.shredding import Shredding, each
 from node.audit.event import Event
 from node.audit.log import Log
 from node.clock import Clock
@@ -40,18 +46,12 @@ from node.identity import Identity
 from node.records import Records
 from node.vault.blobs import FileBlobs
 from node.vault.manifest import Manifest
-from node.vault.pack import pack_name
 
 __all__ = ["LIVING", "HeldState", "HeldStudy", "Holdings"]
 
 logger = structlog.get_logger()
 
 MAX_LISTED = 500
-OVERWRITTEN = "overwritten and removed"
-REMOVED_BEFORE = "removed before"
-"""A copy was held and is gone: with another grant's end, or by an end that was cut short after the removal."""
-NEVER_HELD = "no copy was held"
-KEPT_ELSEWHERE = "another living grant keeps the copy"
 
 
 class Holdings:
@@ -80,16 +80,19 @@ class Holdings:
         self._records = records
         self._asking = asking
         self._on_end: list[Callable[[str], None]] = []
-        self._told_damaged: set[str] = set()
-        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self.shredding = Shredding(
+            root=root,
+            database=database,
+            log=log,
+            clock=clock,
+            identity=identity,
+            client=client,
+            records=records,
+        )
 
     def on_end(self, forget: Callable[[str], None]) -> None:
         """Have `forget(grant id)` called at the moment a grant ends here."""
         self._on_end.append(forget)
-
-    def turn(self, home: str, study: str) -> asyncio.Lock:
-        """What keeps fetching and shredding of one copy apart."""
-        return self._turns.setdefault((home, study), asyncio.Lock())
 
     def incoming(self, home: str) -> FileBlobs:
         """Where packs lie that have not all come, or were not verified yet: nothing there counts."""
@@ -160,7 +163,7 @@ class Holdings:
         notice = verify(token, GrantEnded, keys_of=self._members.keys_of, now=self._clock.now())
         if notice.issuer != member.id or notice.body.holder != self._identity.node_id:
             raise Denied("This notice is not for this hospital.", code="wrong-party")
-        row = await self._row(notice.body.grant)
+        row = await held_row(self._database, notice.body.grant)
         if row.home != member.id:
             raise Denied("This grant is not yours.", code="wrong-party")
         await self.end(row.id, notice.body.reason)
@@ -174,11 +177,11 @@ class Holdings:
 
     async def one(self, grant_id: str) -> HeldStudy:
         """One held grant. Raises NotFound."""
-        return await self._read(await self._row(grant_id))
+        return await self._read(await held_row(self._database, grant_id))
 
     async def grant(self, grant_id: str) -> Signed[Grant]:
         """The signed grant. Raises NotFound."""
-        await self._row(grant_id)
+        await held_row(self._database, grant_id)
         return await self._records.get(grant_id, Grant)
 
     async def manifest(self, grant: Signed[Grant]) -> Manifest:
@@ -187,7 +190,7 @@ class Holdings:
 
     async def facts(self, home: str, study: str) -> Facts:
         """What `decide` must know about a study of another hospital, as of now: for the gateway."""
-        rows = await self._living(home, study)
+        rows = await living_rows(self._database, home, study)
         living = [await self._records.get(row.id, Grant) for row in rows]
         patients = dict.fromkeys(grant.body.patient for grant in living)
         directives: list[Signed[Directive]] = []
@@ -234,23 +237,21 @@ class Holdings:
         by_home: dict[str, list[str]] = {}
         for row in rows:
             if words := await self._over_or_unreadable(row):
-                await self._each(row.id, self.end(row.id, words))
+                await each(row.id, self._write_end(row.id, words))
             else:
                 by_home.setdefault(row.home, []).append(row.id)
         for home, grants in by_home.items():
             for start in range(0, len(grants), MAX_GRANTS_ASKED):
                 await self._ask_states(home, grants[start : start + MAX_GRANTS_ASKED])
-        await self._finish()
-
-    async def _each(self, grant_id: str, duty: Awaitable[None]) -> None:
-        """Do what is due for one grant; what goes wrong there stops no other and is tried again by the next sweep."""
-        try:
-            await duty
-        except AccordError as error:
-            logger.error("held grant not swept", grant=grant_id, code=error.code, error=error.message)
+        await self.shredding.sweep()
 
     async def end(self, grant_id: str, words: str) -> None:
         """End a grant here: keys forgotten, copy shredded, receipt on its way. Repeating it changes nothing."""
+        await self._write_end(grant_id, words)
+        await self.shredding.finish(grant_id)
+
+    async def _write_end(self, grant_id: str, words: str) -> None:
+        """Keys forgotten, and the end written down; the copy is `shredding`'s to remove."""
         async with self._database.write() as tx:
             await tx.execute(
                 update(held_grant)
@@ -259,11 +260,10 @@ class Holdings:
             )
         for forget in self._on_end:
             forget(grant_id)
-        await self._finish_one(grant_id)
 
     async def require_living(self, grant_id: str) -> HeldState:
         """How a grant stands; ask within the turn. Raises NotFound, or Conflict when it has ended."""
-        state = HeldState((await self._row(grant_id)).state)
+        state = HeldState((await held_row(self._database, grant_id)).state)
         if state not in LIVING:
             raise Conflict("This grant has ended.", mend="Ask the home hospital again.", code="grant-ended")
         return state
@@ -341,25 +341,8 @@ class Holdings:
         try:
             return await self._over(row)
         except AccordError as error:
-            await self._unreadable(row, error)
+            await self.shredding.tell_unreadable(row, error)
             return "The grant has run out." if row.expires <= self._clock.now() else ""
-
-    async def _unreadable(self, row: Any, error: AccordError) -> None:
-        """Tell of a damaged record, once while this process runs."""
-        if row.id in self._told_damaged:
-            return
-        self._told_damaged.add(row.id)
-        logger.error("held grant unreadable", grant=row.id, code=error.code, error=error.message)
-        await self._log.record(
-            Event(
-                EventKind.INTEGRITY_FAILED,
-                "job:sweep",
-                outcome=Outcome.FAILED,
-                study=row.study,
-                reason=error.message,
-                detail={"grant": row.id, "home": row.home, "code": error.code, "where": "record"},
-            )
-        )
 
     async def _ask_states(self, home: str, grants: list[str]) -> None:
         try:
@@ -367,90 +350,12 @@ class Holdings:
         except AccordError:
             return  # the home does not answer: the lease runs out by itself, and expiry is known here
         for grant_id in grants:
-            await self._each(grant_id, self._take_state(grant_id, answer.get(grant_id)))
+            await each(grant_id, self._take_state(grant_id, answer.get(grant_id)))
 
     async def _take_state(self, grant_id: str, answer: object) -> None:
         state = read_object(answer, "grant's state")
         if not state.flag("alive"):
             await self.end(grant_id, state.text("words", limit=500, empty=True) or "The grant has ended.")
-
-    async def _finish(self) -> None:
-        """Shred what has ended, then send the receipts that are not taken yet."""
-        query = select(held_grant.c.id).where(
-            held_grant.c.state.in_((HeldState.ENDED, HeldState.SHREDDED)),
-            held_grant.c.receipt_taken.is_(None),
-        )
-        async with self._database.read() as tx:
-            ended = [str(row.id) for row in await tx.execute(query)]
-        for grant_id in ended:
-            await self._each(grant_id, self._finish_one(grant_id))
-
-    async def _finish_one(self, grant_id: str) -> None:
-        row = await self._row(grant_id)
-        async with self.turn(row.home, row.study):
-            row = await self._row(grant_id)  # what happened while others had their turn
-            if row.state in LIVING or row.receipt_taken is not None:
-                return
-            token = row.receipt or await self._shred(row)
-        await self._send_receipt(row, token)
-
-    async def _shred(self, row: Any) -> str:
-        """Remove the copy; return the signed receipt, which is durable with the log's entry. Within the turn only."""
-        try:
-            purpose = (await self._records.get(row.id, Grant)).body.purpose
-        except AccordError as error:  # the copy goes all the same
-            await self._unreadable(row, error)
-            purpose = None
-        # The size was set when the copy came, so it tells of one that was removed before this could be written down.
-        method, size = (REMOVED_BEFORE, int(row.size_bytes)) if row.size_bytes else (NEVER_HELD, 0)
-        name, home = pack_name(row.study), self._root / row.home
-        if await self._living(row.home, row.study):
-            method, size = KEPT_ELSEWHERE, 0
-        else:
-            removed = [await _remove(FileBlobs(folder), name) for folder in (home, home / "incoming")]
-            if any(found is not None for found in removed):
-                method, size = OVERWRITTEN, sum(found or 0 for found in removed)
-        now = self._clock.now()
-        receipt = sign(
-            ShredReceipt(row.id, row.study, row.home, row.words or "The grant has ended.", method, size, now),
-            record_id=secrets.token_hex(16),
-            issuer=self._identity.node_id,
-            key=self._identity.signing,
-            issued=now,
-            expires=None,
-        )
-        async with self._database.write() as tx:
-            await tx.execute(
-                update(held_grant)
-                .where(held_grant.c.id == row.id)
-                .values(state=HeldState.SHREDDED, receipt=receipt.token)
-            )
-            await self._log.append(tx, shredded_event(row, purpose, receipt))
-        return receipt.token
-
-    async def _send_receipt(self, row: Any, token: str) -> None:
-        try:
-            await self._client.post(row.home, f"{PREFIX}/receipts", {"token": token})
-        except AccordError:
-            return  # sent again by the next sweep
-        async with self._database.write() as tx:
-            await tx.execute(
-                update(held_grant).where(held_grant.c.id == row.id).values(receipt_taken=self._clock.now())
-            )
-
-    async def _living(self, home: str, study: str) -> list[Any]:
-        query = select(held_grant).where(
-            held_grant.c.home == home, held_grant.c.study == study, held_grant.c.state.in_(LIVING)
-        )
-        async with self._database.read() as tx:
-            return list((await tx.execute(query)).all())
-
-    async def _row(self, grant_id: str) -> Any:
-        async with self._database.read() as tx:
-            row = (await tx.execute(select(held_grant).where(held_grant.c.id == grant_id))).first()
-        if row is None:
-            raise NotFound("There is no such grant here.", code="grant")
-        return row
 
     async def _read(self, row: Any) -> HeldStudy:
         grant = await self._records.get(row.id, Grant)
@@ -472,13 +377,3 @@ class Holdings:
 def _subject(home: str, name: str) -> str:
     # Another hospital's pseudonyms live in a name space of their own.
     return f"{home}/{name}"
-
-
-async def _remove(store: FileBlobs, name: str) -> int | None:
-    """Overwrite and remove; how many bytes it had, or None when it was not there."""
-    try:
-        size = await asyncio.to_thread(store.size, name)
-    except NotFound:
-        return None
-    await asyncio.to_thread(store.delete, name)
-    return size

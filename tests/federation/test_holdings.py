@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import update
 
-from consent.errors import Conflict
+from consent.errors import Conflict, Unavailable
 from consent.vocabulary import EventKind
 from federation.asking import asked_request
 from federation.held import HeldState, held_grant
@@ -103,6 +103,29 @@ async def test_copy_is_not_fetched_once_its_grant_has_ended_here(r: Region) -> N
 
     assert caught.value.code == "grant-ended"
     assert not r.b.pack("a-general", sharing.study).exists()
+
+
+@pytest.mark.requirement("E4")
+async def test_home_that_is_away_is_called_once_in_a_sweep_for_its_receipts(
+    r: Region, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call may take its full time to fail: all copies go, and other homes do not wait for this one."""
+    ended = [await r.share(lasts=timedelta(minutes=5)) for _ in range(3)]
+    r.clock.tick(minutes=6)
+    called: list[str] = []
+
+    async def away(home: str, path: str, *_: object) -> None:
+        called.append(path)
+        raise Unavailable("It does not answer.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(r.b.client, "post", away)
+        await r.b.holdings.sweep()
+    assert sum(path.endswith("/receipts") for path in called) == 1
+    assert [r.b.pack("a-general", one.study).exists() for one in ended] == [False] * 3
+
+    await r.b.holdings.sweep()
+    assert [await methods(r, one) for one in ended] == [["overwritten and removed"]] * 3
 
 
 @pytest.mark.requirement("E3")

@@ -7,8 +7,8 @@ device to the `DeviceGate` (`node.access.registry`), sockets to `listener`, PDUs
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from consent.principals import Principal
 from consent.vocabulary import EventKind, Outcome
 from node.access.admission import Knock
+from node.access.live import whole
 from node.audit.event import Detail, Event
 from node.clock import Clock
 
@@ -174,7 +175,8 @@ class Gate:
         self._associations: Tally[str] = Tally()
         self._views: dict[object, AssociationView] = {}
         self._refusals: OrderedDict[tuple[str, str, str], _Refusals] = OrderedDict()
-        self._late: list[Event] = []
+        # Of more, the oldest are in the metrics alone: a flood from many addresses must not fill the memory.
+        self._late: deque[Event] = deque(maxlen=MAX_REMEMBERED_REFUSALS)
         self.heard: dict[str, tuple[datetime, str]] = {}
         """When and from where each admitted device was last heard, by AE title: as many as are registered."""
 
@@ -250,14 +252,19 @@ class Gate:
         self._refusals.move_to_end(key)
         while len(self._refusals) > MAX_REMEMBERED_REFUSALS:
             _, gone = self._refusals.popitem(last=False)
-            self._late += [_repeats(gone)] if gone.unlogged else []
+            if gone.unlogged:
+                self._late.append(_repeats(gone))
         logger.warning("dicom_refused", reason=reason, address=address, unlogged=unlogged)
         return replace(event, detail=told | {"unlogged": unlogged}) if unlogged else event
 
     def late(self, *, everything: bool = False) -> list[Event]:
-        """The events that make the log whole: refusals that were counted and not followed by one that said so."""
+        """The events that make the log whole: refusals that were counted and not followed by one that said so.
+
+        They are forgotten here; what cannot be put on record is to be given back by `put_off`.
+        """
         now = self.clock.now()
-        late, self._late = self._late, []
+        late = list(self._late)
+        self._late.clear()
         for known in self._refusals.values():
             due = everything or (now - known.logged).total_seconds() >= REFUSAL_LOG_SECONDS
             if known.unlogged and due:
@@ -265,10 +272,15 @@ class Gate:
                 known.logged, known.unlogged = now, 0
         return late
 
+    def put_off(self, events: Iterable[Event]) -> None:
+        """Events of `late` that are not on record yet, for the next time."""
+        self._late.extend(events)
+
     @property
     def untold(self) -> list[tuple[Event, int]]:
         """Refusals that are counted and not yet in the log: what was told of their like, and how many."""
-        return [(known.event, known.unlogged) for known in self._refusals.values() if known.unlogged]
+        late = [(event, whole(event, "repeats")) for event in self._late]
+        return late + [(known.event, known.unlogged) for known in self._refusals.values() if known.unlogged]
 
 
 def _repeats(known: _Refusals) -> Event:

@@ -55,11 +55,9 @@ class DeviceWatch:
 
     async def look(self) -> None:
         """A job: bring the table up to the log and the gate; end what must not go on."""
-        for event in self._gate.late():
-            await self._log.record(event)
-        if (
-            views := self._gate.associations
-        ):  # before the registrations: who comes in meanwhile is no older than they
+        await self._tell(self._gate.late())
+        # Before the registrations: who comes in meanwhile is no older than they.
+        if views := self._gate.associations:
             await self._expel(views, await self._registry.survey())
         for _ in range(MAX_READINGS):
             if not await self._fold():
@@ -78,9 +76,17 @@ class DeviceWatch:
 
     async def close(self) -> None:
         """Write down what is known when the node stops: nobody is associated any more."""
-        for event in self._gate.late(everything=True):
-            await self._log.record(event)
+        await self._tell(self._gate.late(everything=True))
         await self._fold()
+
+    async def _tell(self, late: list[Event]) -> None:
+        """Put on record what was only counted. What cannot be now stays counted."""
+        try:
+            while late:
+                await self._log.record(late[0])
+                del late[0]
+        finally:
+            self._gate.put_off(late)
 
     async def _expel(self, views: Iterable[AssociationView], survey: Survey) -> None:
         """End the associations of devices that would not be let in the same now: put out of use, or changed since."""

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import text
 
-from consent.errors import Denied
+from consent.errors import Denied, Unavailable
 from consent.vocabulary import EventKind
 from node.access.devices import DeviceState
 from node.access.live import live_devices, refusal_words
@@ -193,6 +193,31 @@ async def test_a_stranger_leaves_no_row(door: Door) -> None:
     await door.watch.look()
 
     assert set(await door.node.registry.activity()) <= {"CT1", "MR1"}
+
+
+async def test_what_cannot_be_put_on_record_now_stays_counted(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log that takes nothing for a while loses no refusal: the count is shown meanwhile, and follows."""
+    for _attempt in range(4):
+        await door.refused("CT1", address="127.0.0.9")
+    await door.watch.look()
+    door.node.clock.tick(seconds=61)
+
+    async def full(*_: object) -> None:
+        raise Unavailable("no space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(door.node.log), "record", full)
+        with pytest.raises(Unavailable):
+            await door.watch.look()
+        shown = {one.device.ae_title: one for one in await door.watch.live()}["CT1"]
+        assert shown.activity.refusals == 4
+    await door.watch.look()
+    _, rest = await door.node.events(EventKind.ASSOCIATION_REFUSED)
+
+    assert rest.event.detail["repeats"] == 3
+    assert (await door.live("CT1")).activity.refusals == 4
 
 
 async def test_a_full_disk_stops_the_watch_and_not_the_door(

@@ -13,6 +13,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
@@ -30,6 +31,7 @@ from node.vault.vault import METADATA, NewObject, Vault
 QUIET_SECONDS = 1.5
 POLL_SECONDS = 0.25
 MAX_HEAD_BYTES = 512 * 1024
+LARGE_HEAD_BYTES = 64 * 1024
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 
 # Inside a JSON string a quotation mark is escaped, so these bytes are always a member and never a value.
@@ -145,8 +147,13 @@ class Descriptions:
             for instance, head in sorted(
                 series.heads.items(), key=lambda item: (item[1].number, item[1].uid)
             ):
-                lines[instance] = model_line(head.data, head.transfer_syntax, head.path, memo)
-                await asyncio.sleep(0)  # others come first: nobody waits for this
+                described = partial(model_line, head.data, head.transfer_syntax, head.path, memo)
+                # Others come first, for nobody waits for this.
+                if len(head.data) > LARGE_HEAD_BYTES:
+                    lines[instance] = await asyncio.to_thread(described)
+                else:
+                    lines[instance] = described()
+                    await asyncio.sleep(0)
             rows = await self._index.series(key[0])
             counts = {row.series: row.instance_count for row in rows}
             if counts.get(key[1]) == len(lines):

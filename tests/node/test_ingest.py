@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from consent.errors import Conflict, Denied, Invalid, Unavailable
 from consent.principals import Principal
 from consent.vocabulary import EventKind, Grade, Outcome, Role
-from node import ingest
+from node import descriptions, ingest
 from node.imaging.attributes import Attributes, read_attributes
 from node.index import Level, Query
 from node.ingest import Arrival, Source
@@ -366,8 +366,12 @@ async def test_an_error_that_nobody_foresaw_does_not_end_indexing(
     assert not failures
 
 
-async def test_metadata_of_a_quiet_series_is_made_and_kept(node: NodeFixture) -> None:
-    """The DICOM JSON of a series lies sealed in the pack, of all its instances."""
+@pytest.mark.parametrize("large", [0, 64 * 1024], ids=["in-a-thread", "in-place"])
+async def test_metadata_of_a_quiet_series_is_made_and_kept(
+    node: NodeFixture, monkeypatch: pytest.MonkeyPatch, large: int
+) -> None:
+    """The DICOM JSON of a series lies sealed in the pack, of all its instances, however long their headers are."""
+    monkeypatch.setattr(descriptions, "LARGE_HEAD_BYTES", large)
     (receipt, *_) = await node.store(*study(slices=3))
     await node.ingest.descriptions.settled()
     await node.ingest.flushed()

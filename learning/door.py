@@ -23,7 +23,6 @@ from aiohttp import web
 from consent.errors import Denied, Unavailable
 from node.ports import HOST
 from node.tls import KeyPair, client_context, server_context
-from node.web.kit import body_limit
 
 FLEET = "/v1/fleet/"
 PULL = FLEET + "pull-messages"
@@ -184,12 +183,3 @@ def _kept(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 FLEET_DOOR: web.AppKey[FleetDoor] = web.AppKey("fleet_door")
-
-
-@body_limit(MAX_MESSAGE_BYTES)
-async def fleet(request: web.Request) -> web.Response:
-    """POST /v1/…: Flower's calls, on the peer listener (which has identified the member)."""
-    return await request.app[FLEET_DOOR].pass_on(request)
-
-
-DOOR_ROUTES: list[web.RouteDef] = [web.route("*", "/v1/{call:.*}", fleet)]

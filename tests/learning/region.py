@@ -8,26 +8,32 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from aiohttp import web
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.x509.oid import NameOID
 
 from consent.principals import Principal
 from consent.signed import Signed
 from consent.vocabulary import Role
+from federation.doorway import PEER
+from federation.roster import Member
 from learning.bundle import bundle_digest
 from learning.corpus import ATTRIBUTE, BODY_PART, CODES, MODALITY, REFERENCE, SCHEME
 from learning.dataset import Examples, TooFewPatients
 from learning.digits import digits_as_examples
-from learning.door import DOOR_ROUTES, FLEET_DOOR, FleetDoor
+from learning.door import FLEET_DOOR, MAX_MESSAGE_BYTES, FleetDoor
 from learning.hublink import Offer
 from learning.models import ModelStore
 from learning.planbook import PlanBook
 from learning.plans import Cohort, HoldOut, Image, Labels, Model, Schedule, Training, TrainingPlan
 from learning.runs import Runs
+from learning.service import fleet
 from learning.site import TrainingSite
 from learning.superlink import Superlink
 from node.audit.log import Log
@@ -36,7 +42,7 @@ from node.database import Database
 from node.identity import Identity, client_context, server_context
 from node.policies import Policies
 from node.records import Records
-from node.web.kit import make_app
+from node.web.kit import body_limit, make_app
 from node.web.listener import Listener, serve
 from tests.support.databases import database_in
 
@@ -212,9 +218,27 @@ async def _hub(bare: Party, members: Mapping[str, Identity], folder: Path, stack
         policies=Policies(),
         members=lambda: tuple(members),
     )
-    app = make_app(routes=DOOR_ROUTES, services={FLEET_DOOR: door}, people=False)
+    calls = web.route("*", "/v1/{call:.*}", body_limit(MAX_MESSAGE_BYTES)(_as_member(members)))
+    app = make_app(routes=[calls], services={FLEET_DOOR: door}, people=False)
     pair = bare.identity.leaf(["127.0.0.1"], bare.clock.now())
     context = server_context(pair, [one.authority_pem for one in members.values()])
     listener = await serve(app, "127.0.0.1", 0, context)
     stack.push_async_callback(listener.stop)
     return Hub(**vars(bare), runs=runs, door=door, listener=listener)
+
+
+def _as_member(members: Mapping[str, Identity]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """The hub's own route for Flower's calls, behind what the peer listener does with a roster: who is it by TLS?"""
+
+    async def identified(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        shown = request.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        subject = x509.load_der_x509_certificate(shown).subject
+        name = str(subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+        one = members[name]
+        request[PEER] = Member(
+            name, name, "https://127.0.0.1", one.authority_pem, "", "", "", one.learning_public
+        )
+        return await fleet(request)
+
+    return identified

@@ -15,12 +15,12 @@ import pytest
 from aiohttp import web
 
 from learning import door as door_module
-from learning.door import DOOR_ROUTES, FLEET_DOOR, MAX_MESSAGE_BYTES, PASSED, PULL, FleetDoor, Tunnel
+from learning.door import MAX_MESSAGE_BYTES, PASSED, PULL, FleetDoor, Tunnel
 from learning.loopback import throwaway_certificate
 from learning.service import same_key
 from learning.superlink import public_pem
 from node.tls import client_context, server_context
-from node.web.kit import Listener, make_app
+from node.web.kit import Listener, body_limit, make_app
 from tests.learning.region import party
 
 
@@ -82,7 +82,12 @@ async def way() -> AsyncIterator[Way]:
         upstream.port = port
         fleet = FleetDoor(holding=lambda: built.holding)
         fleet.open(port, link_root)
-        app = make_app(routes=DOOR_ROUTES, services={FLEET_DOOR: fleet}, people=False)
+
+        @body_limit(MAX_MESSAGE_BYTES)
+        async def pass_on(request: web.Request) -> web.Response:
+            return await fleet.pass_on(request)
+
+        app = make_app(routes=[web.route("*", "/v1/{call:.*}", pass_on)], services={}, people=False)
         async with Listener(app, "127.0.0.1", 0, server_context(hub_pair)) as listener:
             hub = f"https://127.0.0.1:{listener.port}"
 

@@ -72,6 +72,7 @@ def test_identification_and_bounds_are_the_codes() -> None:
         f"after {commitment.FIRST_PAUSE.seconds} s, then with doubling pauses up to an hour, {commitment.MAX_ATTEMPTS} times",
         f"{commitment_forms.MAX_REFERENCES:,} instances and {commitment_forms.MAX_ASKED_BYTES >> 20} MiB in a request, "
         f"{promises.MAX_OWED:,} reports owed",
+        f"{promises.MAX_OWED_BYTES >> 20} MiB of what they name",
         f"waits {REPORT_SECONDS:g} s",
     ):
         assert words in TEXT, words

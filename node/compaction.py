@@ -150,18 +150,20 @@ class Compaction(Rewriting):
 
     async def _settled(self, study: str, actor: str, before: int | None) -> int:
         """Make the rows say what lies there now, in one transaction; return the pack's length."""
-        await self.vault.settle(study)  # perhaps some roots have the new file and some the old one
-        found = await self.vault.objects(study)
+        note = delete(vault_compaction).where(vault_compaction.c.study == study)
         try:
             grade = (await self.index.study(study)).grade
         except NotFound:  # destroyed meanwhile
-            grade = None
+            async with self.database.write() as tx:
+                await tx.execute(note)
+            return 0
+        await self.vault.settle(study)  # perhaps some roots have the new file and some the old one
+        found = await self.vault.objects(study)
         async with self.database.write() as tx:
-            if grade is not None:
-                await self.index.relocate(
-                    tx, study, places_of(found.objects), found.end, grade, kept_metadata(found.objects)
-                )
-            await tx.execute(delete(vault_compaction).where(vault_compaction.c.study == study))
+            await self.index.relocate(
+                tx, study, places_of(found.objects), found.end, grade, kept_metadata(found.objects)
+            )
+            await tx.execute(note)
             if before is not None and found.end < before:
                 detail: Mapping[str, int] = {"before": before, "after": found.end}
                 await self.log.append(tx, Event(EventKind.PACK_COMPACTED, actor, study=study, detail=detail))

@@ -158,7 +158,7 @@ class Vault:
         await asyncio.to_thread(self._require_digest, study, stored, key, sha256)
 
     async def settle(self, study: str) -> None:
-        """Mend what a crash left of an unfinished group, on every copy. Raises Corrupt, Unavailable."""
+        """Mend what a crash left of an unfinished group, on every copy. Raises Corrupt, NotFound, Unavailable."""
         await asyncio.to_thread(self._settle, study)
 
     async def shred(self, tx: Tx, study: str) -> int:
@@ -201,7 +201,9 @@ class Vault:
         self._blobs.proved(pack_name(study), use)
 
     def _settle(self, study: str) -> None:
-        writer = PackWriter(study, self._blobs.append(pack_name(study)))
+        name = pack_name(study)
+        self._blobs.size(name)  # what is not there stays so: an empty pack would hide that it is lost
+        writer = PackWriter(study, self._blobs.append(name))
         try:
             writer.settle()
         finally:

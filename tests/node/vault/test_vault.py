@@ -445,3 +445,10 @@ async def test_process_killed_while_it_writes_loses_nothing_that_it_answered_for
         assert all(payloads[name] == name.encode() * 3000 for of, name in answered if of == study)
         assert payloads["in_after"] == b"after"
         assert await rig.reader.verify(study) == []
+
+
+async def test_settling_makes_no_pack_where_there_is_none(rig: Rig) -> None:
+    """A pack that was lost stays missing, and is named as such."""
+    with pytest.raises(NotFound):
+        await rig.vault.settle(STUDY)
+    assert await rig.vault.studies() == []

@@ -26,9 +26,10 @@ from node.arrival import ATTRIBUTES_SUFFIX, Arrival
 from node.clock import Clock
 from node.vault.blobs import BlobStore
 from node.vault.commit import GroupCommit
-from node.vault.pack import Draft, StoredObject, pack_name, padded, survey
+from node.vault.pack import StoredObject, pack_name, padded, survey
 from node.vault.seal import ObjectHeader, object_key, open_digest, open_sealed
 from node.vault.vault import ATTRIBUTES, INSTANCE
+from node.vault.writer import Draft
 
 KEY_BYTES = 32
 NAME_CHARACTERS = 26

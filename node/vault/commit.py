@@ -22,7 +22,8 @@ from consent.errors import Unavailable
 from node.clock import Clock
 from node.vault.arena import Arena
 from node.vault.blobs import BlobStore
-from node.vault.pack import Draft, PackGone, PackWriter, StoredObject, pack_name
+from node.vault.pack import StoredObject, pack_name
+from node.vault.writer import Draft, PackGone, PackWriter
 
 SYNC_THREADS = 4
 MAX_OPEN_PACKS = 128

@@ -24,16 +24,7 @@ from node.vault.blobs import BlobStore, Read
 from node.vault.commit import GroupCommit
 from node.vault.gates import Gates
 from node.vault.keys import KeyRing
-from node.vault.pack import (
-    PACK_SUFFIX,
-    Draft,
-    PackWriter,
-    StoredObject,
-    Survey,
-    pack_name,
-    study_of,
-    surveyed,
-)
+from node.vault.pack import PACK_SUFFIX, StoredObject, Survey, pack_name, study_of, surveyed
 from node.vault.seal import (
     ObjectHeader,
     Payload,
@@ -43,6 +34,7 @@ from node.vault.seal import (
     open_digest,
     open_sealed,
 )
+from node.vault.writer import Draft, PackWriter
 
 __all__ = ["ATTRIBUTES", "INSTANCE", "METADATA", "NewObject", "StoredObject", "Vault"]
 

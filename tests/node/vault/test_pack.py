@@ -15,18 +15,9 @@ from hypothesis import strategies as st
 
 from consent.errors import Corrupt, Invalid, Unavailable
 from node.vault.blobs import BLOCK_BYTES, FileBlobs
-from node.vault.pack import (
-    FRAME_BYTES,
-    Draft,
-    PackGone,
-    PackWriter,
-    StoredObject,
-    Survey,
-    check_bodies,
-    pack_name,
-    survey,
-)
+from node.vault.pack import FRAME_BYTES, StoredObject, Survey, check_bodies, pack_name, survey
 from node.vault.seal import ObjectHeader, object_key, open_digest, open_sealed
+from node.vault.writer import Draft, PackGone, PackWriter
 from tests.node.vault.test_blobs import largest_file
 from tests.node.vault.vectors import load, names
 

@@ -15,7 +15,8 @@ from consent.signed import verify
 from consent.vocabulary import Grade
 from node.vault.blobs import FileBlobs
 from node.vault.keys import object_keys
-from node.vault.pack import Manifest, pack_name
+from node.vault.manifest import Manifest
+from node.vault.pack import pack_name
 from node.vault.reader import Reader
 from node.vault.vault import ATTRIBUTES, INSTANCE, NewObject
 from tests.node.vault.conftest import STUDY, Rig

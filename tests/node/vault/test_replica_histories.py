@@ -19,10 +19,11 @@ from consent.errors import Corrupt, NotFound, Unavailable
 from node.vault.blobs import FileBlobs, Read
 from node.vault.compacting import rewrite
 from node.vault.lanes import Root
-from node.vault.pack import Draft, PackGone, PackWriter, StoredObject, pack_name, survey
+from node.vault.pack import StoredObject, pack_name, survey
 from node.vault.replicas import Replicas
 from node.vault.roots import read_identity
 from node.vault.seal import ObjectHeader
+from node.vault.writer import Draft, PackGone, PackWriter
 from tests.support.clock import FakeClock
 from tests.support.rack import Rack
 

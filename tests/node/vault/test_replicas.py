@@ -16,10 +16,11 @@ from consent.vocabulary import EventKind
 from node.vault import lanes
 from node.vault.blobs import FileAppendable, FileBlobs
 from node.vault.compacting import rewrite
-from node.vault.pack import PackWriter, StoredObject, check_bodies, pack_name, survey
+from node.vault.pack import StoredObject, check_bodies, pack_name, survey
 from node.vault.replicas import Replicas
 from node.vault.roots import IDENTITY_NAME, Place, new_identity, read_identity, write_identity
 from node.vault.upkeep import bring_back
+from node.vault.writer import PackWriter
 from tests.node.vault.test_pack import NOW, STUDY, drafts
 from tests.support.rack import NODE, Rack, restore_all
 

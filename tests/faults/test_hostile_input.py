@@ -27,7 +27,7 @@ from consent.vocabulary import EventKind
 from node.audit.log import Entry
 from node.dicom.negotiation import VERIFICATION
 from node.dicom.pdu import Proposal, encode
-from node.dicom.sender import Outgoing, Peer, send
+from node.dicom.sender import Outgoing, send
 from node.vault.blobs import NAME_PATTERN
 from tests.faults.examination import all_entries
 from tests.faults.slices import Truth, outgoing, slice_of
@@ -529,4 +529,3 @@ async def test_flood_of_connections(node: Served) -> None:
                 pair[1].transport.abort()
     assert await refusals_from(node, greedy)
     await serves(node)
-    assert isinstance(node.plain(), Peer)

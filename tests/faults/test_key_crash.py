@@ -13,6 +13,7 @@ import resource
 import secrets
 import signal
 import time
+import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ from tests.support.node import NodeFixture, small_node
 ROUNDS = int(os.environ.get("ACCORD_KEY_CRASH_ROUNDS", "3"))
 KEYS = 100
 CALM_SECONDS = 0.15
+FAILED, REFUSED = 1, 3
+"""How the process ends: of an error that nobody expected, of one in our words."""
 Work = Callable[[NodeFixture], Coroutine[Any, Any, None]]
 
 
@@ -68,8 +71,8 @@ async def make(folder: Path) -> Archive:
 
 def killed(
     archive: Archive, work: Work, after_seconds: float, *, limits: Callable[[], None] | None = None
-) -> None:
-    """Do the work in a process of its own and kill it `after_seconds` after it has begun."""
+) -> int:
+    """Do the work in a process of its own; kill it `after_seconds` after it has begun, if it still works. Its exit code."""
     ready, begun = os.pipe()
     child = os.fork()
     if child == 0:
@@ -84,20 +87,23 @@ def killed(
                     await work(node)
 
             asyncio.run(run())
-        except BaseException:  # a failure is for the parent to see in what is left
-            pass
+        except BaseException:
+            traceback.print_exc()
+            os._exit(FAILED)
         os._exit(0)
     os.close(begun)
-    os.read(ready, 1)
+    started = os.read(ready, 1)
     os.close(ready)
     deadline = time.monotonic() + after_seconds
-    while time.monotonic() < deadline and os.waitpid(child, os.WNOHANG) == (0, 0):
+    while started and time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
         time.sleep(0.001)
-    else:
-        if time.monotonic() < deadline:
-            return  # it was done before
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert started, "the work did not begin"
+    return code
 
 
 async def examine(archive: Archive) -> tuple[int, int]:
@@ -154,7 +160,7 @@ def test_no_key_and_no_image_is_lost_by_kill_9(
     dice, seen = random.Random(seed), list[tuple[int, int]]()
     archive = asyncio.run(make(tmp_path))
     for _ in range(ROUNDS):
-        killed(archive, work, dice.uniform(0.0, 2 * CALM_SECONDS))
+        assert killed(archive, work, dice.uniform(0.0, 2 * CALM_SECONDS)) == -signal.SIGKILL
         seen.append(asyncio.run(examine(archive)))
     record_property("seed", seed)
     record_property("unfinished", sum(1 for _, left in seen if left))
@@ -178,7 +184,7 @@ def test_a_disk_that_fills_up_leaves_everything_readable(tmp_path: Path, work: W
         try:
             await work(node)
         except AccordError:
-            os._exit(0)
+            os._exit(REFUSED)
 
-    killed(archive, until_it_fails, 5.0, limits=limit)
+    assert killed(archive, until_it_fails, 30.0, limits=limit) == REFUSED
     assert asyncio.run(examine(archive))[0] in (1, 2, 3)

@@ -74,6 +74,7 @@ class Commitment:
         self._log = log
         self._clock = clock
         self._flushed = flushed
+        self._telling: set[str] = set()
 
     async def serve(self, message: Message, source: Source, channel: Channel) -> int:
         """Take one N-ACTION, answer it, and report here if the peer stays. Raises an error family before the answer."""
@@ -89,17 +90,25 @@ class Commitment:
         await channel.respond(message, SUCCESS)
         await asyncio.sleep(HERE_AFTER_SECONDS)
         if channel.listens:
+            self._telling.add(promise.id)
             try:
                 await self._report_here(promise, who, message.context, source.address, channel)
             except AccordError as error:  # the duty tries again
                 logger.info("commitment_not_reported_here", reason=error.code)
+            finally:
+                self._telling.discard(promise.id)
         return SUCCESS
 
     async def deliver(self) -> None:
         """A duty: report what is due to the devices that left before they were told."""
+        told_here = frozenset(
+            self._telling
+        )  # a large report to a slow peer: due meanwhile, and not owed twice
         due = await self._promises.due(self._clock.now(), DELIVERED_AT_ONCE)
         away: set[str] = set()
         for promise in due.promises:
+            if promise.id in told_here:
+                continue
             if promise.ae_title not in away and not await self._deliver(promise):
                 away.add(promise.ae_title)
         for ae_title in due.altered:

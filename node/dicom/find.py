@@ -7,6 +7,7 @@ find and the record of it to the gateway.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from .negotiation import DATE_TIME, EMPTY_VALUE, FIND, Root
 from .services import OUT_OF_RESOURCES, SUCCESS
 
 MAX_ANSWERS = 10_000
+ANSWERED_AT_ONCE = 20
 PENDING_WITH_WARNING = 0xFF01
 LEVELS = {
     "PATIENT": Level.PATIENT,
@@ -101,6 +103,10 @@ class Find:
                     await channel.respond(message, OUT_OF_RESOURCES, words)
                     return OUT_OF_RESOURCES
                 answers += 1
+                if answers % ANSWERED_AT_ONCE == 0:
+                    await asyncio.sleep(
+                        0
+                    )  # a peer that reads fast lets nobody else come in, nor its own cancel
                 answer = self._answer(identifier, asked, match)
                 data = write_identifier(answer, context.transfer_syntax, identifier.charset)
                 await channel.respond(message, pending, data=data)

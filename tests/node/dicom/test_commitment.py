@@ -21,8 +21,10 @@ from sqlalchemy import text
 from consent.errors import Denied, Invalid, Unavailable
 from consent.vocabulary import EventKind
 from node.dicom import commitment, commitment_forms, promises
+from node.dicom.channel import Channel
 from node.dicom.commitment_forms import Asked, Report, read_asked, read_report, write_asked, write_report
 from node.dicom.destinations import CallableDevice, CallableDevices
+from node.dicom.messages import Command
 from node.dicom.sender import Outgoing, Peer, commit, send
 from node.ports import free_ports
 from node.safety import Fate, Reference
@@ -136,6 +138,32 @@ def ask_and_leave(archive: Archive, *wanted: Reference, **changes: Any) -> int:
         return int(status.Status)
     finally:
         association.release()
+
+
+async def test_a_report_that_takes_long_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the peer takes it on its association the duty does not call it with the same, though it is due."""
+    monkeypatch.setattr(commitment, "FIRST_PAUSE", timedelta(0))
+    called: list[str] = []
+
+    async def counted(self: CallableDevices, ae_title: str) -> CallableDevice:
+        called.append(ae_title)
+        raise Unavailable("nobody is to be called")
+
+    monkeypatch.setattr(CallableDevices, "callable", counted)
+    asking = Channel.request
+    async with archive_in(tmp_path) as archive:
+        made = study(slices=1)
+        await archive.node.store(*made)
+
+        async def slowly(self: Channel, *args: Any) -> Command:
+            await archive.commitment.deliver()
+            return await asking(self, *args)
+
+        monkeypatch.setattr(Channel, "request", slowly)
+        report = await commit(scanner(archive), references(*made))
+        assert len(report.safe) == 1 and not called
+        await archive.commitment.deliver()
+        assert not called
 
 
 @pytest.mark.requirement("F4")

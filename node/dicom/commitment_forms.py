@@ -11,12 +11,11 @@ from typing import Any
 
 from consent.errors import Invalid
 from node.imaging.charsets import charset_of
-from node.imaging.elements import EXPLICIT_LITTLE, IMPLICIT_LITTLE, Buffer, Element, elements, items
+from node.imaging.elements import Buffer, Element, elements, encoding_of, items
 from node.imaging.part10 import valid_uid
 from node.safety import Fate, Reference
 
 from .identifiers import write_identifier
-from .negotiation import EXPLICIT_VR_LITTLE_ENDIAN
 
 INSTANCE = "1.2.840.10008.1.20.1.1"
 """The well-known SOP instance that a request names."""
@@ -99,7 +98,7 @@ def read_report(data: Buffer, transfer_syntax: str) -> Report:
 def _read(data: Buffer, transfer_syntax: str) -> tuple[str, dict[int, list[tuple[Reference, int]]]]:
     if len(data) > MAX_ASKED_BYTES:
         raise Invalid(f"A commitment has at most {MAX_ASKED_BYTES >> 20} MiB.", code="commitment")
-    form = EXPLICIT_LITTLE if transfer_syntax == EXPLICIT_VR_LITTLE_ENDIAN else IMPLICIT_LITTLE
+    form = encoding_of(transfer_syntax).form
     transaction = b""
     lists: dict[int, list[tuple[Reference, int]]] = {_REFERENCED: [], _FAILED: []}
     for element in elements(data, form):

@@ -14,18 +14,15 @@ from typing import Any
 from consent.errors import Invalid
 from node.imaging.charsets import Charset, charset_of
 from node.imaging.elements import (
-    EXPLICIT_LITTLE,
-    IMPLICIT_LITTLE,
     UNDEFINED,
     Buffer,
     Element,
     Form,
     elements,
+    encoding_of,
     items,
 )
 from node.index.query import Attribute, attribute_of
-
-from .negotiation import EXPLICIT_VR_LITTLE_ENDIAN
 
 MAX_IDENTIFIER_BYTES = 256 * 1024
 MAX_KEYS = 1024
@@ -58,7 +55,7 @@ def read_identifier(data: Buffer, transfer_syntax: str) -> Identifier:
     """Read an identifier. Raises Invalid when it is malformed or passes a bound."""
     if len(data) > MAX_IDENTIFIER_BYTES:
         raise Invalid(f"An identifier has at most {MAX_IDENTIFIER_BYTES >> 10} KiB.", code="too-large")
-    form = _form(transfer_syntax)
+    form = encoding_of(transfer_syntax).form
     found: dict[int, Element] = {}
     for element in elements(data, form):
         if element.tag in found:
@@ -89,7 +86,7 @@ def write_identifier(values: Mapping[int, tuple[str, Any]], transfer_syntax: str
 
     A sequence's value is a list of such mappings. Specific Character Set is added when text needs one.
     """
-    form = _form(transfer_syntax)
+    form = encoding_of(transfer_syntax).form
     if charset.known and (encoded := _encoded(values, form, charset)) is not None:
         return encoded
     plain = all(text.isascii() for text in _texts(values))
@@ -121,10 +118,6 @@ def answer_element(attribute: Attribute, value: Any) -> tuple[str, Any]:
         }
         for item in value or ()
     ]
-
-
-def _form(transfer_syntax: str) -> Form:
-    return EXPLICIT_LITTLE if transfer_syntax == EXPLICIT_VR_LITTLE_ENDIAN else IMPLICIT_LITTLE
 
 
 def _value(data: Buffer, element: Element | None) -> bytes:

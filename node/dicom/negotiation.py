@@ -12,6 +12,13 @@ from enum import StrEnum
 
 from node.imaging.dictionary import UIDS
 from node.imaging.elements import TRANSFER_SYNTAXES
+from node.imaging.syntaxes import (
+    DEFLATED,
+    EXPLICIT_BIG_ENDIAN,
+    EXPLICIT_LITTLE_ENDIAN,
+    IMPLICIT_LITTLE_ENDIAN,
+    UNPACKED,
+)
 
 from .messages import Context
 from .pdu import Answer, AssociateRq, Extended, Proposal, Result, Roles, Window
@@ -25,11 +32,7 @@ STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
 STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
 
-IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
-EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
-DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1.99"
-EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
-LITTLE_ENDIAN = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
+LITTLE_ENDIAN = UNPACKED
 """What identifiers and reports are written in, the better first; every image can be brought into both."""
 
 STORAGE_CLASSES: frozenset[str] = frozenset(
@@ -41,11 +44,7 @@ STORAGE_CLASSES: frozenset[str] = frozenset(
 )
 """Every storage SOP class of the dictionary, retired ones too: archives still send them."""
 
-_UNCOMPRESSED = (
-    IMPLICIT_VR_LITTLE_ENDIAN,
-    DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
-    EXPLICIT_VR_BIG_ENDIAN,
-)
+_UNCOMPRESSED = (IMPLICIT_LITTLE_ENDIAN, DEFLATED, EXPLICIT_BIG_ENDIAN)
 
 
 class Root(StrEnum):
@@ -129,8 +128,8 @@ def _answer(proposal: Proposal, storage: frozenset[str], gets: frozenset[str]) -
         return Answer(proposal.id, Result.TRANSFER_SYNTAXES, offered[0])
     if uid in gets and (plain := [syntax for syntax in LITTLE_ENDIAN if syntax in kept]):
         return Answer(proposal.id, Result.ACCEPTANCE, plain[0])
-    if kept[0] in _UNCOMPRESSED and EXPLICIT_VR_LITTLE_ENDIAN in kept:
-        return Answer(proposal.id, Result.ACCEPTANCE, EXPLICIT_VR_LITTLE_ENDIAN)
+    if kept[0] in _UNCOMPRESSED and EXPLICIT_LITTLE_ENDIAN in kept:
+        return Answer(proposal.id, Result.ACCEPTANCE, EXPLICIT_LITTLE_ENDIAN)
     return Answer(proposal.id, Result.ACCEPTANCE, kept[0])
 
 

@@ -21,8 +21,6 @@ from node.safety import Reference
 from .commitment_forms import INSTANCE, REQUEST, Asked, Report, read_report, write_asked
 from .messages import Command, Verb
 from .negotiation import (
-    EXPLICIT_VR_LITTLE_ENDIAN,
-    IMPLICIT_VR_LITTLE_ENDIAN,
     LITTLE_ENDIAN,
     STORAGE_COMMITMENT,
     VERIFICATION,
@@ -187,8 +185,7 @@ async def _report(call: Call, asked: Asked, seconds: float) -> Report:
 
 async def echo(peer: Peer) -> None:
     """C-ECHO. Raises Unavailable or Denied when the peer does not answer with success."""
-    syntaxes = (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN)
-    async with Call(peer, [(VERIFICATION, syntax) for syntax in syntaxes]) as call:
+    async with Call(peer, [(VERIFICATION, syntax) for syntax in LITTLE_ENDIAN]) as call:
         if not call.contexts:
             raise Unavailable("The peer does not offer verification.")
         answer = await call.exchange(Verb.C_ECHO_RQ, call.contexts[0])

@@ -7,9 +7,6 @@ import pytest
 from node.dicom.negotiation import (
     DATE_TIME,
     EMPTY_VALUE,
-    EXPLICIT_VR_BIG_ENDIAN,
-    EXPLICIT_VR_LITTLE_ENDIAN,
-    IMPLICIT_VR_LITTLE_ENDIAN,
     STORAGE_CLASSES,
     STORAGE_COMMITMENT,
     STUDY_ROOT_FIND,
@@ -19,11 +16,12 @@ from node.dicom.negotiation import (
     negotiate,
 )
 from node.dicom.pdu import AssociateRq, Extended, Proposal, Roles, Window, decode, encode
+from node.imaging.syntaxes import EXPLICIT_BIG_ENDIAN, EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 JPEG_2000 = "1.2.840.10008.1.2.4.90"
 PRIVATE = "1.3.46.670589.11.0.0.12.1"
-PLAIN = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
+PLAIN = (EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN)
 
 
 def agree(*contexts: Proposal, **more: object) -> Terms:
@@ -38,10 +36,10 @@ def agree(*contexts: Proposal, **more: object) -> Terms:
 @pytest.mark.parametrize(
     ("offered", "chosen"),
     [
-        ((IMPLICIT_VR_LITTLE_ENDIAN,), IMPLICIT_VR_LITTLE_ENDIAN),
-        ((IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN), EXPLICIT_VR_LITTLE_ENDIAN),
-        ((JPEG_2000, EXPLICIT_VR_LITTLE_ENDIAN), JPEG_2000),
-        ((EXPLICIT_VR_LITTLE_ENDIAN, JPEG_2000), EXPLICIT_VR_LITTLE_ENDIAN),
+        ((IMPLICIT_LITTLE_ENDIAN,), IMPLICIT_LITTLE_ENDIAN),
+        ((IMPLICIT_LITTLE_ENDIAN, EXPLICIT_LITTLE_ENDIAN), EXPLICIT_LITTLE_ENDIAN),
+        ((JPEG_2000, EXPLICIT_LITTLE_ENDIAN), JPEG_2000),
+        ((EXPLICIT_LITTLE_ENDIAN, JPEG_2000), EXPLICIT_LITTLE_ENDIAN),
         (("1.2.3.4", JPEG_2000), JPEG_2000),
     ],
 )
@@ -54,8 +52,8 @@ def test_what_is_not_spoken_is_not_accepted() -> None:
     """Worklists, odd transfer syntaxes and queries in Big Endian are refused per context, each for its reason."""
     worklist = Proposal(1, "1.2.840.10008.5.1.4.31", PLAIN)
     odd = Proposal(3, CT, ("1.2.840.10008.1.2.4.94",))
-    find = Proposal(5, STUDY_ROOT_FIND, (EXPLICIT_VR_BIG_ENDIAN, JPEG_2000))
-    echo = Proposal(7, VERIFICATION, (IMPLICIT_VR_LITTLE_ENDIAN,))
+    find = Proposal(5, STUDY_ROOT_FIND, (EXPLICIT_BIG_ENDIAN, JPEG_2000))
+    echo = Proposal(7, VERIFICATION, (IMPLICIT_LITTLE_ENDIAN,))
     assert [answer.result for answer in agree(worklist, odd, find, echo).answers] == [3, 4, 4, 0]
 
 
@@ -83,7 +81,7 @@ def test_a_peer_that_is_to_be_sent_images_says_so() -> None:
 
     assert terms.peer_stores == {CT}
     assert terms.roles == (Roles(CT, scu=False, scp=True), Roles(STUDY_ROOT_GET, scu=True, scp=False))
-    assert terms.contexts[3].transfer_syntax == EXPLICIT_VR_LITTLE_ENDIAN
+    assert terms.contexts[3].transfer_syntax == EXPLICIT_LITTLE_ENDIAN
     assert agree(*contexts).peer_stores == frozenset()
 
 

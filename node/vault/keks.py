@@ -74,6 +74,13 @@ class Keks:
         """The version that wraps new study keys; the first is made when there is none."""
         return await self.newest(tx, grade) or await self._make(tx, grade, 1, now)
 
+    async def prepare(self, tx: Tx, grade: Grade) -> None:
+        """Have the active version open, when there is one, before a transaction that needs it begins to write."""
+        if all(known != grade for known, _ in self._open.values()):
+            version = await self.newest(tx, grade)
+            if version is not None:
+                await self.opened(tx, grade, version)
+
     async def newest(self, tx: Tx, grade: Grade) -> int | None:
         """The active version; None before the first."""
         row = (

@@ -126,7 +126,10 @@ class KeyRing:
         self._gone: set[tuple[str, Grade]] = set()
         self._exchanging: set[str] = set()
         self._exchanged = asyncio.Event()
-        self._creating = asyncio.Lock()
+        self._making = {
+            grade: asyncio.Lock() for grade in Grade
+        }  # a custody that is away keeps its grade waiting only
+        self._naming = asyncio.Lock()
 
     async def study_key(self, tx: Tx | None, study: str, grade: Grade, *, create: bool = False) -> bytes:
         """The 32-byte key of a study at a grade. With `create`, made and kept durably when there is none.
@@ -141,15 +144,19 @@ class KeyRing:
         check_study_id(study)
         if tx is not None:
             return await self._load(tx, study, grade) or await self._make_if(create, tx, study, grade)
-        async with self._creating:  # of many that come for a new study one asks; the others find it in memory
+        async with self._making[
+            grade
+        ]:  # of many that come for a new study one asks; the others find it in memory
             cached = self._studies.get((study, grade))
             if cached is not None:
                 return cached
             async with self._database.read() as reading:
                 key = await self._load(reading, study, grade)
-            if key is None:
-                if not create:
+                if key is None and not create:
                     raise _no_key()
+                if key is None:  # while a custody is asked nobody shall wait for the database's writer
+                    await self._keks.prepare(reading, grade)
+            if key is None:
                 async with self._database.write() as writing:
                     key = await self._load(writing, study, grade)
                     key = key or await self._make_if(True, writing, study, grade)
@@ -170,7 +177,7 @@ class KeyRing:
         async with self._database.read() as reading:
             value = await self._load_secret(reading, name)
         if value is None:
-            async with self._creating, self._database.write() as tx:
+            async with self._naming, self._database.write() as tx:
                 value = await self._load_secret(tx, name)
                 value = value or await self._make_secret(tx, name, make, size)
         return self._secrets.setdefault(name, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from datetime import timedelta
 
 import pytest
@@ -50,6 +51,32 @@ async def test_many_tasks_that_need_a_new_key_get_the_same(rig: Rig) -> None:
         *(rig.keys.study_key(None, STUDY, Grade.ORDINARY, create=True) for _ in range(20))
     )
     assert len(set(keys)) == 1
+
+
+@pytest.mark.requirement("F4")
+async def test_a_custody_that_does_not_answer_keeps_only_its_grade_waiting(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither new studies of a grade in use nor the database's writer wait for the key of another grade."""
+    await make(rig, STUDY, grade=Grade.RESTRICTED)
+    await make(rig, OTHER)
+    ring = rig.fresh_ring()
+    await ring.study_key(None, OTHER, Grade.ORDINARY)
+    unwrap, asked, answers = Keystore.unwrap, threading.Event(), threading.Event()
+
+    def slowly(keystore: Keystore, wrapped: bytes, context: bytes) -> bytes:
+        asked.set()
+        assert answers.wait(10)
+        return unwrap(keystore, wrapped, context)
+
+    monkeypatch.setattr(Keystore, "unwrap", slowly)
+    waiting = asyncio.create_task(ring.study_key(None, "st_vip0", Grade.RESTRICTED, create=True))
+    assert await asyncio.to_thread(asked.wait, 10)
+    async with asyncio.timeout(5):
+        await ring.study_key(None, "st_new0", Grade.ORDINARY, create=True)
+    assert not waiting.done()
+    answers.set()
+    assert len(await waiting) == 32
 
 
 async def test_two_rings_over_one_database_agree(rig: Rig) -> None:

@@ -38,6 +38,8 @@ from node.identity import Identity
 from node.policies import Policies
 from node.records import Records
 
+REVOKED_PAGE = 100
+"""Of the revocations of one study's grants, so many are looked at in one question."""
 MAX_LISTED = 500
 REVOKED = "revoked"
 
@@ -189,10 +191,17 @@ class Grants:
 
     async def _revoked_on_record(self, grant: Signed[Grant]) -> bool:
         """Whether the log says so: a row can be set back by whoever holds the disk, the log cannot unnoticed."""
-        ended = await self._log.search(
-            study=grant.body.study, kind=EventKind.GRANT_REVOKED, since=grant.issued
-        )
-        return any(entry.event.detail.get("grant") == grant.id for entry in ended)
+        study, kind = grant.body.study, EventKind.GRANT_REVOKED
+        before: int | None = None
+        while True:
+            ended = await self._log.search(
+                study=study, kind=kind, since=grant.issued, before=before, limit=REVOKED_PAGE
+            )
+            if any(entry.event.detail.get("grant") == grant.id for entry in ended):
+                return True
+            if len(ended) < REVOKED_PAGE:
+                return False
+            before = ended[-1].index
 
     async def covers(self, study: str) -> bool:
         """Whether a grant that may still live names this study's pack: it is not written anew then."""

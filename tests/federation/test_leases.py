@@ -15,9 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from consent.errors import AccordError, Conflict, Corrupt, Denied, Invalid
 from consent.signed import Signed, sign, verify
 from consent.vocabulary import EventKind, Purpose
+from federation import grants
 from federation.envelope import open_sealed_for
 from federation.protocol import Lease, LeaseRequest, lease_info
 from federation.roster import Member
+from node.audit.event import Event
 from tests.support.region import Region, Sharing, nonce, region
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -254,6 +256,27 @@ async def test_revoked_grant_stays_revoked_when_its_row_is_set_back(r: Region) -
     sharing = await r.share()
     body = await body_of(r, sharing)
     await r.a.grants.revoke(sharing.owner, sharing.grant.id, "no longer needed")
+    async with r.a.node.database.write() as tx:
+        await r.a.node.records.mark(tx, sharing.grant.id, "active")
+
+    with pytest.raises(Denied):
+        await released(r, signed(r, body))
+
+
+@pytest.mark.requirement("E4", "A1")
+async def test_revocation_counts_however_many_came_after_it(
+    r: Region, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other grants over the same study were revoked since, more than the log gives at once."""
+    monkeypatch.setattr(grants, "REVOKED_PAGE", 2)
+    sharing = await r.share()
+    body = await body_of(r, sharing)
+    await r.a.grants.revoke(sharing.owner, sharing.grant.id, "no longer needed")
+    for number in range(3):
+        detail = {"grant": f"another-{number}"}
+        await r.a.log.record(
+            Event(EventKind.GRANT_REVOKED, "system", study=sharing.study, detail=dict(detail))
+        )
     async with r.a.node.database.write() as tx:
         await r.a.node.records.mark(tx, sharing.grant.id, "active")
 

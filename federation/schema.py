@@ -9,7 +9,7 @@ import federation.incoming
 import federation.leases
 import federation.members
 import federation.notices
-import federation.reporting  # noqa: F401
+import federation.reporting  # noqa: F401  (its tables are made with it)
 from node.database import metadata
 
 __all__ = ["metadata"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import learning.runtables  # noqa: F401
+import learning.runtables  # noqa: F401  (its tables are made with it)
 from node.database import metadata
 
 __all__ = ["metadata"]

@@ -18,7 +18,7 @@ def write_new(file: Path, data: bytes, *, mode: int = 0o600) -> None:
         _write(file, data, os.O_EXCL, mode)
     except FileExistsError as error:
         raise Conflict(
-            f"{file} is there already.", mend="Give another folder; a key is never overwritten."
+            f"{file} is there already.", mend="Give another place; this one is never overwritten."
         ) from error
 
 

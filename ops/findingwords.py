@@ -125,7 +125,7 @@ WORDS: Final[Mapping[str, Words]] = {
 """By code. `reason` is in the words of whoever refused; a sentence that the catalogue knows is translated."""
 
 
-def N_(words: str) -> str:  # noqa: N802
+def N_(words: str) -> str:  # noqa: N802 (gettext's name)
     """Marks words for the catalogue. The pages' own loads what a command need not have."""
     return words
 

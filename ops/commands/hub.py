@@ -12,6 +12,7 @@ from consent.errors import Conflict, Invalid, NotFound
 from consent.vocabulary import EventKind, Role
 from node.audit.log import Event
 from node.config import new_settings
+from node.durable import write_new
 from ops.commands.arguments import Folder, Json, operator
 from ops.console import speaks, tell
 from ops.foundation import create_folder, opened
@@ -99,8 +100,7 @@ def invite(
             return (await authority.invite(own, note=note, hours=hours, by=operator())).token
 
     token = asyncio.run(run())
-    out.touch(mode=0o600)
-    out.write_text(token + "\n", "ascii")
+    write_new(out, token.encode() + b"\n")
     words = f"Wrote {out}. Hand it over yourself: whoever holds it can join, once, within {hours:g} hours."
     tell(words, {"file": str(out), "hours": hours}, as_json=as_json)
 

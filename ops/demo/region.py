@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ from ops.demo.processes import Site, accord, compile_own_code, start, stop_all, 
 from ops.demo.wire import Wire
 
 LEASE_SECONDS = 6.0
+REGISTERED_SECONDS = 2.5
+"""A node looks for newly registered certificates every two seconds."""
 FAST = {
     "intervals__roster_seconds": 2.0,
     "intervals__checkpoint_seconds": 2.0,
@@ -122,8 +124,8 @@ async def _found(region: Region) -> None:
             raise failed.exceptions[0] from failed
 
 
-def _ports(ports: AsyncIterator[int] | object) -> Mapping[str, int]:
-    return {name: next(ports) for name in ("http", "dicom", "plain", "peer", "metrics")}  # type: ignore[call-overload]
+def _ports(ports: Iterator[int]) -> Mapping[str, int]:
+    return {name: next(ports) for name in ("http", "dicom", "plain", "peer", "metrics")}
 
 
 async def _make_hub(region: Region) -> None:

@@ -11,6 +11,7 @@ from node.imaging.part10 import read_part10
 from node.tls import KeyPair, dicom_client_context
 from ops.demo.person import Person, Refused
 from ops.demo.processes import Site, accord
+from ops.demo.region import REGISTERED_SECONDS
 from ops.demo.report import hold
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ async def _fill(story: Story, number: int) -> None:
         "--certificate",
         folder / "DX1.crt",
     )
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(REGISTERED_SECONDS)
     digits = await asyncio.to_thread(digits_of, number, len(CHIEFS), limit=IMAGES_PER_SITE)
     files = await asyncio.to_thread(lambda: [part10(digit) for digit in digits])
     # Spread over the site's classes, and never a reference: every site measures on the same images.
@@ -174,7 +175,9 @@ async def _run(story: Story, researcher: Person, digest: str) -> dict[str, Any]:
 
     async with asyncio.timeout(OFFERED_SECONDS):
         run = await launched()
-    await story.person(story.c.id, OFFICERS[story.c.id])
+    await story.person(
+        story.c.id, OFFICERS[story.c.id]
+    )  # signed in before the approval is a matter of seconds
     path, events, approved = f"/api/v1/runs/{run['id']}", 0, False
     async with asyncio.timeout(RUN_SECONDS):
         async for _data in researcher.events(f"{path}/events"):

@@ -19,7 +19,7 @@ from node.tls import KeyPair, dicom_client_context
 from ops.demo import intruders, tampering
 from ops.demo.person import Person, Refused
 from ops.demo.processes import Site, accord
-from ops.demo.region import LEASE_SECONDS, ROOTS, Region
+from ops.demo.region import LEASE_SECONDS, REGISTERED_SECONDS, ROOTS, Region
 from ops.demo.report import NotHeld, Report, hold
 from ops.demo.search import search
 from ops.demo.studies import SAMPLES, SLICES, ZHANG, sample_files, uid, write_ct
@@ -140,7 +140,7 @@ class Story:
             "--certificate", folder / "CT1.crt", "--department", "Radiology",
         )  # fmt: skip
         self.modality = KeyPair((folder / "CT1.crt").read_bytes(), (folder / "CT1.key").read_bytes())
-        await asyncio.sleep(2.5)  # the node looks for newly registered certificates every two seconds
+        await asyncio.sleep(REGISTERED_SECONDS)
         ct = await asyncio.to_thread(write_ct, self.scratch / "study")
         files = [*sample_files(), *ct]
         sent = [one async for one in send_files(self._peer("CT1", "GENERAL"), files)]

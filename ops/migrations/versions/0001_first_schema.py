@@ -364,7 +364,6 @@ def upgrade() -> None:
         sa.Column("bucket", sa.Integer(), nullable=False),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("login", name=op.f("pk_person")),
-        info={"unsealed": ("signed_in",)},
     )
     with op.batch_alter_table("person", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_person_bucket"), ["bucket"], unique=False)
@@ -383,7 +382,6 @@ def upgrade() -> None:
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_record")),
         sa.UniqueConstraint("digest", name=op.f("uq_record_digest")),
-        info={"unsealed": ("sealed",)},
     )
     with op.batch_alter_table("record", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_record_bucket"), ["bucket"], unique=False)
@@ -514,7 +512,6 @@ def upgrade() -> None:
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["login"], ["person.login"], name=op.f("fk_care_login_person")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_care")),
-        info={"group": "login"},
     )
     with op.batch_alter_table("care", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_care_bucket"), ["bucket"], unique=False)
@@ -547,7 +544,6 @@ def upgrade() -> None:
             ["record_id"], ["record.id"], name=op.f("fk_record_subject_record_id_record")
         ),
         sa.PrimaryKeyConstraint("record_id", "subject", name=op.f("pk_record_subject")),
-        info={"group": "subject"},
     )
     with op.batch_alter_table("record_subject", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_record_subject_bucket"), ["bucket"], unique=False)

@@ -110,7 +110,7 @@ class Jobs:
 
     async def _wait(self, job: Job, seconds: float) -> None:
         # Jitter keeps the nodes of a region, restarted together, from calling the hub at one instant.
-        seconds *= 1 + random.uniform(-JITTER, JITTER)  # noqa: S311
+        seconds *= 1 + random.uniform(-JITTER, JITTER)  # noqa: S311 - no secret
         self._show(job, next_due=self._clock.now() + timedelta(seconds=seconds))
         wake = self._wakes[job.name]
         try:

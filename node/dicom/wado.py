@@ -6,6 +6,7 @@ length, and a stream that cannot be completed is cut, never closed as if it were
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -30,6 +31,7 @@ MAX_FRAMES_ASKED = 1000
 FRAMES_AT_ONCE = 8
 """Frames that are in memory together."""
 READ_BYTES = 4 * 1024 * 1024
+HEADS_AT_ONCE = 500
 PIXEL_DATA = "7FE00010"
 ACCEPT = Parameter("accept", "What is accepted, instead of the header.")
 _PARTS_OF_DICOM = f'multipart/related; type="{accept.DICOM}"'
@@ -165,12 +167,14 @@ def instance_url(request: web.Request, opening: Opening, row: InstanceRow) -> st
 
 async def _files(request: web.Request, opening: Opening, rows: Sequence[InstanceRow]) -> web.StreamResponse:
     """Data sets as they are stored, in parts whose lengths are known."""
-    heads = [part10_head(row.sop_class_uid, row.sop_instance_uid, row.transfer_syntax_uid) for row in rows]
     writer = MultipartWriter(accept.DICOM)
-    before = [
-        writer.head(_part_type(row), len(head) + row.size_bytes, first=number == 0) + head
-        for number, (row, head) in enumerate(zip(rows, heads, strict=True))
-    ]
+    before: list[bytes] = []
+    for row in rows:
+        head = part10_head(row.sop_class_uid, row.sop_instance_uid, row.transfer_syntax_uid)
+        size = len(head) + row.size_bytes
+        before.append(writer.head(_part_type(row), size, first=not before) + head)
+        if len(before) % HEADS_AT_ONCE == 0:
+            await asyncio.sleep(0)  # a study may have fifty thousand: others come in between
     length = sum(map(len, before)) + sum(row.size_bytes for row in rows) + len(writer.end())
     if request.method == "HEAD":
         return await _nothing(request, length, {"Content-Type": writer.content_type})

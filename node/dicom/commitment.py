@@ -105,17 +105,18 @@ class Commitment:
             self._telling
         )  # a large report to a slow peer: due meanwhile, and not owed twice
         due = await self._promises.due(self._clock.now(), DELIVERED_AT_ONCE)
+        for owed in due.altered:  # first on record, then out of the table, where they would be due for ever
+            reason = "A commitment report that was owed was altered in the database and cannot be made."
+            await self._log.record(
+                Event(EventKind.STORAGE_COMMITTED, f"device:{owed.ae_title}", Outcome.FAILED, reason=reason)
+            )
+            await self._promises.kept(owed)
         away: set[str] = set()
         for promise in due.promises:
             if promise.id in told_here:
                 continue
             if promise.ae_title not in away and not await self._deliver(promise):
                 away.add(promise.ae_title)
-        for ae_title in due.altered:
-            reason = "A commitment report that was owed was altered in the database and cannot be made."
-            await self._log.record(
-                Event(EventKind.STORAGE_COMMITTED, f"device:{ae_title}", Outcome.FAILED, reason=reason)
-            )
 
     async def _report_here(
         self, promise: Promise, who: Principal, context: Context, address: str, channel: Channel

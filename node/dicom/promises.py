@@ -54,11 +54,17 @@ commitment_table = Table(
 
 
 @dataclass(frozen=True)
-class Promise:
-    """A report that is owed."""
+class Owed:
+    """That a report is owed, and to whom."""
 
     id: str
     ae_title: str
+
+
+@dataclass(frozen=True)
+class Promise(Owed):
+    """A report that is owed."""
+
     asked_at: datetime
     attempts: int
     asked: Asked = field(repr=False)
@@ -66,10 +72,10 @@ class Promise:
 
 @dataclass(frozen=True)
 class Due:
-    """What is due, and the devices whose reports cannot be made any more."""
+    """What is due, and what cannot be made any more because its row was altered."""
 
     promises: tuple[Promise, ...]
-    altered: tuple[str, ...] = ()
+    altered: tuple[Owed, ...] = ()
 
 
 class Promises:
@@ -105,21 +111,16 @@ class Promises:
         return promise
 
     async def due(self, now: datetime, limit: int) -> Due:
-        """Reports that are due, the oldest first. A row that was altered is taken out: it would stay due for ever."""
+        """Reports that are due, the oldest first. Those that were altered stay due until `kept` takes them out."""
         query = select(commitment_table).where(commitment_table.c.due <= now)
         async with self._database.read() as tx:
             rows = (await tx.execute(query.order_by(commitment_table.c.due).limit(limit))).all()
-        promises, altered = await asyncio.to_thread(self._opened, rows)
-        if altered:
-            async with self._database.write() as tx:
-                gone = commitment_table.c.id.in_([row.id for row in altered])
-                await tx.execute(delete(commitment_table).where(gone))
-        return Due(tuple(promises), tuple(row.ae_title for row in altered))
+        return await asyncio.to_thread(self._opened, rows)
 
-    async def kept(self, promise: Promise) -> None:
+    async def kept(self, owed: Owed) -> None:
         """A report was delivered, or given up."""
         async with self._database.write() as tx:
-            await tx.execute(delete(commitment_table).where(commitment_table.c.id == promise.id))
+            await tx.execute(delete(commitment_table).where(commitment_table.c.id == owed.id))
 
     async def again(self, promise: Promise, due: datetime) -> None:
         """A report could not be delivered: try again at `due`."""
@@ -133,16 +134,15 @@ class Promises:
         async with self._database.write() as tx:
             await tx.execute(update(commitment_table).where(due).values(due=until))
 
-    def _opened(self, rows: Sequence[Row[Any]]) -> tuple[list[Promise], list[Row[Any]]]:
-        """The promises, and the rows that were altered."""
+    def _opened(self, rows: Sequence[Row[Any]]) -> Due:
         promises: list[Promise] = []
-        altered: list[Row[Any]] = []
+        altered: list[Owed] = []
         for row in rows:
             try:
                 promises.append(self._promise(row))
             except Corrupt:
-                altered.append(row)
-        return promises, altered
+                altered.append(Owed(row.id, row.ae_title))
+        return Due(tuple(promises), tuple(altered))
 
     def _promise(self, row: Row[Any]) -> Promise:
         body = self._sealer.open_json(commitment_table.name, row.id, row.sealed)

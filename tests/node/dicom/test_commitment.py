@@ -217,14 +217,25 @@ async def test_a_report_is_given_up_on_record(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.requirement("A1")
-async def test_an_altered_promise_is_told_and_holds_up_no_other(tmp_path: Path) -> None:
-    """A row changed in the database is taken out, on record; the report behind it is still tried."""
+async def test_an_altered_promise_is_told_and_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row changed in the database is taken out once that is on record; the report behind it is still tried."""
     async with archive_in(tmp_path) as archive:
         now = archive.node.clock.now()
         for uid_ in ("1.2.3", "1.2.4"):
             await archive.promises.owe(SCANNER, Asked(uid_, (Reference(CT, "1.2.5"),)), now, now)
         async with archive.node.database.write() as tx:
             await tx.execute(text("UPDATE dicom_commitment SET sealed = x'00' WHERE rowid = 1"))
+
+        async def full(*_: object) -> None:
+            raise Unavailable("no space")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(archive.node.log), "record", full)
+            with pytest.raises(Unavailable):
+                await archive.commitment.deliver()
+        await archive.commitment.deliver()
         await archive.commitment.deliver()
         (entry,) = await archive.node.events(EventKind.STORAGE_COMMITTED)
         assert "altered" in entry.event.reason

@@ -8,7 +8,6 @@ the end, through the composition root.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import re
 import signal
@@ -36,11 +35,11 @@ from node.tls import KeyPair, dicom_client_context
 from ops.demo.processes import compile_own_code
 from ops.foundation import create_folder, opened
 from tests.support.custodies import hurry
+from tests.support.nursery import Forked, Nursery, die_with_parent
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.01
-PR_SET_PDEATHSIG = 1
 AE = "ACCORD"
 SCANNER, DIGITISER = "CT1", "OLD1"
 """A device with a certificate, and one that may send in plain."""
@@ -59,7 +58,7 @@ class Served:
     scanner: KeyPair
     authority_pem: str
     token: str
-    process: asyncio.subprocess.Process | None = field(default=None, repr=False)
+    process: asyncio.subprocess.Process | Forked | None = field(default=None, repr=False)
 
     @property
     def output(self) -> Path:
@@ -92,24 +91,29 @@ class Served:
         """Trusts this node's portal and nobody else."""
         return ssl.create_default_context(cadata=self.authority_pem)
 
-    async def start(self, *, limits: Callable[[], None] | None = None, wait: bool = True) -> float:
-        """Start `accord serve`; return the seconds until it said `ready` (0 without `wait`)."""
+    async def start(
+        self, nursery: Nursery | None = None, *, limits: Callable[[], None] | None = None, wait: bool = True
+    ) -> float:
+        """Start `accord serve`, forked from `nursery` if there is one; return the seconds until `ready` (0 without `wait`)."""
         began = time.perf_counter()
         self.output.touch(mode=0o600)
         at = self.output.stat().st_size
 
         def prepare() -> None:
-            with suppress(OSError, AttributeError):
-                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            die_with_parent()
             if limits is not None:
                 limits()
 
-        with self.output.open("ab") as output:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "ops", "serve", str(self.folder),
-                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
-                env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True, preexec_fn=prepare,
-            )  # fmt: skip
+        if nursery is not None:
+            assert limits is None, "limits are for a process of its own"
+            self.process = await nursery.serve(self.folder, self.output)
+        else:
+            with self.output.open("ab") as output:
+                self.process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "ops", "serve", str(self.folder),
+                    stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True, preexec_fn=prepare,
+                )  # fmt: skip
         if not wait:
             return 0.0
         async with asyncio.timeout(READY_SECONDS):

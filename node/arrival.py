@@ -8,6 +8,7 @@ pack reads it the same way. Format: docs/formats/index.md.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
@@ -19,6 +20,7 @@ from node.imaging.attributes import Attributes
 from node.index import Entry, Placement, Pseudonyms
 from node.refusals import Refusals
 from node.vault.pack import StoredObject
+from node.vault.vault import ATTRIBUTES, INSTANCE
 
 ATTRIBUTES_SUFFIX = ".a"
 """The attributes object of instance `in_…` has the id `in_….a`."""
@@ -129,3 +131,17 @@ def new_entry(
 def placement(stored: StoredObject) -> Placement:
     """Where the vault put an object, as the index keeps it."""
     return Placement(stored.offset, stored.length, stored.plain_length, stored.blake3, stored.grade)
+
+
+def instance_pairs(objects: Iterable[StoredObject]) -> list[tuple[StoredObject, StoredObject]]:
+    """Attributes and data set of every instance that is there with both; of an id that occurs twice the first."""
+    first: dict[str, StoredObject] = {}
+    for stored in objects:
+        first.setdefault(stored.object_id, stored)
+    return [
+        (first[stored.object_id + ATTRIBUTES_SUFFIX], stored)
+        for stored in first.values()
+        if stored.kind == INSTANCE
+        and stored.object_id + ATTRIBUTES_SUFFIX in first
+        and first[stored.object_id + ATTRIBUTES_SUFFIX].kind == ATTRIBUTES
+    ]

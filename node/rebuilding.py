@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 
 from consent.errors import Corrupt, Invalid, NotFound, Unavailable
 from consent.vocabulary import EventKind, Outcome
+from node.arrival import instance_pairs
 from node.audit.log import Event, Log
 from node.database import Database
 from node.descriptions import kept_metadata
 from node.index import Entry, Index
-from node.recovery import entry_in, instance_pairs
+from node.recovery import entry_in
 from node.vault.vault import Vault
 
 

@@ -7,20 +7,18 @@ and does not keep the others from being recovered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import structlog
 
 from consent.errors import Corrupt, Invalid, NotFound, Unavailable
 from consent.vocabulary import EventKind, Outcome
-from node.arrival import ATTRIBUTES_SUFFIX, entry_of
+from node.arrival import entry_of, instance_pairs
 from node.audit.log import Event, Log
 from node.database import Database
 from node.descriptions import kept_metadata
 from node.flusher import stored_event
 from node.index import Entry, Index
 from node.vault.pack import StoredObject
-from node.vault.vault import ATTRIBUTES, INSTANCE, Vault
+from node.vault.vault import Vault
 
 logger = structlog.get_logger()
 
@@ -82,20 +80,6 @@ async def _recover_study(
             await index.set_metadata(tx, study, series, place)
         await index.set_indexed_to(tx, study, survey.end)
     return found
-
-
-def instance_pairs(objects: Iterable[StoredObject]) -> list[tuple[StoredObject, StoredObject]]:
-    """Attributes and data set of every instance that is there with both; of an id that occurs twice the first."""
-    first: dict[str, StoredObject] = {}
-    for stored in objects:
-        first.setdefault(stored.object_id, stored)
-    return [
-        (first[stored.object_id + ATTRIBUTES_SUFFIX], stored)
-        for stored in first.values()
-        if stored.kind == INSTANCE
-        and stored.object_id + ATTRIBUTES_SUFFIX in first
-        and first[stored.object_id + ATTRIBUTES_SUFFIX].kind == ATTRIBUTES
-    ]
 
 
 async def entry_in(

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 import structlog
 
 from consent.errors import AccordError
-from node.arrival import placement
+from node.arrival import instance_pairs, placement
 from node.audit.log import Log
 from node.clock import Clock
 from node.database import Database
 from node.index import Index, Placement
 from node.ingest import Ingest
-from node.recovery import instance_pairs
 from node.vault.blobs import BlobStore
 from node.vault.keys import KeyRing
 from node.vault.pack import StoredObject

@@ -8,8 +8,8 @@ carried out here: the watermark is burned in, ends are kept, emergencies are tol
 the vault. Leaves rules to `consent`, where a study lies to `shelves`, pictures to `imaging`.
 """
 
+from node.copies import ObjectKeys
 from node.gateway.gateway import Gateway
 from node.openings import InstanceBytes, InstanceView, Opening, Rendered, SeriesView
-from node.shelves import ObjectKeys
 
 __all__ = ["Gateway", "InstanceBytes", "InstanceView", "ObjectKeys", "Opening", "Rendered", "SeriesView"]

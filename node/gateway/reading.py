@@ -16,11 +16,12 @@ from consent.principals import Principal
 from consent.vocabulary import Grade
 from node import deeds
 from node.audit.log import Log
+from node.copies import Copies, HeldCopies, ObjectKeys
 from node.facts import FactFinder
 from node.index import Index, InstanceRow
 from node.index.rows import MetadataPlace
 from node.openings import Contents, Visit
-from node.shelves import Archive, Copies, HeldCopies, ObjectKeys, Shelf, stored_object
+from node.shelves import Archive, Shelf, stored_object
 from node.vault.blobs import BlobStore
 from node.vault.keys import KeyRing, object_key
 from node.vault.reader import Reader

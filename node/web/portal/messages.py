@@ -49,6 +49,7 @@ SPOKEN_PLACES: Final = (
     "node/access",
     "node/approvals.py",
     "node/consents.py",
+    "node/copies.py",
     "node/gateway",
     "node/imaging/codecs.py",
     "node/imaging/decode.py",

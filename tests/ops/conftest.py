@@ -11,21 +11,20 @@ from pathlib import Path
 import pytest
 import structlog
 
-from tests.support.cli import Said, accord
+from tests.support.cli import Said, accord, logs_kept
 from tests.support.custodies import hurry
 
 
 @pytest.fixture(scope="package", autouse=True)
 def quiet_logs() -> Iterator[None]:
     """As `ops.cli.main` does for commands: what the parts log is not on standard output."""
-    before = structlog.get_config()
-    structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
-        cache_logger_on_first_use=False,
-    )
-    yield
-    structlog.configure(**before)
+    with logs_kept():
+        structlog.configure(
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+            wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+            cache_logger_on_first_use=False,
+        )
+        yield
 
 
 @pytest.fixture(scope="package")

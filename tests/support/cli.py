@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,19 +33,23 @@ class Said:
         return " ".join(self.out.split())
 
 
-def accord(*words: object, stdin: str | None = None) -> Said:
-    """Run one command. An exception that is not an exit is the test's failure.
-
-    How the process logs is afterwards as it was before: a command sets that for itself.
-    """
+@contextmanager
+def logs_kept() -> Iterator[None]:
+    """How the process logs is afterwards as it was before: a command sets that for itself."""
     before = structlog.get_config() if structlog.is_configured() else None
     try:
-        result = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+        yield
     finally:
         if before is None:
             structlog.reset_defaults()
         else:
             structlog.configure(**before)
+
+
+def accord(*words: object, stdin: str | None = None) -> Said:
+    """Run one command. An exception that is not an exit is the test's failure."""
+    with logs_kept():
+        result = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Said(result.exit_code, result.stdout, result.stderr)

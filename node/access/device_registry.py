@@ -109,7 +109,7 @@ class DeviceRegistry:
             "registered": now,
         }
         async with self._rows.writing() as tx:
-            known = (await tx.execute(_device_query(title).with_for_update())).one_or_none()
+            known = (await self._rows.select(tx, _device_query(title).with_for_update())).one_or_none()
             intact = known is not None and await self._rows.holds(tx, device_table, known)
             values |= self._kept(known if intact else None, fingerprint)
             if known is None:
@@ -132,18 +132,11 @@ class DeviceRegistry:
             raise _no_device()
         return found
 
-    async def devices(self) -> list[Device]:
-        """Every device, by AE title. Raises RowAltered when one of them was changed outside this node."""
-        query = select(device_table).order_by(device_table.c.ae_title)
-        return await self._rows.read(
-            lambda on: [device_of(on.check(device_table, row)) for row in on.execute(query).all()]
-        )
-
     async def survey(self) -> Survey:
         """Every device; one that was changed outside this node is named, put on record, and hides no other."""
         query = select(device_table).order_by(device_table.c.ae_title)
         rows = await self._rows.read(
-            lambda on: [(row, on.intact(device_table, row)) for row in on.execute(query).all()]
+            lambda on: [(row, on.intact(device_table, row)) for row in on.rows(query)]
         )
         altered = tuple(str(row.ae_title) for row, intact in rows if not intact)
         for title in altered:
@@ -248,6 +241,7 @@ class DeviceRegistry:
     async def set_agent(self, ae_title: str, agent: str, *, by: str = "system") -> None:
         """Say that an edge agent with this key (Ed25519, hex) stands beside a device: from now on its media must be
         wiped before the device leaves service. An agent is never taken away: a wiped device retires, and begins anew.
+        Whose key takes another's place can certify a wipe that the other never made, so the log names both.
 
         Raises NotFound, Invalid for a bad key, Conflict for a device that is not in use.
         """
@@ -261,7 +255,10 @@ class DeviceRegistry:
                     "This device is in maintenance.", mend="Put it in use first.", code="device-maintenance"
                 )
             await self._write(tx, row, {"agent": key})
-            await self._tell(tx, EventKind.DEVICE_CHANGED, by, {"ae_title": ae_title, "agent": key})
+            detail = {"ae_title": ae_title, "agent": key}
+            if device.agent not in (None, key):
+                detail["replaced_agent"] = device.agent
+            await self._tell(tx, EventKind.DEVICE_CHANGED, by, detail)
 
     async def admit_device(
         self, calling_ae: str, called_ae: str, address: str, certificate_der: bytes | None, tls: bool

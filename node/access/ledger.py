@@ -41,7 +41,7 @@ from sqlalchemy import (
     update,
 )
 
-from node.access.rowseal import RowAltered, RowSeal, group_column, row_name
+from node.access.rowseal import UNREADABLE, RowAltered, RowSeal, group_column, row_name, rows_of
 from node.database import Carried, carried, metadata
 
 BUCKETS: Final = 1024
@@ -54,8 +54,6 @@ LEAP: Final = 2**32
 TOTAL: Final = ("", 0)
 _MODULUS: Final = 2**256
 _NONCE_BYTES: Final = 12
-UNREADABLE: Final = (TypeError, ValueError, OverflowError)
-"""A value of another type than its column's."""
 
 row_state = Table(
     "row_state",
@@ -146,6 +144,16 @@ class Ledger:
             if self._written.get(place, 0.0) < carried(on).began:
                 self._remember(place, proved)
         return proved
+
+    def counts(self, on: Connection, table: Table, row: Any) -> bool:
+        """Whether the digest of its place holds an altered row's seal: then its columns were altered, and it was not
+        put in. False too where more is wrong with the place."""
+        place = self.place_of(table, row)
+        try:
+            state, macs = self._read(on, table, place)
+        except RowAltered:
+            return False
+        return row.mac in macs and self._fits(place, state, macs)
 
     def record(self, on: Connection, changes: Iterable[Change], *, counted: bool = True) -> None:
         """Bring the states up to date with changes of rows, in the transaction that makes them.
@@ -255,10 +263,7 @@ class Ledger:
         return self.digest_of(place[0], macs).digest == state.digest
 
     def _intact(self, on: Connection, table: Table, place: Place) -> list[Any]:
-        try:
-            rows = on.execute(select(table).where(table.c.bucket == place[1])).all()
-        except UNREADABLE as error:
-            raise _altered(place) from error
+        rows = rows_of(on, select(table).where(table.c.bucket == place[1]))
         return list({row.mac for row in rows if self.seal.intact(table, row)})
 
     def _read(self, on: Connection, table: Table, place: Place) -> tuple[State, list[Any]]:

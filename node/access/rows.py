@@ -24,16 +24,20 @@ from sqlalchemy.exc import MultipleResultsFound
 
 from consent.errors import AccordError
 from consent.vocabulary import EventKind, Outcome
-from node.access.ledger import UNREADABLE, Change, Ledger
+from node.access.ledger import Change, Ledger
 from node.access.rowseal import (
     GROUP,
+    UNREADABLE,
     UNSEALED,
     RowAltered,
     RowSeal,
     group_column,
     labelled,
+    row_name,
+    rows_of,
     seal_columns,
     sealed_values,
+    this_row,
 )
 from node.audit.log import Event, Log
 from node.database import Database, Tx, carried
@@ -98,6 +102,11 @@ class Reading:
             return Found(self.connection.execute(query, values).all())
         except UNREADABLE as error:
             raise RowAltered(str(query.get_final_froms()[0]), "unreadable") from error
+
+    def rows(self, query: Select[Any]) -> list[Any]:
+        """What a `select(table)` finds, not checked; one with a value of another type than its column's is never
+        intact."""
+        return rows_of(self.connection, query)
 
     def check(self, table: Table, row: Any, prefix: str = "") -> Any:
         """Return the row. Raises RowAltered unless it is the newest that this node wrote; None passes."""
@@ -167,8 +176,8 @@ class Rows:
             raise
 
     async def select(self, tx: Tx, query: Select[Any]) -> Found:
-        """The rows that a query finds in this transaction, not checked yet. Raises RowAltered for unreadable ones."""
-        return await self.read(lambda on: on.execute(query), tx=tx)
+        """The rows that a `select(table)` finds in this transaction, not checked yet, as `Reading.rows`."""
+        return Found(await tx.run_sync(rows_of, query))
 
     async def holds(self, tx: Tx, table: Table, row: Any) -> bool:
         """Whether a row read in this transaction is the newest that this node wrote."""
@@ -198,14 +207,22 @@ class Rows:
         await self._put(tx, table, row, self._sealed(table, values), values)
 
     async def delete(self, tx: Tx, table: Table, *rows: Any, counted: bool = True) -> None:
-        """Take rows out that were read in this transaction, altered ones too."""
+        """Take rows out that were read in this transaction, altered ones too, of which the log hears."""
         changes = []
         for row in rows:
-            await tx.execute(delete(table).where(*_this(table, row)))
-            if self.ledger.seal.intact(table, row):  # what this node did not write is in no ledger
-                changes.append(Change(self.ledger.place_of(table, row), removed=row.mac))
+            place, removed = self.ledger.place_of(table, row), await self._counted(tx, table, row)
+            await tx.execute(delete(table).where(*this_row(table, row)))
+            if removed is not None:
+                changes.append(Change(place, removed=removed))
         if changes:
             await tx.run_sync(partial(self.ledger.record, changes=changes, counted=counted))
+
+    async def _counted(self, tx: Tx, table: Table, row: Any) -> bytes | None:
+        """The seal that leaves the ledger with a row; None for one that this node did not write."""
+        if self.ledger.seal.intact(table, row):
+            return bytes(row.mac)
+        carried(tx).afterwards.append(partial(self.tell, RowAltered(table.name, row_name(table, row))))
+        return bytes(row.mac) if await tx.run_sync(self.ledger.counts, table, row) else None
 
     async def _put(
         self,
@@ -218,12 +235,13 @@ class Rows:
         counted: bool = True,
     ) -> None:
         written = {**changes, "mac": sealed["mac"], "bucket": sealed["bucket"]}
-        await tx.execute(update(table).where(*_this(table, row)).values(written))
+        removed = await self._counted(tx, table, row)
+        await tx.execute(update(table).where(*this_row(table, row)).values(written))
         old, new = self.ledger.place_of(table, row), (table.name, sealed["bucket"])
         turn = (
-            [Change(new, added=sealed["mac"], removed=row.mac)]
+            [Change(new, added=sealed["mac"], removed=removed)]
             if old == new
-            else [Change(old, removed=row.mac), Change(new, added=sealed["mac"])]
+            else [Change(old, removed=removed), Change(new, added=sealed["mac"])]
         )
         await tx.run_sync(partial(self.ledger.record, changes=turn, counted=counted))
 
@@ -251,7 +269,3 @@ class Rows:
         except AccordError as error:  # the refusal stands, whether or not it can be written down
             self._told.discard(told)
             structlog.get_logger().error("altered row not logged", table=altered.table, error=error.code)
-
-
-def _this(table: Table, row: Any) -> list[Any]:
-    return [column == getattr(row, column.name) for column in table.primary_key]

@@ -1,4 +1,5 @@
-"""The seal of one row: a MAC over its table's name and its columns, the primary key among them.
+"""The seal of one row: a MAC over its table's name and its columns, the primary key among them; and reading rows
+whatever somebody has put into them.
 
 Format: docs/formats/access-rows.md. A table's `info[UNSEALED]` names the columns that decide nothing, or that something
 else proves; `info[GROUP]` names the column by whose value its rows lie in buckets, the primary key where it is not
@@ -14,7 +15,8 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any, Final
 
-from sqlalchemy import Column, Integer, LargeBinary, Table
+from sqlalchemy import Column, Connection, Integer, LargeBinary, Select, Table, select, type_coerce
+from sqlalchemy.types import NullType
 
 from consent.errors import Corrupt
 from consent.signed import canonical_json
@@ -23,10 +25,12 @@ from node.database import microseconds
 UNSEALED: Final = "unsealed"
 GROUP: Final = "group"
 KEY_BYTES: Final = 32
+UNREADABLE: Final = (TypeError, ValueError, OverflowError)
+"""A value of another type than its column's."""
 
 
-def N_(words: str) -> str:  # noqa: N802
-    """Mark words for the catalogues, as `node.web.text` does for the floor above."""
+def N_(words: str) -> str:  # noqa: N802  (gettext's customary name)
+    """Mark words for the catalogues. `node.web.text` has another, which brings all catalogues with it."""
     return words
 
 
@@ -66,6 +70,29 @@ def seal_columns() -> tuple[Column[int], Column[bytes]]:
 def labelled(table: Table, prefix: str) -> list[Any]:
     """Every column of a table for a join, its name behind `prefix`."""
     return [column.label(prefix + column.name) for column in table.columns]
+
+
+def rows_of(on: Connection, query: Select[Any]) -> list[Any]:
+    """What a `select(table)` finds. A row with a value of another type than its column's is given as it lies there:
+    no seal fits it, and it hides no other."""
+    try:
+        return list(on.execute(query).all())
+    except UNREADABLE:
+        table: Any = query.get_final_froms()[0]
+        raw = [type_coerce(column, NullType()).label(column.name) for column in table.columns]
+        return [_typed(on, table, row) for row in on.execute(query.with_only_columns(*raw)).all()]
+
+
+def _typed(on: Connection, table: Table, row: Any) -> Any:
+    try:
+        return on.execute(select(table).where(*this_row(table, row))).one()
+    except UNREADABLE:
+        return row
+
+
+def this_row(table: Table, row: Any) -> list[Any]:
+    """The conditions that find a row again."""
+    return [column == getattr(row, column.name) for column in table.primary_key]
 
 
 def row_name(table: Table, row: Any, prefix: str = "") -> str:

@@ -18,7 +18,7 @@ from consent.errors import Corrupt
 from consent.vocabulary import EventKind
 from node.access.ledger import BUCKETS, TOTAL, Place, State, row_state
 from node.access.rows import RowAltered, Rows
-from node.access.rowseal import row_name
+from node.access.rowseal import row_name, rows_of
 from node.audit.log import Event, Log
 from node.database import Database, carried
 
@@ -88,7 +88,7 @@ class RowSweep:
             lambda on: tuple(
                 RowAltered(table.name, row_name(table, row))
                 for table in self._tables.values()
-                for row in on.execute(select(table)).all()
+                for row in rows_of(on, select(table))
                 if not self._ledger.seal.intact(table, row)
             )
         )
@@ -193,7 +193,7 @@ class RowSweep:
         places: dict[Place, list[bytes]] = {}
         count = 0
         for table in self._tables.values():
-            for row in on.execute(select(table)).all():
+            for row in rows_of(on, select(table)):
                 if (
                     self._ledger.seal.intact(table, row)
                     and self._ledger.place_of(table, row)[1] == row.bucket

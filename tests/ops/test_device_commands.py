@@ -15,6 +15,7 @@ from consent.vocabulary import EventKind, Outcome
 from node.access.activity import Activity, Refusal, activity_table, today, values_of
 from node.access.wiping import KEY_DESTROYED, WipeCertificate, issuer_of
 from node.audit.event import Event
+from ops.doors import Doors
 from ops.foundation import opened
 from ops.lock import in_use, sole_user
 from tests.support.cli import Said, accord
@@ -105,13 +106,21 @@ async def test_the_list_shows_what_the_running_node_wrote_down(folder: Path) -> 
     assert "It came in plain; this device is registered for TLS. Switch the device" in shown.words
 
 
-async def test_an_altered_row_is_named_and_the_exit_code_says_so(folder: Path) -> None:
-    """The others are listed all the same."""
+@pytest.mark.parametrize("change", ["state = 'active', address = '0.0.0.0/0'", "registered = 'soon'"])
+async def test_an_altered_row_is_named_and_neither_hides_nor_stops_the_others(
+    folder: Path, change: str
+) -> None:
+    """The list has them and the exit code says so, the doors open, and it is a finding."""
     await asyncio.to_thread(add, folder)
-    async with opened(folder) as node, node.database.write() as tx:
-        await tx.execute(text("UPDATE device SET state = 'active', address = '0.0.0.0/0'"))
+    await asyncio.to_thread(add, folder, "--ae-title", "MR1", *PLAIN)
+    async with opened(folder) as node:
+        async with node.database.write() as tx:
+            await tx.execute(text(f"UPDATE device SET {change} WHERE ae_title = 'CT1'"))
+        doors = Doors(identity=node.identity, registry=node.registry, clock=node.clock, names=("localhost",))
+        assert await doors.dicom()
     listed = await asyncio.to_thread(said, 1, "device", "list", folder, "--json")
-    assert listed.value == {"devices": [], "altered": ["CT1"]}
+    assert [one["ae_title"] for one in listed.value["devices"]] == ["MR1"]
+    assert listed.value["altered"] == ["CT1"]
     found = (await asyncio.to_thread(said, 0, "findings", folder, "--json")).value
 
     assert [(one["kind"], one["severity"]) for one in found if one["kind"] == "row-altered"] == [

@@ -83,7 +83,7 @@ async def _for_clinicians(request: web.Request, person: Principal) -> dict[str, 
 
 async def _for_administrators(request: web.Request) -> dict[str, Any]:
     registry = request.app[REGISTRY]
-    devices, people = await registry.devices(), await registry.people()
+    devices, people = (await registry.survey()).devices, await registry.people()
     counts = await _counts_of_a_day(request)
     return {
         "totals": await request.app[INDEX].totals(),

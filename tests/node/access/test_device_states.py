@@ -306,16 +306,51 @@ async def test_an_agent_is_kept_when_its_device_is_registered_anew(desk: Desk) -
         await desk.registry.set_agent("CT1", "abc")
 
 
+ALTERED = ["agent = 'x'", "state = 'bogus'", "registered = 'soon'", "port = 'x'", "former_until = x'00'"]
+
+
 @pytest.mark.requirement("C1")
-async def test_one_altered_row_is_named_and_hides_no_other_device(desk: Desk) -> None:
+@pytest.mark.parametrize("change", [*ALTERED, "mac = 'x'", "bucket = bucket + 1"])
+async def test_one_altered_row_is_named_and_hides_no_other_device(desk: Desk, change: str) -> None:
     """The list goes on; the altered one is on record, once."""
     await in_use(desk)
     await desk.registry.add_device("MR1", "10.1.2.4", pem("MR1"))
     async with desk.database.write() as tx:
-        await tx.execute(text("UPDATE device SET state = 'active', agent = 'x' WHERE ae_title = 'CT1'"))
+        await tx.execute(text(f"UPDATE device SET {change} WHERE ae_title = 'CT1'"))
     for _look in range(2):
         survey = await desk.registry.survey()
         assert [device.ae_title for device in survey.devices] == ["MR1"] and survey.altered == ("CT1",)
 
     [told] = await desk.events(EventKind.INTEGRITY_FAILED)
     assert told.detail["row"] == "CT1"
+
+
+@pytest.mark.requirement("C1")
+@pytest.mark.parametrize("change", ALTERED)
+async def test_a_device_whose_columns_were_altered_is_put_right_by_registering_it_anew(
+    desk: Desk, change: str
+) -> None:
+    """Whatever was written into them; the log has both the alteration and the registration."""
+    await in_use(desk)
+    async with desk.database.write() as tx:
+        await tx.execute(text(f"UPDATE device SET {change} WHERE ae_title = 'CT1'"))
+    await desk.registry.add_device("CT1", "10.1.2.3", pem("CT1"))
+
+    assert (await desk.registry.device("CT1")).agent is None
+    assert (await desk.registry.survey()).altered == ()
+    assert await desk.events(EventKind.INTEGRITY_FAILED)
+
+
+@pytest.mark.requirement("C1")
+async def test_a_device_that_somebody_put_in_can_be_registered(desk: Desk) -> None:
+    """Its row was never this node's, so nothing is missing when it is replaced."""
+    await in_use(desk)
+    async with desk.database.write() as tx:
+        await tx.execute(text("CREATE TEMP TABLE own AS SELECT * FROM device"))
+        await tx.execute(text("UPDATE own SET ae_title = 'XX'"))
+        await tx.execute(text("INSERT INTO device SELECT * FROM own"))
+    assert (await desk.registry.survey()).altered == ("XX",)
+    await desk.registry.add_device("XX", "10.1.2.9", pem("XX"))
+
+    survey = await desk.registry.survey()
+    assert [device.ae_title for device in survey.devices] == ["CT1", "XX"] and survey.altered == ()

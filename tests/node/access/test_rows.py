@@ -18,7 +18,8 @@ from node.access.care import care_table
 from node.access.devices import DeviceState
 from node.access.people import person_table
 from node.access.registry import Registry
-from node.access.rows import RowAltered, RowSeal
+from node.access.rows import RowAltered, Rows, RowSeal
+from node.access.sweep import RowSweep, sealed_tables
 from node.access.tokens import secret_hash
 from node.database import microseconds
 from tests.node.access.conftest import GOOD, NODE, Desk
@@ -251,6 +252,33 @@ async def test_an_altered_device_may_not_send(staffed: Desk, change: str) -> Non
         await staffed.registry.set_device_state("CT1", DeviceState.ACTIVE)
     await staffed.registry.add_device("CT1", "10.1.2.3", plain_reason="too old for TLS")
     assert (await knock(staffed, tls=False, certificate_der=None)).id == "CT1"
+
+
+@pytest.mark.requirement("U1")
+@pytest.mark.parametrize("change", ["expires = 'soon'", "scopes = 'admin'"])
+async def test_an_altered_token_does_not_keep_an_account_open(staffed: Desk, change: str) -> None:
+    """Whatever was written into it, the account closes."""
+    await staffed.registry.create_token("li", {"api"})
+    await alter(staffed, f"UPDATE token SET {change}")
+    await staffed.registry.disable("li")
+    assert not (await staffed.registry.principal("li")).active
+
+
+@pytest.mark.requirement("U1")
+@pytest.mark.parametrize("change", ["expires = 0", "expires = 0, created = 'soon'"])
+async def test_an_altered_session_is_swept_and_leaves_those_beside_it_whole(
+    staffed: Desk, change: str
+) -> None:
+    """It is on record, its seal leaves the ledger with it, and whoever signs in next finds nothing missing."""
+    await staffed.sessions.sign_in("li", GOOD, "10.0.0.1")
+    await alter(staffed, f"UPDATE session SET {change}")
+    assert await staffed.sessions.sweep() == 1
+    (event,) = await staffed.events(EventKind.INTEGRITY_FAILED)
+    assert event.detail["table"] == "session"
+    swept = await RowSweep(
+        staffed.database, staffed.log, Rows(staffed.database, ROWS, staffed.log), sealed_tables()
+    ).sweep()
+    assert swept.faults == ()
 
 
 async def test_rows_sealed_by_another_node_are_refused(staffed: Desk) -> None:

@@ -67,6 +67,7 @@ class FindingKind(StrEnum):
     STORAGE_DEGRADED = "storage-degraded"
     SIGN_IN_RESET = "sign-in-reset"
     SIGN_IN_DISOWNED = "sign-in-disowned"
+    AGENT_REPLACED = "agent-replaced"
     ROSTER_REFUSED = "roster-refused"
     MEMBER_REFUSED = "member-refused"
     DISK_LOW = "disk-low"

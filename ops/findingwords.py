@@ -96,6 +96,10 @@ WORDS: Final[Mapping[str, Words]] = {
         "%(login)s had not asked for the one-time sign-in that %(by)s made.",
         "Somebody else may have signed in with it. Look in the log at what was done since, and talk to whoever made it.",
     ),
+    "agent-replaced": Words(
+        "The key of the edge agent beside %(device)s was replaced by %(by)s.",
+        "Whoever holds the new key can certify that the media were wiped. Ask why, look at what the former agent still holds, then resolve this.",
+    ),
     "access-rows": Words("%(reason)s", "Run accord access verify, and find out who had the database."),
     "roster": Words(
         "A roster was refused: %(reason)s", "Ask the region's hub; the roster in force stays in force."
@@ -143,6 +147,7 @@ TITLES: Final[Mapping[FindingKind, str]] = {
     FindingKind.STORAGE_DEGRADED: N_("Storage root out of sync"),
     FindingKind.SIGN_IN_RESET: N_("One-time sign-in for an account in use"),
     FindingKind.SIGN_IN_DISOWNED: N_("One-time sign-in disowned"),
+    FindingKind.AGENT_REPLACED: N_("Edge agent's key replaced"),
     FindingKind.ROSTER_REFUSED: N_("Roster refused"),
     FindingKind.MEMBER_REFUSED: N_("Other node refused"),
     FindingKind.DISK_LOW: N_("Disk nearly full"),

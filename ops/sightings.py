@@ -192,6 +192,14 @@ def _reset_disowned(entry: Entry, places: Places) -> list[Sighting | Mended]:
     return [_sighting(entry, kind, Severity.INCIDENT, login, "sign-in-disowned", values)]
 
 
+def _device_changed(entry: Entry, places: Places) -> list[Sighting | Mended]:
+    event, device = entry.event, str(entry.event.detail.get("ae_title", ""))
+    if "replaced_agent" not in event.detail:
+        return []
+    values, kind = {"device": device, "by": event.actor}, FindingKind.AGENT_REPLACED
+    return [_sighting(entry, kind, Severity.WARNING, device, "agent-replaced", values)]
+
+
 def _root(event: Event) -> str:
     return f"root {event.detail.get('root', '')}"
 
@@ -215,6 +223,7 @@ RULES: Final[Mapping[EventKind, Rule]] = {
     EventKind.SIGN_IN_RESET: _reset,
     EventKind.SIGN_IN_RESET_CONFIRMED: _reset_confirmed,
     EventKind.SIGN_IN_RESET_DISOWNED: _reset_disowned,
+    EventKind.DEVICE_CHANGED: _device_changed,
     EventKind.ROSTER_REFUSED: _roster,
     EventKind.PEER_REFUSED: _member,
 }

@@ -229,6 +229,20 @@ async def test_a_disowned_sign_in_is_an_incident_and_a_confirmed_one_is_over(off
     assert (finding.kind, finding.severity) == (FindingKind.SIGN_IN_DISOWNED, Severity.INCIDENT)
 
 
+@pytest.mark.requirement("C2")
+async def test_an_agent_whose_key_takes_anothers_place_is_a_finding(office: Office) -> None:
+    """Whoever put it there could certify a wipe that nobody made; the first key, and the same again, are nothing."""
+    registry = office.node.registry
+    for key in ("ab" * 32, "ab" * 32):
+        await registry.set_agent("CT1", key)
+        assert await office.now() == []
+    await registry.set_agent("CT1", "cd" * 32, by="person:it@a-general")
+    [finding] = await office.now()
+
+    assert (finding.kind, finding.severity) == (FindingKind.AGENT_REPLACED, Severity.WARNING)
+    assert "beside CT1 was replaced by person:it@a-general" in tell(finding).summary
+
+
 async def test_an_idle_association_is_nothing(office: Office) -> None:
     """A modality that keeps its association open and is silent has done nothing wrong."""
     await office.log(EventKind.INPUT_REFUSED, "It was silent for too long.", code="idle")

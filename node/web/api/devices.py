@@ -17,20 +17,19 @@ from consent.errors import Invalid, NotFound
 from consent.principals import Principal
 from consent.signed import Json
 from consent.vocabulary import Action
-from node.access.certificates import EXPIRING, MAX_CERTIFICATE_CHARACTERS, MAX_OVERLAP, OVERLAP
+from node.access.certificates import MAX_CERTIFICATE_CHARACTERS, MAX_OVERLAP, OVERLAP
 from node.access.devices import SENDING, DeviceState
 from node.access.live import LiveDevice
 from node.access.wiping import MAX_WIPE_CHARACTERS
 from node.web.decisions import permitted
 from node.web.inputs import choice_of
-from node.web.keys import CLOCK, DEVICE_WATCH, REGISTRY
+from node.web.keys import DEVICE_WATCH, REGISTRY
 from node.web.kit import StreamEvent, body_limit, event_stream, read_json, respond
 from node.web.text import N_, _
 
 LOOK_SECONDS: Final = 1.5
 LOOKS_PER_STREAM: Final = 400
 """After so many looks (ten minutes) a stream ends and the browser comes again, with its session checked anew."""
-MAX_STATE_REASON: Final = 500
 
 
 async def devices(request: web.Request) -> web.Response:
@@ -48,7 +47,7 @@ async def device(request: web.Request) -> web.Response:
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """GET /events: `devices` with the whole of GET at each change."""
+    """GET /events: `devices` with the devices of GET at each change."""
     await permitted(request, Action.ADMINISTER)
     return await event_stream(request, _changes(request))
 
@@ -82,8 +81,9 @@ async def set_state(request: web.Request) -> web.Response:
     person = await permitted(request, Action.ADMINISTER)
     data = await read_json(request)
     state = choice_of(DeviceState, data.get("state", ""), "state")
-    reason = str(data.get("reason", ""))[:MAX_STATE_REASON]
-    await change_state(request, person, state, reason, _text_or_none(data, "wipe_certificate"))
+    await change_state(
+        request, person, state, str(data.get("reason", "")), _text_or_none(data, "wipe_certificate")
+    )
     return respond(device_json(await live_device(request, title_of(request))))
 
 
@@ -135,26 +135,6 @@ def device_json(one: LiveDevice) -> Json:
     return one.to_json(_)
 
 
-def standing(one: LiveDevice) -> tuple[str, str]:
-    """What a device does now: a word in English for translation, and a tone."""
-    if one.device.state is not DeviceState.ACTIVE:
-        return STATE_WORDS[one.device.state], STATE_TONES[one.device.state]
-    if one.associated:
-        return N_("Connected"), "good"
-    if one.troubled:
-        return N_("Refused"), "bad"
-    return (N_("Idle"), "") if one.last_seen else (N_("Never seen"), "info")
-
-
-def days_left(request: web.Request, one: LiveDevice) -> tuple[int | None, str]:
-    """Whole days until the device's certificate ends, and a tone; None without a certificate."""
-    ends = one.device.certificate_ends
-    if ends is None:
-        return None, ""
-    left = ends - request.app[CLOCK].now()
-    return left.days, "bad" if left <= timedelta(0) else "warn" if left <= EXPIRING else ""
-
-
 def title_of(request: web.Request) -> str:
     """The AE title in the path."""
     return request.match_info["ae_title"]
@@ -174,13 +154,6 @@ def _text_or_none(data: Json, name: str) -> str | None:
     value: Any = data.get(name)
     return None if value is None else str(value)
 
-
-STATE_WORDS: Final = {
-    DeviceState.ACTIVE: N_("In use"),
-    DeviceState.MAINTENANCE: N_("In maintenance"),
-    DeviceState.RETIRED: N_("Retired"),
-}
-STATE_TONES: Final = {DeviceState.ACTIVE: "good", DeviceState.MAINTENANCE: "warn", DeviceState.RETIRED: ""}
 
 ROUTES: Final[list[web.RouteDef]] = [
     web.get("/api/v1/devices", devices),

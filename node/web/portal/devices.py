@@ -7,39 +7,50 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any, Final
 from urllib.parse import quote
 
 from aiohttp import web
 
 from consent.errors import AccordError
-from consent.vocabulary import Action
-from node.access.certificates import MAX_CERTIFICATE_CHARACTERS, MAX_OVERLAP, OVERLAP
-from node.access.devices import SENDING, TRANSITIONS, DeviceState, Service
+from consent.principals import Principal
+from consent.vocabulary import Action, EventKind
+from node.access.certificates import (
+    EXPIRING,
+    MAX_CERTIFICATE_CHARACTERS,
+    MAX_OVERLAP,
+    OVERLAP,
+    read_certificate,
+)
+from node.access.devices import MAX_STATE_REASON_CHARACTERS, SENDING, TRANSITIONS, DeviceState, Service
 from node.access.live import LiveDevice, refusal_words
 from node.access.wiping import MAX_WIPE_CHARACTERS
+from node.audit.event import Event
+from node.tls import KeyPair
 from node.web.api.devices import (
     LOOK_SECONDS,
     LOOKS_PER_STREAM,
-    STATE_TONES,
-    STATE_WORDS,
     change_state,
-    days_left,
     live_device,
     overlap_of,
-    standing,
     title_of,
 )
 from node.web.decisions import permitted
 from node.web.inputs import choice_of, text_of
-from node.web.keys import CLOCK, DEVICE_WATCH, IDENTITY, REGISTRY, SETTINGS
-from node.web.kit import StreamEvent, body_limit, event_stream, render
+from node.web.keys import CLOCK, DEVICE_WATCH, IDENTITY, LOG, REGISTRY, SETTINGS
+from node.web.kit import StreamEvent, address_of, body_limit, event_stream, render
 from node.web.pages import parts
 from node.web.problems import Problem, problem_of
-from node.web.text import _, format_bytes, format_moment, format_number
+from node.web.text import N_, _, format_bytes, format_moment, format_number
 
-MAX_REASON: Final = 500
 FORM_BYTES: Final = MAX_CERTIFICATE_CHARACTERS * 2
+STATE_WORDS: Final = {
+    DeviceState.ACTIVE: N_("In use"),
+    DeviceState.MAINTENANCE: N_("In maintenance"),
+    DeviceState.RETIRED: N_("Retired"),
+}
+STATE_TONES: Final = {DeviceState.ACTIVE: "good", DeviceState.MAINTENANCE: "warn", DeviceState.RETIRED: ""}
 
 
 async def devices_page(request: web.Request) -> web.Response:
@@ -78,6 +89,7 @@ async def add_device(request: web.Request) -> web.StreamResponse:
         given = dict(form) | {"services": form.getall("services", [])}
         return await _devices(request, problem=problem_of(error), given=given)
     if issued is not None:
+        await _record_issued(request, person, ae_title, issued)
         return await _devices(request, issued=(ae_title, (issued.certificate + issued.key).decode()))
     raise web.HTTPSeeOther("/devices")
 
@@ -101,7 +113,7 @@ async def change_device(request: web.Request) -> web.StreamResponse:
     form = await request.post()
     try:
         state = choice_of(DeviceState, str(form.get("state", "")), "state")
-        reason = text_of(form, "reason", limit=MAX_REASON)
+        reason = text_of(form, "reason", limit=MAX_STATE_REASON_CHARACTERS)
         await change_state(request, person, state, reason, str(form.get("wipe", "")).strip() or None)
     except AccordError as error:
         return await _device(request, problem=problem_of(error), asked=str(form.get("state", "")))
@@ -125,6 +137,7 @@ async def renew_certificate(request: web.Request) -> web.StreamResponse:
     except AccordError as error:
         return await _device(request, problem=problem_of(error), asked="certificate")
     if issued is not None:
+        await _record_issued(request, person, title, issued)
         return await _device(request, issued=(title, (issued.certificate + issued.key).decode()))
     raise web.HTTPSeeOther(_address_of(title))
 
@@ -149,6 +162,14 @@ async def move_device(request: web.Request) -> web.StreamResponse:
     raise web.HTTPSeeOther(_address_of(title_of(request)))
 
 
+async def _record_issued(request: web.Request, person: Principal, ae_title: str, issued: KeyPair) -> None:
+    """Put on record that a certificate of this node's authority is given out, before it is shown with its key."""
+    detail = {"ae_title": ae_title, "fingerprint": read_certificate(issued.certificate.decode())[1]}
+    await request.app[LOG].record(
+        Event(EventKind.DEVICE_CERTIFICATE_ISSUED, person.actor, address=address_of(request), detail=detail)
+    )
+
+
 async def _devices(
     request: web.Request, *, problem: Problem | None = None, given: Any = None, issued: Any = None
 ) -> web.Response:
@@ -161,7 +182,7 @@ async def _devices(
         "connected": sum(bool(one.associated) for one in found),
         "troubled": sum(one.troubled for one in in_service),
         "instances": sum(one.activity.instances for one in found),
-        "expiring": sum(bool(days_left(request, one)[1]) for one in in_service),
+        "expiring": sum(bool(_days_left(request, one)[1]) for one in in_service),
         "problem": problem,
         "given": dict(given or {}),
         "issued": issued,
@@ -198,10 +219,30 @@ async def _device(
 
 def _row(request: web.Request, one: LiveDevice) -> dict[str, Any]:
     """What the list shows of a device."""
-    words, tone = standing(one)
-    left, urgency = days_left(request, one)
+    words, tone = _standing(one)
+    left, urgency = _days_left(request, one)
     latest = refusal_words(one.activity.refusal, _)[0][0] if one.troubled and one.activity.refusal else ""
     return {"one": one, "standing": words, "tone": tone, "days": left, "urgency": urgency, "latest": latest}
+
+
+def _standing(one: LiveDevice) -> tuple[str, str]:
+    """What a device does now: a word in English for translation, and a tone."""
+    if one.device.state is not DeviceState.ACTIVE:
+        return STATE_WORDS[one.device.state], STATE_TONES[one.device.state]
+    if one.associated:
+        return N_("Connected"), "good"
+    if one.troubled:
+        return N_("Refused"), "bad"
+    return (N_("Idle"), "") if one.last_seen else (N_("Never seen"), "info")
+
+
+def _days_left(request: web.Request, one: LiveDevice) -> tuple[int | None, str]:
+    """Whole days until the device's certificate ends, and a tone; None without a certificate."""
+    ends = one.device.certificate_ends
+    if ends is None:
+        return None, ""
+    left = ends - request.app[CLOCK].now()
+    return left.days, "bad" if left <= timedelta(0) else "warn" if left <= EXPIRING else ""
 
 
 def _in_service_first(one: LiveDevice) -> tuple[bool, str]:

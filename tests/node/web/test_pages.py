@@ -294,6 +294,8 @@ async def test_devices_get_a_certificate_bring_their_own_or_give_a_reason(hospit
         pem = re.search(r'id="pem"[^>]*>([^<]+)<', page)
         assert pem is not None and "BEGIN PRIVATE KEY" in pem[1] and pem[1].count("BEGIN CERTIFICATE") >= 1
         assert "BEGIN PRIVATE KEY" not in await fetch(client, "/devices")
+        [issued] = await hospital.node.events(EventKind.DEVICE_CERTIFICATE_ISSUED)
+        assert (issued.event.actor, issued.event.detail["ae_title"]) == ("person:it@a-general", "MR1")
         certificate = pem[1][: pem[1].index("-----BEGIN PRIVATE")]
         await send(
             client, "/devices", **{**form, "ae_title": "MR2"}, channel="certificate", certificate=certificate

@@ -16,13 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from consent.errors import Unavailable
 from consent.vocabulary import Action, EventKind, Role
 from node.dicom.sender import Outgoing, send
 from node.rebuilding import Rebuilding
-from ops.demo.processes import accord
 from tests.faults.examination import all_entries, examine
 from tests.faults.slices import Truth, outgoing, study_uid
+from tests.support.cli import accord
 from tests.support.dicom import ct_slice
 from tests.support.dicomweb import DicomWeb
 from tests.support.node import small_node
@@ -299,12 +298,8 @@ async def _until(ready: Callable[[], bool]) -> None:
 async def _until_in_sync(node: Served) -> None:
     """As the command line says it, of the running node."""
     async with asyncio.timeout(2 * IN_SYNC_SECONDS):
-        while True:
-            try:
-                await accord("replicas", "status", node.folder)
-                return
-            except Unavailable:
-                await asyncio.sleep(0.3)
+        while (await asyncio.to_thread(accord, "replicas", "status", node.folder)).code:
+            await asyncio.sleep(0.3)
 
 
 def _files(root: Path) -> dict[str, str]:

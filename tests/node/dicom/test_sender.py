@@ -14,6 +14,7 @@ from consent.errors import Denied, Invalid, Unavailable
 from node.dicom import requestor
 from node.dicom.pdu import MAX_CONTEXTS, Abort, Answer, AssociateAc, encode
 from node.dicom.sender import Outgoing, Peer, Sent, echo, outgoing, send, send_files
+from node.ports import free_ports
 from tests.node.dicom.conftest import Door
 from tests.support.dicom import IMPLICIT, Instance, ct_slice, pydicom_sample_paths, pydicom_samples, study
 
@@ -115,11 +116,10 @@ async def test_echo(door: Door) -> None:
 
 async def test_nobody_there() -> None:
     """A closed port is Unavailable with what to check."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.raises(Unavailable, match="cannot be reached"):
-        await echo(Peer("127.0.0.1", port, "NODE", "CT1"))
+    with socket.socket() as deaf:  # bound, so that it is nobody else's, and never listening
+        deaf.bind(("127.0.0.1", 0))
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            await echo(Peer("127.0.0.1", deaf.getsockname()[1], "NODE", "CT1"))
 
 
 async def test_tls_against_a_plain_port(door: Door) -> None:
@@ -179,9 +179,7 @@ def test_head_of_a_file_is_enough(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("storescp") is None, reason="DCMTK is not installed")
 async def test_dcmtk_receives_what_we_send(tmp_path: Path) -> None:
     """An independent receiver takes our association, our fragments and our release."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     process = await asyncio.create_subprocess_exec(
         "storescp", "-q", "-aet", "SCP", "+B", "-od", str(tmp_path), str(port)
     )

@@ -7,6 +7,7 @@ from datetime import datetime
 from string import ascii_letters
 
 import pytest
+from babel.messages.catalog import Catalog
 
 from node.web import text
 from node.web.portal import messages
@@ -15,13 +16,20 @@ from node.web.text import LANGUAGES, _, catalogue, format_person_name, format_un
 PLACEHOLDER = re.compile(r"%\(\w+\)s|%%")
 
 
+@pytest.fixture(scope="module")
+def sources() -> Catalog:
+    """What the sources say, collected once for both languages."""
+    return messages.found()
+
+
 @pytest.mark.requirement("F6")
 @pytest.mark.parametrize("tag", LANGUAGES)
-def test_every_string_has_a_translation(tag: str) -> None:
+def test_every_string_has_a_translation(tag: str, sources: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     """Templates and code of all five packages, rules, and the words of refusals and errors.
 
     When this fails: python -m node.web.portal.messages extract, then translate what it names.
     """
+    monkeypatch.setattr(messages, "found", lambda: sources)
     assert messages.missing(tag) == []
 
 

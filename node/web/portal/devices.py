@@ -50,6 +50,12 @@ STATE_WORDS: Final = {
     DeviceState.MAINTENANCE: N_("In maintenance"),
     DeviceState.RETIRED: N_("Retired"),
 }
+SERVICE_WORDS: Final = {
+    Service.STORE: N_("Send images"),
+    Service.COMMIT: N_("Ask whether they are safe"),
+    Service.QUERY: N_("Search"),
+    Service.RETRIEVE: N_("Retrieve images"),
+}
 STATE_TONES: Final = {DeviceState.ACTIVE: "good", DeviceState.MAINTENANCE: "warn", DeviceState.RETIRED: ""}
 
 
@@ -189,6 +195,7 @@ async def _devices(
         "ae_title": settings.node.ae_title,
         "dicom": settings.dicom,
         "services": tuple(Service),
+        "service_words": SERVICE_WORDS,
         "sending": sorted(SENDING),
     }
     return render(request, "devices.html", context, status=problem.status if problem else 200)
@@ -204,6 +211,7 @@ async def _device(
         "row": _row(request, one),
         "refused": refusal_words(one.activity.refusal, _) if one.activity.refusal else [],
         "changes": [state.value for state in DeviceState if state in TRANSITIONS[one.device.state]],
+        "service_words": SERVICE_WORDS,
         "state_words": {state.value: words for state, words in STATE_WORDS.items()},
         "state_tones": {state.value: tone for state, tone in STATE_TONES.items()},
         "problem": problem,

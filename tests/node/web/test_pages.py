@@ -306,6 +306,9 @@ async def test_devices_get_a_certificate_bring_their_own_or_give_a_reason(hospit
         _where, page = await send(client, "/devices", 400, **form, channel="plain", reason="")
         assert "Plain DICOM needs a reason in words." in page and 'value="10.1.2.3"' in page
         await send(client, "/devices", 400, **{**form, "address": "here"}, channel="issue")
+        page = await fetch(client, "/devices/MR1")
+        ids = re.findall(r' id="([^"]+)"', page)
+        assert len(ids) == len(set(ids)) and set(re.findall(r' for="([^"]+)"', page)) <= set(ids)
         await send(client, "/devices/MR1", state="maintenance")
         assert "In maintenance" in await fetch(client, "/devices")
         await send(client, "/devices/MR1", 400, state="broken")

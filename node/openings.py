@@ -101,21 +101,29 @@ class Contents:
 
 @dataclass
 class Visit:
-    """An opening while it lasts: the present permit, what was looked at, and until when it idles."""
+    """An opening while it lasts: the present permit, what was looked at, and when it was last used.
+
+    `asked` is when the rules last permitted it, by the monotonic clock.
+    """
 
     opening: Opening
     resource: Resource
     claim: EmergencyClaim | None
     address: str | None
     permit: Permit
-    decided: datetime
-    used: datetime
     opened: datetime
+    used: datetime
+    asked: float
     contents: Contents | None = None
     seen: set[tuple[str, int]] = field(default_factory=set)
     pictures: int = 0
     instances: int = 0
     sent_bytes: int = 0
+
+    def saw(self, sop_uid: str, frame: int) -> None:
+        """Count a picture that is about to be shown."""
+        self.pictures += 1
+        self.seen.add((sop_uid, frame))
 
     @property
     def grade(self) -> Grade:

@@ -7,6 +7,7 @@ from node.audit.log import Log
 from node.clock import Clock
 from node.descriptions import Descriptions
 from node.facts import FactFinder
+from node.gateway.asking import Asking
 from node.gateway.data_sets import DataSets
 from node.gateway.fields import FieldReader
 from node.gateway.finding import Finding
@@ -48,8 +49,8 @@ class Gateway:
         node_id = identity.node_id
         facts = FactFinder(care, records, log)
         reading = Reading(node_id=node_id, blobs=blobs, keys=keys, index=index, facts=facts, log=log)
-        visits = Visits(node_id=node_id, policies=policies, reading=reading, log=log, clock=clock)
-
+        asking = Asking(node_id=node_id, policies=policies, reading=reading, log=log, clock=clock)
+        visits = Visits(node_id=node_id, asking=asking, reading=reading, log=log, clock=clock)
         metadata = Metadata(visits, reading, index, descriptions)
 
         # Copies of other hospitals' studies may be opened too, once somebody holds them.

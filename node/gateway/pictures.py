@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hashlib import sha256
+from typing import NamedTuple
 
 from consent.errors import Invalid, NotFound
 from consent.obligations import Watermark
@@ -19,6 +20,16 @@ from node.openings import Contents, Opening, Rendered, Visit
 
 MAX_RENDER_BYTES = 512 * 1024 * 1024
 MEDIA_TYPES = {"webp": "image/webp", "jpeg": "image/jpeg", "png": "image/png"}
+
+
+class _Shown(NamedTuple):
+    """A frame that may be shown now: the data set, or its head and the frame's stored bytes, and the mark it owes."""
+
+    visit: Visit
+    transfer_syntax: str
+    data: bytes
+    pixels: bytes | None
+    watermark: WatermarkText | None
 
 
 class Pictures:
@@ -55,28 +66,25 @@ class Pictures:
     ) -> Rendered:
         """One frame (from 1) as a picture, decided anew, with the watermark burned in where it is owed.
 
-        What window, preset, size, viewport and quality mean says `Renderer.render`. Raises Denied when it may not be shown any more, Corrupt when it is not what arrived, NotFound, Invalid.
+        What window, preset, size, viewport and quality mean says `Renderer.render`. Raises Denied when it may not be
+        shown any more, Corrupt when it is not what arrived, NotFound, Invalid.
         """
-        visit = await self._visits.still(opening, fresh=True)
         media_type = MEDIA_TYPES.get(fmt, fmt)
-        row, contents = await self._reading.row(visit, sop_uid)
-        _require_frame(row, frame)
-        data, pixels = await self._drawn_from(visit, row, frame)
+        shown = await self._shown(opening, sop_uid, frame)
         picture = await self._renderer.render(
-            data,
-            row.transfer_syntax_uid,
+            shown.data,
+            shown.transfer_syntax,
             frame,
-            pixels=pixels,
+            pixels=shown.pixels,
             window=window,
             preset=preset,
             size=size,
             viewport=viewport,
             media_type=media_type,
             quality=quality,
-            watermark=self._watermark(visit, contents, sop_uid, frame),
+            watermark=shown.watermark,
         )
-        visit.pictures += 1
-        visit.seen.add((sop_uid, frame))
+        shown.visit.saw(sop_uid, frame)
         return Rendered(picture, media_type)
 
     async def thumbnail(
@@ -85,21 +93,28 @@ class Pictures:
         """One frame as a small picture, its longer side at most `size` pixels; decided and marked as `frame` is."""
         if MEDIA_TYPES.get(fmt, fmt) != "image/jpeg":
             return await self.frame(opening, sop_uid, frame, size=size, fmt=fmt)
+        shown = await self._shown(opening, sop_uid, frame)
+        picture = await self._renderer.thumbnail(
+            shown.data,
+            shown.transfer_syntax,
+            frame,
+            pixels=shown.pixels,
+            size=size,
+            watermark=shown.watermark,
+        )
+        shown.visit.saw(sop_uid, frame)
+        return Rendered(picture, "image/jpeg")
+
+    async def _shown(self, opening: Opening, sop_uid: str, frame: int) -> _Shown:
+        """What a picture is made of, decided anew. Raises as `frame` does."""
         visit = await self._visits.still(opening, fresh=True)
         row, contents = await self._reading.row(visit, sop_uid)
-        _require_frame(row, frame)
+        if not 1 <= frame <= row.frames:
+            raise NotFound(f"There is no frame {frame}; the instance has {row.frames}.")
         data, pixels = await self._drawn_from(visit, row, frame)
-        picture = await self._renderer.thumbnail(
-            data,
-            row.transfer_syntax_uid,
-            frame,
-            pixels=pixels,
-            size=size,
-            watermark=self._watermark(visit, contents, sop_uid, frame),
+        return _Shown(
+            visit, row.transfer_syntax_uid, data, pixels, self._watermark(visit, contents, sop_uid, frame)
         )
-        visit.pictures += 1
-        visit.seen.add((sop_uid, frame))
-        return Rendered(picture, "image/jpeg")
 
     async def _drawn_from(self, visit: Visit, row: InstanceRow, frame: int) -> tuple[bytes, bytes | None]:
         """The data set whole; of many frames only its head and the one frame, where that can be cut out."""
@@ -125,8 +140,3 @@ class Pictures:
         )
         seed = sha256(f"{opening.who.id}|{opening.id}|{sop_uid}|{frame}".encode()).digest()
         return WatermarkText(lines, int.from_bytes(seed[:4]))
-
-
-def _require_frame(row: InstanceRow, frame: int) -> None:
-    if not 1 <= frame <= row.frames:
-        raise NotFound(f"There is no frame {frame}; the instance has {row.frames}.")

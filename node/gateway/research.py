@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from time import monotonic
 
 from consent.decision import Request, Resource, decide
 from consent.obligations import Deidentify
@@ -75,7 +76,7 @@ class Research:
             )  # fmt: skip
             await self._log.record(deeds.opened(opening, resource, None, address, plan=plan))
             now = self._clock.now()
-            visit = Visit(opening, resource, None, address, permit, now, now, now)
+            visit = Visit(opening, resource, None, address, permit, now, now, monotonic())
             for row in (await self._reading.contents(visit)).instances.values():
                 if query.level is Level.SERIES and row.series != match.series:
                     continue

@@ -1,34 +1,31 @@
 """Openings: a study opened for somebody, decided anew while it lasts, and put on record at both ends.
 
-An `Opening` is a receipt; here is what it stands for. Who may not see a study
-is not told whether it is here: what is missing is refused in the words for a stranger's study. Bounded: openings idle out, the oldest make room. Leaves what
-is shown under an opening to the other rooms, which ask here first.
+An `Opening` is a receipt; here is what it stands for. Bounded: openings idle out, the oldest make room. Leaves the
+rules and their words to `asking`, and what is shown under an opening to the other rooms, which ask here first.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
-from dataclasses import replace
 from datetime import timedelta
 from time import monotonic
 
-from consent.decision import Request, Resource, Verdict, decide
+from consent.decision import Resource
 from consent.emergency import EmergencyClaim
 from consent.errors import AccordError, Denied, NotFound
 from consent.obligations import Deidentify
 from consent.principals import Principal
 from consent.refusals import IMAGES, NOTHING_PERMITS
-from consent.verdict import Deny, Permit
-from consent.vocabulary import Action, Purpose, ResourceKind
+from consent.verdict import Deny, Permit, Verdict
+from consent.vocabulary import Action, Purpose
 from node import deeds
 from node.audit.log import Log
 from node.clock import Clock
+from node.gateway.asking import Asking, Use
 from node.gateway.reading import Reading
 from node.index import InstanceRow
 from node.openings import Opening, SeriesView, Visit
-from node.policies import Policies
-from node.shelves import Shelf
 
 IDLE = timedelta(minutes=30)
 """An opening that shows nothing for so long is over."""
@@ -38,21 +35,18 @@ MAX_VISITS = 20_000
 MAX_ENDED = 2_000
 """Openings that were closed, remembered to say why."""
 
-_Use = tuple[Principal, str, Action, Purpose, str | None, str, str | None]
-
 
 class Visits:
     """The openings of one node."""
 
-    def __init__(self, *, node_id: str, policies: Policies, reading: Reading, log: Log, clock: Clock) -> None:
+    def __init__(self, *, node_id: str, asking: Asking, reading: Reading, log: Log, clock: Clock) -> None:
         self._node_id = node_id
-        self._policies = policies
+        self._asking = asking
         self._reading = reading
         self._log = log
         self._clock = clock
         self._visits: OrderedDict[str, Visit] = OrderedDict()
-        self._asked: dict[str, float] = {}
-        self._uses: dict[_Use, str] = {}
+        self._uses: dict[tuple[Use, str | None], str] = {}
         self._ended: OrderedDict[str, Visit] = OrderedDict()
         self._told_end: set[str] = set()
         """Ended openings whose refusal is on record: a viewer asks for many pictures at once."""
@@ -79,36 +73,20 @@ class Visits:
         study that is not here, to those who may know it.
         """
         home = "" if home == self._node_id else home
-        shelf = self._reading.shelf(home)
+        use = Use(who, study, action, purpose, address, home, emergency, recipient)
         try:
-            resource = await shelf.resource(study)
+            resource = await self._asking.resource(use)
         except NotFound as error:
-            raise await self._missing(error, who, study, home, action, purpose, address, emergency) from None
-        verdict = await self._ask_for_both(shelf, who, recipient, action, resource, purpose, emergency)
+            raise await self._asking.missing(use, error) from None
+        verdict = _shown(await self._asking.verdict(use, resource))
         if action not in IMAGES:
             verdict = Deny((NOTHING_PERMITS,))
-        if isinstance(verdict, Permit) and verdict.owes(Deidentify):
-            verdict = Deny(("This may only be seen de-identified, which a viewer does not offer.",))
         if isinstance(verdict, Deny):
-            told = await self._told(shelf, who, action, resource, purpose, emergency, verdict)
-            raise await self._refused(who, action, purpose, address, verdict, resource, emergency, told)
-        opening = Opening(
-            id=secrets.token_hex(16),
-            study=study,
-            home=home,
-            who=who,
-            purpose=purpose,
-            action=action,
-            obligations=verdict.obligations,
-            reasons=verdict.reasons,
-            expires=verdict.expires,
-            session=session,
-            recipient=recipient,
-        )
-        now = self._clock.now()
+            raise await self._asking.turned_away(use, resource, verdict)
+        visit = self._begun(use, resource, verdict, session)
+        opening = visit.opening
         await self._log.record(deeds.opened(opening, resource, emergency, address))
-        self._visits[opening.id] = Visit(opening, resource, emergency, address, verdict, now, now, now)
-        self._asked[opening.id] = monotonic()
+        self._visits[opening.id] = visit
         await self._make_room()
         return opening
 
@@ -117,18 +95,27 @@ class Visits:
 
         Raises NotFound, or Denied when the rules do not let this person view the study now.
         """
-        shelf = self._reading.shelf("")
-        resource = await shelf.resource(study)
-        verdict = await self._ask(shelf, who, Action.VIEW, resource, purpose, None)
-        if isinstance(verdict, Permit) and verdict.owes(Deidentify):
-            verdict = Deny(("This may only be seen de-identified, which a viewer does not offer.",))
-        permit = verdict.or_raise()
+        use = Use(who, study, Action.VIEW, purpose, address)
+        resource = await self._asking.resource(use)
+        permit = _shown(await self._asking.verdict(use, resource)).or_raise()
+        return self._begun(use, resource, permit, None)
+
+    def _begun(self, use: Use, resource: Resource, permit: Permit, session: str | None) -> Visit:
         opening = Opening(
-            secrets.token_hex(16), study, "", who, purpose, Action.VIEW,
-            permit.obligations, permit.reasons, permit.expires,
-        )  # fmt: skip
+            id=secrets.token_hex(16),
+            study=use.study,
+            home=use.home,
+            who=use.who,
+            purpose=use.purpose,
+            action=use.action,
+            obligations=permit.obligations,
+            reasons=permit.reasons,
+            expires=permit.expires,
+            session=session,
+            recipient=use.recipient,
+        )
         now = self._clock.now()
-        return Visit(opening, resource, None, address, permit, now, now, now)
+        return Visit(opening, resource, use.claim, use.address, permit, now, now, monotonic())
 
     async def visit(
         self,
@@ -142,7 +129,7 @@ class Visits:
         session: str | None = None,
     ) -> Opening:
         """The living opening for the same person, study and use, or a new one: for doors without a viewer's visit."""
-        use = (who, study, action, purpose, address, home, session)
+        use = (Use(who, study, action, purpose, address, home), session)
         visit = self._visits.get(self._uses.get(use, ""))
         if visit is not None and not self._over(visit):
             return visit.opening
@@ -157,7 +144,6 @@ class Visits:
     async def close_opening(self, opening: Opening) -> None:
         """End an opening and put on record what was seen."""
         visit = self._visits.pop(opening.id, None)
-        self._asked.pop(opening.id, None)
         if visit is None:
             return
         self._reading.let_go(opening.id)
@@ -228,8 +214,10 @@ class Visits:
                 mend="Open the study again if you still may.",
                 code="opening-ended",
             )
-        if fresh or monotonic() - self._asked[opening.id] > FACTS_LAST_SECONDS:
+        if fresh or monotonic() - visit.asked > FACTS_LAST_SECONDS:
             await self._ask_again(visit)
+        if self._visits.get(opening.id) is not visit:  # closed while the rules were asked
+            raise await self._gone(opening)
         visit.used = self._clock.now()
         return visit
 
@@ -243,66 +231,21 @@ class Visits:
             )
         return await self.still(opening)
 
-    async def _ask_for_both(
-        self,
-        shelf: Shelf,
-        who: Principal,
-        recipient: Principal | None,
-        action: Action,
-        resource: Resource,
-        purpose: Purpose,
-        claim: EmergencyClaim | None,
-    ) -> Verdict:
-        """What the rules say of the one who asks, and of the one who gets it when that is another."""
-        verdict = await self._ask(shelf, who, action, resource, purpose, claim)
-        if isinstance(verdict, Deny) or recipient in (None, who):
-            return verdict
-        assert recipient is not None
-        other = await self._ask(shelf, recipient, action, resource, purpose, None)
-        return other if isinstance(other, Deny) else verdict
-
-    async def _ask(
-        self,
-        shelf: Shelf,
-        who: Principal,
-        action: Action,
-        resource: Resource,
-        purpose: Purpose,
-        claim: EmergencyClaim | None,
-    ) -> Verdict:
-        now = self._clock.now()
-        facts = await shelf.facts(who, resource, now, self._policies.parameters, claim)
-        request = Request(who, action, resource, purpose, now, claim)
-        return decide(self._policies.current, request, facts)
-
     async def _ask_again(self, visit: Visit) -> None:
         opening = visit.opening
         verdict = await self._verdict_now(visit)
         if isinstance(verdict, Deny):
             await self.close_opening(opening)
-            self._told_end.add(opening.id)
-            raise await self._refused(
-                opening.who, opening.action, opening.purpose, visit.address, verdict, visit.resource
-            )
-        visit.permit, visit.decided = verdict, self._clock.now()
-        self._asked[opening.id] = monotonic()
+            raise await self._ended_by(verdict, visit)
+        visit.permit, visit.asked = verdict, monotonic()
 
     async def _verdict_now(self, visit: Visit) -> Verdict:
         """What the rules say of an opening now, about the study as it is now: its grade may have risen."""
-        opening = visit.opening
+        opening, use = visit.opening, Use.of(visit)
         try:
-            shelf = self._reading.shelf(opening.home)
             if not opening.home:  # a copy lies as it came
-                visit.resource = await shelf.resource(opening.study)
-            verdict = await self._ask_for_both(
-                shelf,
-                opening.who,
-                opening.recipient,
-                opening.action,
-                visit.resource,
-                opening.purpose,
-                visit.claim,
-            )
+                visit.resource = await self._asking.resource(use)
+            verdict = _shown(await self._asking.verdict(use, visit.resource))
         except NotFound as error:
             verdict = Deny((error.message,))
         if isinstance(verdict, Deny) and opening.home:
@@ -315,79 +258,22 @@ class Visits:
         ended = self._ended.get(opening.id)
         if ended is not None and ended.opening == opening:
             verdict = await self._verdict_now(ended)
-            if isinstance(verdict, Deny) and opening.id in self._told_end:
-                return Denied(" ".join(verdict.reasons), reasons=verdict.reasons)
             if isinstance(verdict, Deny):
-                self._told_end.add(opening.id)
-                return await self._refused(
-                    opening.who, opening.action, opening.purpose, ended.address, verdict, ended.resource
-                )
+                return await self._ended_by(verdict, ended)
         return NotFound(
             "This viewing session is not open.", mend="Open the study again.", code="opening-gone"
         )
 
-    async def _missing(
-        self,
-        error: NotFound,
-        who: Principal,
-        study: str,
-        home: str,
-        action: Action,
-        purpose: Purpose,
-        address: str | None,
-        claim: EmergencyClaim | None,
-    ) -> AccordError:
-        """The error for a study that is not here: the same as for a stranger's study, to those who may not see that."""
-        if home:
-            words = await self._reading.ended(home, study, who)
-            verdict: Verdict = Deny((words,)) if words else Permit((), ())
-            thing = Resource(ResourceKind.STUDY, study, None, home)
-        else:
-            thing = self._stranger(study)
-            verdict = await self._ask(self._reading.shelf(home), who, action, thing, purpose, claim)
-        if isinstance(verdict, Permit):
-            return error
-        known = replace(thing, patient=None)
-        return await self._refused(who, action, purpose, address, verdict, known, claim)
-
-    async def _told(
-        self,
-        shelf: Shelf,
-        who: Principal,
-        action: Action,
-        resource: Resource,
-        purpose: Purpose,
-        claim: EmergencyClaim | None,
-        verdict: Deny,
-    ) -> Deny:
-        """What somebody is told of a refusal: of a patient they do not treat, no more than of any stranger."""
-        if resource.home != self._node_id:
-            return verdict
-        facts = await shelf.facts(who, resource, self._clock.now(), self._policies.parameters, claim)
-        if facts.relationship:
-            return verdict
-        stranger = await self._ask(shelf, who, action, self._stranger(resource.id), purpose, claim)
-        return stranger if isinstance(stranger, Deny) else verdict
-
-    def _stranger(self, study: str) -> Resource:
-        """An ordinary study of a patient whom nobody treats. The patient is looked up as any other: no time tells."""
-        return Resource(ResourceKind.STUDY, study, study, self._node_id)
-
-    async def _refused(
-        self,
-        who: Principal,
-        action: Action,
-        purpose: Purpose,
-        address: str | None,
-        verdict: Deny,
-        resource: Resource,
-        claim: EmergencyClaim | None = None,
-        told: Deny | None = None,
-    ) -> Denied:
-        """Put a refusal on record; return the error to raise, which says `told` when that is less."""
-        await self._log.record(deeds.refused(who, action, purpose, address, verdict, resource, claim))
-        reasons = (told or verdict).reasons
-        return Denied(" ".join(reasons), reasons=reasons)
+    async def _ended_by(self, verdict: Deny, visit: Visit) -> Denied:
+        """The error for an opening that the rules have ended; the first time it is put on record."""
+        if visit.opening.id in self._told_end:
+            return Denied(" ".join(verdict.reasons), reasons=verdict.reasons)
+        self._told_end.add(visit.opening.id)
+        try:
+            return await self._asking.refused(Use.of(visit), visit.resource, verdict)
+        except BaseException:
+            self._told_end.discard(visit.opening.id)
+            raise
 
     def _over(self, visit: Visit) -> bool:
         now = self._clock.now()
@@ -396,3 +282,10 @@ class Visits:
     async def _make_room(self) -> None:
         while len(self._visits) > MAX_VISITS:
             await self.close_opening(next(iter(self._visits.values())).opening)
+
+
+def _shown(verdict: Verdict) -> Verdict:
+    """The verdict, as far as a viewer can carry out what is owed for it."""
+    if isinstance(verdict, Permit) and verdict.owes(Deidentify):
+        return Deny(("This may only be seen de-identified, which a viewer does not offer.",))
+    return verdict

@@ -251,9 +251,7 @@ class Index:
         """The study with this pseudonym. Raises NotFound."""
         rows = await self._reads.point(_STUDY, {"study": study})
         if not rows:
-            raise NotFound(
-                "There is no such study here.", mend="Search for it again; it may have been destroyed."
-            )
+            raise no_such_study()
         row = rows[0]
         values = self._sealer.open_json("index_study", study, row.sealed)
         # The column is in clear and decides whose study it is: it must be the patient of the sealed values.
@@ -495,6 +493,11 @@ class Index:
 
     def _name(self, study: str, sealed: bytes) -> str:
         return self._sealer.open("index_study", "sealed_name", study, sealed).decode("utf-8", "surrogatepass")
+
+
+def no_such_study() -> NotFound:
+    """The error for a study that is not here."""
+    return NotFound("There is no such study here.", mend="Search for it again; it may have been destroyed.")
 
 
 def pixel_place(attributes: Attributes) -> dict[str, Any] | None:

@@ -560,6 +560,25 @@ async def test_who_may_see_strangers_is_told_that_a_study_is_not_here(node: Node
         await node.gateway.open(who, receipt.study)
 
 
+@pytest.mark.requirement("U1", "V3")
+async def test_a_device_is_not_told_that_a_restricted_study_is_here(node: NodeFixture) -> None:
+    """To a device of no department it is not here, as in its searches; the record has the true reason."""
+    _, receipt = await treated(node)
+    async with node.database.write() as tx:
+        await tx.execute(update(STUDIES).values(grade=int(Grade.RESTRICTED)))
+    who = Principal(
+        "WORKSTATION", Role.DEVICE, "Workstation", node.node_id, attributes=frozenset({"query", "retrieve"})
+    )
+    said = []
+    for asked in (receipt.study, "st_" + 26 * "a"):
+        with pytest.raises(NotFound) as error:
+            await node.gateway.open(who, asked, action=Action.DOWNLOAD)
+        said.append((error.value.message, error.value.mend, error.value.code))
+    assert said[0] == said[1]
+    (refusal,) = [entry.event for entry in await node.events(EventKind.ACCESS_REFUSED)]
+    assert refusal.study == receipt.study and "opened by a person" in refusal.reason
+
+
 @pytest.mark.requirement("V1", "U1")
 async def test_a_grade_that_rises_ends_an_opening_at_the_next_picture(node: NodeFixture) -> None:
     """What may be seen is decided about the study as it is now, not as it was when it was opened."""
@@ -570,6 +589,20 @@ async def test_a_grade_that_rises_ends_an_opening_at_the_next_picture(node: Node
         await tx.execute(update(STUDIES).values(grade=int(Grade.RESTRICTED)))
     with pytest.raises(Denied, match="second factor"):
         await node.gateway.frame(opening, SOP)
+
+
+@pytest.mark.requirement("U1", "V4")
+async def test_pictures_asked_for_together_are_refused_on_record_once(node: NodeFixture) -> None:
+    """Each that a viewer asks for at once is refused; the end of the opening is one entry."""
+    who, receipt = await treated(node)
+    opening = await node.gateway.open(who, receipt.study)
+    async with node.database.write() as tx:
+        await tx.execute(update(STUDIES).values(grade=int(Grade.RESTRICTED)))
+    found = await asyncio.gather(
+        *(node.gateway.frame(opening, SOP) for _ in range(8)), return_exceptions=True
+    )
+    assert all(isinstance(one, Denied) and "second factor" in str(one) for one in found)
+    assert len(await node.events(EventKind.ACCESS_REFUSED)) == 1
 
 
 @pytest.mark.requirement("U3")

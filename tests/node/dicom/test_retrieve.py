@@ -403,11 +403,10 @@ async def test_move_sends_to_a_registered_device(archive: Archive) -> None:
         ("g1", "GONE", 0xA702, "cannot be reached"),
         ("g1", "SENDER", 0x0124, "not registered to retrieve"),
         ("g1", "RAD", 0x0124, "another department"),
-        ("g6", "GONE", 0x0124, "opened by a person"),
     ],
 )
 async def test_move_goes_to_no_other(archive: Archive, name: str, to: str, status: int, words: str) -> None:
-    """Unknown, without a port, out of use, away, not registered to retrieve, of another department, restricted."""
+    """Unknown, without a port, out of use, away, not registered to retrieve, of another department."""
     (port,) = free_ports(1)
     await archive.register("CT9", ["query", "retrieve"])
     await archive.register("GONE", ["query", "retrieve"], port=port)
@@ -426,17 +425,34 @@ async def test_move_goes_to_no_other(archive: Archive, name: str, to: str, statu
 
 @pytest.mark.requirement("U1")
 async def test_get_is_for_devices_that_are_registered_for_it(archive: Archive) -> None:
-    """A scanner gets nothing; a reading room gets its own department's studies; nobody gets restricted ones."""
+    """A scanner gets nothing; a reading room gets its own department's studies."""
     for calling, name, status in (
         (SCANNER, "g1", 0x0124),
         (READING_ROOM, "g5", 0),
-        (WORKSTATION, "g6", 0x0124),
+        (READING_ROOM, "g6", 0x0124),
     ):
         await archive.register(READING_ROOM, ["query", "retrieve"], department="RADIOLOGY")
         store = Store(0)
         done = await asyncio.to_thread(get, archive, store, whole_study(name), calling=calling)
         assert done.status == status
         assert len(store.got) == (status == 0)
+
+
+@pytest.mark.requirement("U1", "V3", "T1")
+async def test_a_restricted_study_is_answered_for_as_one_that_is_not_here(archive: Archive) -> None:
+    """A device of no department, which may see strangers, gets the same answer to both; the record has the reason."""
+    (port,) = free_ports(1)
+    await archive.register("GONE", ["query", "retrieve"], port=port)
+    store = Store(0)
+    for name in ("g6", "nowhere"):
+        before = len(await archive.node.events(EventKind.ACCESS_REFUSED))
+        got = await asyncio.to_thread(get, archive, store, whole_study(name))
+        moved = await asyncio.to_thread(move, archive, whole_study(name), "GONE")
+        assert got == moved == Outcome(0, "", 0, 0, 0, (), 1)
+        refused = (await archive.node.events(EventKind.ACCESS_REFUSED))[before:]
+        assert len(refused) == (2 if name == "g6" else 0)
+        assert all("opened by a person" in entry.event.reason for entry in refused)
+    assert not store.got
 
 
 @pytest.mark.requirement("C3", "F4")

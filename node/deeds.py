@@ -5,7 +5,7 @@ Patients and studies appear as pseudonyms; search values, UIDs and names never a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from consent.decision import Resource
@@ -74,6 +74,27 @@ def closed(visit: Visit, now: datetime) -> Event:
         purpose=opening.purpose,
         address=visit.address,
         detail=detail,
+    )
+
+
+def fields_viewed(
+    who: Principal,
+    patient: str,
+    study: str,
+    purpose: Purpose,
+    address: str | None,
+    fields: Collection[str],
+    answers: int,
+) -> Event:
+    """A search read attributes of a study's images, for so many of its answers."""
+    return Event(
+        EventKind.STUDY_VIEWED,
+        who.actor,
+        patient=patient,
+        study=study,
+        purpose=purpose,
+        address=address,
+        detail={"fields": sorted(fields), "described": answers},
     )
 
 

@@ -2,7 +2,7 @@
 
 Metadata is a view: only studies that the asker may view now are looked into, the others keep what the index says. Values
 come from the first instance of a study or series, and from the instance itself at that level. Bounded by
-MAX_DESCRIBED answers. Puts nothing on record but broken bytes: the search does, with what was asked for.
+MAX_DESCRIBED answers. Puts nothing on record but broken bytes: the search does, study by study.
 """
 
 from __future__ import annotations

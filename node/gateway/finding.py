@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -72,7 +74,8 @@ class Finding:
     ) -> tuple[Page, Sequence[Fields]]:
         """As `search`, and for each answer the attributes `wanted` that the index does not have; see `fields`.
 
-        With such attributes there are at most MAX_DESCRIBED answers on a page.
+        With such attributes there are at most MAX_DESCRIBED answers on a page, and every study of which some were read is
+        on record as viewed.
         """
         if wanted:
             query = replace(query, limit=min(query.limit, MAX_DESCRIBED))
@@ -86,11 +89,19 @@ class Finding:
         if wanted:
             fields = await self._fields.fields(who, level, kept, wanted, purpose, address)
         event = self._searched(who, level, query, purpose, address, len(kept))
-        if wanted:
-            # Which attributes, and of how many answers they were read: that much was viewed.
-            read: dict[str, Detail] = {"fields": sorted(wanted), "described": sum(map(bool, fields))}
-            event = replace(event, detail={**event.detail, **read})
-        await self._log.record(event)
+        if not wanted:
+            await self._log.record(event)
+            return Page(kept, page.more), fields
+        # Which attributes, and of how many answers they were read: that much was viewed, of each study by its name.
+        read = Counter(match.study for match, one in zip(kept, fields, strict=True) if one)
+        detail: dict[str, Detail] = {"fields": sorted(wanted), "described": read.total()}
+        patients_of = {match.study: match.patient for match in kept}
+        viewed = [
+            deeds.fields_viewed(who, patients_of[study], study, purpose, address, wanted, answers)
+            for study, answers in read.items()
+        ]
+        event = replace(event, detail={**event.detail, **detail})
+        await asyncio.gather(*map(self._log.record, [event, *viewed]))
         return Page(kept, page.more), fields
 
     async def find(

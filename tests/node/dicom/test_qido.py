@@ -105,6 +105,10 @@ async def test_fields_come_out_of_the_images(door: Door) -> None:
     event = (await door.node.events(EventKind.STUDIES_SEARCHED))[-1].event
     assert event.detail["fields"] == ["00081090", "00101010", "00102160"]
     assert event.detail["described"] == 2
+    viewed = (await door.node.events(EventKind.STUDY_VIEWED))[-1].event
+    assert viewed.study == door.node.index.pseudonyms.study(uid("a"))
+    assert viewed.patient == await door.node.index.patient_of(viewed.study)
+    assert viewed.detail == {"fields": event.detail["fields"], "described": 2}
     assert not await door.node.events(EventKind.STUDY_OPENED)
 
 
@@ -120,6 +124,19 @@ async def test_all_fields_of_an_instance_are_its_metadata_without_bulk(door: Doo
     assert "00101010" in study
 
 
+@pytest.mark.requirement("F5", "V4")
+async def test_fields_of_many_studies_are_on_record_study_by_study(door: Door) -> None:
+    """Each patient's record shows that their images were looked into; of the studies that were not it says nothing."""
+    before = len(await door.node.events(EventKind.STUDY_VIEWED))
+    answers, _ = await ask(door, "/studies?includefield=ManufacturerModelName")
+    viewed = [entry.event for entry in (await door.node.events(EventKind.STUDY_VIEWED))[before:]]
+
+    assert len(answers) > 1
+    assert sorted(event.study or "" for event in viewed) == sorted(
+        door.node.index.pseudonyms.study(answer["0020000D"]["Value"][0]) for answer in answers
+    )
+
+
 @pytest.mark.requirement("F5", "U1")
 async def test_who_may_not_view_gets_what_the_index_says(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fields are a view: where the rules let somebody find a study and not see it, they stay out."""
@@ -130,10 +147,12 @@ async def test_who_may_not_view_gets_what_the_index_says(door: Door, monkeypatch
         raise Denied("Not now.")
 
     monkeypatch.setattr(Visits, "glance", refuse)
+    before = len(await door.node.events(EventKind.STUDY_VIEWED))
     answers, _ = await ask(door, f"/studies?StudyInstanceUID={uid('a')}&includefield=ManufacturerModelName")
 
     assert "00081090" not in answers[0]
     assert (await door.node.events(EventKind.STUDIES_SEARCHED))[-1].event.detail["described"] == 0
+    assert len(await door.node.events(EventKind.STUDY_VIEWED)) == before
 
 
 @pytest.mark.requirement("F5")

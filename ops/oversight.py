@@ -222,7 +222,12 @@ async def _finding(request: web.Request, *, problem: Problem | None = None, give
 
 def _device_of(one: Finding) -> str:
     """The AE title of the device that a finding is about, where it is about one that is registered."""
-    about = (FindingKind.DEVICE_REFUSED, FindingKind.CERTIFICATE_EXPIRING, FindingKind.CERTIFICATE_ENDED)
+    about = (
+        FindingKind.DEVICE_REFUSED,
+        FindingKind.AGENT_REPLACED,
+        FindingKind.CERTIFICATE_EXPIRING,
+        FindingKind.CERTIFICATE_ENDED,
+    )
     return one.subject.rpartition(" (")[0] or one.subject if one.kind in about else ""
 
 

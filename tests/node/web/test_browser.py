@@ -11,6 +11,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from consent.vocabulary import EventKind
+from node.access.devices import DeviceState
 from tests.node.web.conftest import Hospital
 from tests.support.browser import Chromium, chromium, needs_chromium
 from tests.support.node import PASSWORD
@@ -120,3 +121,24 @@ async def test_form_is_sent_once_and_says_that_it_works(hospital: Hospital) -> N
         await page.wait_for_url("**/consents/*?study=*")
         await asyncio.sleep(0.2)
     assert len(await hospital.node.events(EventKind.CONSENT_RECORDED)) == 1
+
+
+@pytest.mark.requirement("C1", "F6")
+async def test_a_live_page_is_current_after_its_stream_was_away(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What changes between two streams is told by neither: the page is fetched anew when the second one opens."""
+    monkeypatch.setattr("node.web.portal.devices.LOOKS_PER_STREAM", 1)
+    monkeypatch.setattr("node.web.portal.devices.LOOK_SECONDS", 0.01)
+    await hospital.node.registry.add_device("CT1", "10.1.2.3", plain_reason="too old for TLS")
+    async with chromium() as browser, browser.page(hospital.site.url, locale="en-GB") as page:
+        await page.goto("/sign-in")
+        await page.fill("#login", "it")
+        await page.fill("#password", PASSWORD)
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector("main h1")
+        async with page.expect_response("**/devices/events"):
+            await page.goto("/devices")
+        await expect(page.locator("#devices tbody")).to_contain_text("Never seen")
+        await hospital.node.registry.set_device_state("CT1", DeviceState.MAINTENANCE)
+        await expect(page.locator("#devices tbody")).to_contain_text("In maintenance", timeout=15_000)

@@ -51,7 +51,9 @@ for (const area of document.querySelectorAll("[data-live]")) watch(area);
 function watch(area) {
   const source = new EventSource(area.dataset.live);
   let fetching = false;
+  let again = false;
   const refresh = async () => {
+    again = fetching; // what is on its way may be older than this wish
     if (fetching) return;
     fetching = true;
     try {
@@ -65,8 +67,14 @@ function watch(area) {
       if (focused) area.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
     } finally {
       fetching = false;
+      if (again) refresh();
     }
   };
+  let opened = false;
+  source.addEventListener("open", () => {
+    if (opened) refresh(); // what changed while the stream was away, nobody told
+    opened = true;
+  });
   source.addEventListener("values", (event) => {
     for (const [name, value] of Object.entries(JSON.parse(event.data))) {
       for (const place of area.querySelectorAll(`[data-value="${CSS.escape(name)}"]`)) {

@@ -35,6 +35,7 @@ from node.imaging.deidentified import DeidentifiedInstance
 from node.imaging.dicom_json import json_model
 from node.imaging.rendering import Renderer
 from node.index import Level, Query
+from node.policies import Policies
 
 PAGE = 5000
 KEPT_SECONDS = 900.0
@@ -77,7 +78,8 @@ class Kept:
 
 class Cohorts:
     """`site.Gatherer` over the gateway. `secret` gives the 32 bytes that this node keeps under a name; `approved` says of a
-    plan's digest whether this site's signed decision approves it now (`PlanBook.approves`), and is asked for each study.
+    plan's digest whether this site's signed decision approves it now (`PlanBook.approves`), and is asked for each study. The
+    fewest patients are the plan's, or this node's policy's where that asks for more.
     """
 
     def __init__(
@@ -88,9 +90,11 @@ class Cohorts:
         renderer: Renderer,
         secret: Callable[[str], Awaitable[bytes]],
         approved: Callable[[str], Awaitable[bool]],
+        policies: Policies,
     ) -> None:
         self._who = Principal("training", Role.JOB, "training", node_id)
         self._gateway, self._renderer, self._secret, self._approved = gateway, renderer, secret, approved
+        self._policies = policies
         self._kept: dict[str, Kept] = {}
         self._turn = asyncio.Lock()
 
@@ -107,8 +111,9 @@ class Cohorts:
                 (one for some in kept.studies.values() for one in some),
                 key=lambda one: (one.label, one.digest),
             )
-        if len({one.patient for one in examples}) < plan.body.cohort.minimum_patients:
-            raise TooFewPatients("Fewer patients match than the plan's minimum.")
+        fewest = max(plan.body.cohort.minimum_patients, self._policies.parameters.min_cohort)
+        if len({one.patient for one in examples}) < fewest:
+            raise TooFewPatients("Fewer patients match than the plan's minimum and the policy's.")
         return _stacked(examples)
 
     def forget(self) -> None:

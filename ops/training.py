@@ -90,6 +90,7 @@ async def build_site(
             renderer=renderer,
             secret=base.keys.secret,
             approved=book.approves,
+            policies=base.policies,
         ),
         link=HubLink(members=base.members, channel=channel, client=client),
         learning_key=base.identity.learning_private,

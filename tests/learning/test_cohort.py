@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from consent.directives import ALL, Directive, withdraw
 from consent.errors import Unavailable
+from consent.policy import Parameters
 from consent.principals import Principal
 from consent.signed import Signed, sign
 from consent.vocabulary import EventKind, Role
@@ -26,6 +27,7 @@ from learning.planbook import PlanBook
 from learning.plans import Cohort, HoldOut, TrainingPlan, Verdict
 from node.imaging.part10 import read_part10
 from node.ingest import Receipt
+from node.policies import Policies
 from tests.learning.region import digits_plan
 from tests.support.dicom import Instance
 from tests.support.node import NodeFixture, small_node
@@ -100,13 +102,18 @@ async def always(_digest: str) -> bool:
     return True
 
 
-def cohorts(node: NodeFixture, approved: Callable[[str], Awaitable[bool]] = always) -> Cohorts:
+def cohorts(
+    node: NodeFixture,
+    approved: Callable[[str], Awaitable[bool]] = always,
+    policies: Policies | None = None,
+) -> Cohorts:
     return Cohorts(
         node_id=node.node_id,
         gateway=node.gateway,
         renderer=node.renderer,
         secret=node.keys.secret,
         approved=approved,
+        policies=policies or node.policies,
     )
 
 
@@ -279,3 +286,17 @@ async def test_a_picture_that_cannot_be_drawn_for_now_is_not_left_out(
             await cohort.gather(plan)
         left = 0
     assert len(await cohort.gather(plan)) == CHOSEN
+
+
+@pytest.mark.requirement("R2")
+async def test_the_policys_smallest_cohort_holds_where_the_plan_asks_for_fewer(node: NodeFixture) -> None:
+    """One patient short of the policy's number nobody takes part; with as many, all do."""
+    receipts = await stored(node)
+    for patient in await patients_of(node, receipts):
+        await consents_to_research(node, patient)
+    plan = signed(digits_plan(), node)
+    assert plan.body.cohort.minimum_patients < CHOSEN
+    too_high, enough = (Policies(parameters=Parameters(min_cohort=CHOSEN + more)) for more in (1, 0))
+    with pytest.raises(TooFewPatients):
+        await cohorts(node, policies=too_high).gather(plan)
+    assert len(await cohorts(node, policies=enough).gather(plan)) == CHOSEN

@@ -10,7 +10,7 @@ whether an open one is approved is worked out from the signed approvals every ti
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -29,6 +29,8 @@ from node.records import Kept, Records
 
 DEFAULT_HOURS = 72.0
 MAX_HOURS = 24.0 * 30
+LIVING = frozenset({State.OPEN, State.APPROVED})
+"""The states of a proposal that nobody has closed: it is kept as open in both."""
 ENDED_BY = {State.WITHDRAWN.value: Turn.WITHDRAWAL, State.CARRIED_OUT.value: Turn.EXECUTION}
 
 
@@ -162,15 +164,14 @@ class Approvals:
         return await self._standing(Kept(proposal, await self._records.status(proposal_id, tx=tx)), tx)
 
     async def all(
-        self, *, deed: str | None = None, subject: str | None = None, state: State | None = None
+        self, *, deed: str | None = None, subject: str | None = None, states: Collection[State] = tuple(State)
     ) -> tuple[Standing, ...]:
         """Every proposal that matches what is given, oldest first."""
+        status = State.OPEN.value if LIVING.issuperset(states) else None
         async with self._database.read() as tx:
-            kept = await self._records.find_kept(Proposal, subject=subject or deed, tx=tx)
+            kept = await self._records.find_kept(Proposal, subject=subject or deed, status=status, tx=tx)
             found = [await self._standing(one, tx) for one in kept]
-        return tuple(
-            one for one in found if deed in (None, one.proposal.body.deed) and state in (None, one.state)
-        )
+        return tuple(one for one in found if deed in (None, one.proposal.body.deed) and one.state in states)
 
     async def close_expired(self) -> int:
         """Mark the open proposals whose time is over; return how many. For a job."""

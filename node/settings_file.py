@@ -5,7 +5,6 @@ Holds reading, writing and the words of errors; leaves what may be set to the mo
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -15,6 +14,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from consent.errors import Conflict, Invalid, NotFound
+from node.durable import write_over
+from node.vault.blobs import sync_folder
 
 MAX_FILE_BYTES = 256 * 1024
 NEW_SUFFIX = ".new"
@@ -77,17 +78,10 @@ class SettingsFile:
     def replace(self, folder: Path, text: str) -> None:
         """Put `text` in the file's place, whole and durably."""
         file, temporary = folder / self.name, folder / (self.name + NEW_SUFFIX)
-        with temporary.open("w", encoding="utf-8") as writing:
-            writing.write(text)
-            writing.flush()
-            os.fsync(writing.fileno())
+        write_over(temporary, text.encode())
         temporary.chmod(file.stat().st_mode & 0o777)
         temporary.replace(file)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(folder)
 
     def _render(self, settings: BaseModel) -> str:
         lines = [f"# {self._title} Every key is here; a line left out keeps its default.", ""]

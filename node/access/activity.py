@@ -1,5 +1,6 @@
-"""What each device did lately, kept over restarts and for other processes: a table that decides nothing.
+"""What each device did lately, kept over restarts and for other processes.
 
+The table is not sealed: it is shown, and decides nothing but which wipe certificate is older than the last image (`wiping`).
 `node.dicom.watch` writes it from the log and from its own memory; registry, portal and command line read it. A day is a
 calendar day in the node's time zone; counts of another day than today count as none.
 """

@@ -16,7 +16,7 @@ from consent.errors import Denied, Invalid
 from consent.principals import Principal
 from consent.vocabulary import EventKind, Outcome, Role
 from node.access.registry import ALONE, Registry
-from node.approvals import Approvals, Standing
+from node.approvals import LIVING, Approvals, Standing
 from node.audit.log import Event, Log
 from node.database import Database
 
@@ -71,8 +71,7 @@ class Resets:
 
     async def waiting(self) -> tuple[Standing, ...]:
         """The requests that can still be answered or carried out, oldest first."""
-        found = await self._approvals.all(deed=DEED)
-        return tuple(one for one in found if one.state in (State.OPEN, State.APPROVED))
+        return await self._approvals.all(deed=DEED, states=LIVING)
 
     async def answer(
         self, who: Principal, proposal_id: str, voice: Voice, *, address: str | None = None

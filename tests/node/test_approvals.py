@@ -164,7 +164,7 @@ async def test_proposals_are_listed_by_deed_subject_and_state(desk: Desk) -> Non
     """For the page of those who have to answer."""
     one, two = await desk.put(), await desk.put()
     await desk.approvals.withdraw(two.id, person(login="wang"))
-    found = await desk.approvals.all(deed="training-plan", state=State.OPEN)
+    found = await desk.approvals.all(deed="training-plan", states={State.OPEN})
     assert [standing.proposal.id for standing in found] == [one.id]
     assert len(await desk.approvals.all(subject="plan-1")) == 2
     assert await desk.approvals.all(deed="destruction") == ()

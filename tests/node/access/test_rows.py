@@ -18,7 +18,8 @@ from node.access.care import care_table
 from node.access.devices import DeviceState
 from node.access.people import person_table
 from node.access.registry import Registry
-from node.access.rows import RowAltered, Rows, RowSeal
+from node.access.rows import RowAltered, Rows
+from node.access.rowseal import RowSeal
 from node.access.sweep import RowSweep, sealed_tables
 from node.access.tokens import secret_hash
 from node.database import microseconds

@@ -20,7 +20,7 @@ from node.access.passwords import Passwords
 from node.access.registry import Registry
 from node.access.rows import Rows
 from node.access.sessions import Sessions
-from node.access.sweep import RowSweep, sealed_tables
+from node.access.sweep import RowSweep
 from node.approvals import Approvals
 from node.audit.log import Log
 from node.clock import TrustedClock
@@ -299,7 +299,7 @@ async def _found(
         ),
         care=Care(database, log, clock, key=key),
         approvals=Approvals(database, records, log, clock, node_id=identity.node_id, key=identity.signing),
-        access_rows=RowSweep(database, log, Rows(database, key, log), sealed_tables()),
+        access_rows=RowSweep(database, log, Rows(database, key, log)),
         custody=custody,
         rotation=Rotation(keys, database, log, policies, clock),
         grade_locks=GradeLocks(guarded, keys, log, clock),

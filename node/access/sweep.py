@@ -7,7 +7,7 @@ believed until somebody has looked into it and accepted what is there. Format: d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -16,12 +16,28 @@ from sqlalchemy import Connection, Table, func, select
 
 from consent.errors import Corrupt
 from consent.vocabulary import EventKind
+from node.access.care import care_table
+from node.access.devices import device_table
 from node.access.ledger import BUCKETS, TOTAL, Place, State, row_state
+from node.access.people import person_table
 from node.access.rows import RowAltered, Rows
 from node.access.rowseal import row_name, rows_of
+from node.access.sessions import session_table
+from node.access.tokens import token_table
 from node.audit.log import Event, Log
 from node.database import Database, carried
+from node.records import record, record_subject
 
+SEALED_TABLES: Final[tuple[Table, ...]] = (
+    person_table,
+    session_table,
+    care_table,
+    token_table,
+    device_table,
+    record,
+    record_subject,
+)
+"""Every table whose rows the ledger knows."""
 MAX_SWEPT_ROWS: Final = 50_000
 """Compared in one run; larger tables take several."""
 MAX_SINCE_ENTRIES: Final = 5_000
@@ -51,14 +67,14 @@ class _Walk:
 
 
 class RowSweep:
-    """Sweeps the rows of `tables`. `rows` reads them."""
+    """Sweeps the rows of every sealed table. `rows` reads them."""
 
-    def __init__(self, database: Database, log: Log, rows: Rows, tables: Sequence[Table]) -> None:
+    def __init__(self, database: Database, log: Log, rows: Rows) -> None:
         self._database = database
         self._log = log
         self._rows = rows
         self._ledger = rows.ledger
-        self._tables = {table.name: table for table in tables}
+        self._tables = {table.name: table for table in SEALED_TABLES}
         self._walk = _Walk()
 
     async def run(self) -> None:
@@ -201,15 +217,3 @@ class RowSweep:
                     places.setdefault((table.name, row.bucket), []).append(row.mac)
                     count += 1
         return {place: self._ledger.digest_of(place[0], macs) for place, macs in places.items()}, count
-
-
-def sealed_tables() -> tuple[Table, ...]:
-    """Every table whose rows the ledger knows."""
-    from node.access.care import care_table
-    from node.access.devices import device_table
-    from node.access.people import person_table
-    from node.access.sessions import session_table
-    from node.access.tokens import token_table
-    from node.records import record, record_subject
-
-    return person_table, session_table, care_table, token_table, device_table, record, record_subject

@@ -20,7 +20,7 @@ from node.access.care import Care
 from node.access.ledger import Ledger
 from node.access.registry import Registry
 from node.access.rows import RowAltered, Rows
-from node.access.sweep import RowSweep, sealed_tables
+from node.access.sweep import RowSweep
 from node.approvals import Approvals
 from node.audit.log import Log
 from node.audit.note import Signer
@@ -105,7 +105,7 @@ async def again(desk: Desk, tmp_path: Path) -> AsyncIterator[Callable[[], Desk]]
 
 
 def sweep_of(desk: Desk) -> RowSweep:
-    return RowSweep(desk.database, desk.log, Rows(desk.database, ROWS, desk.log), sealed_tables())
+    return RowSweep(desk.database, desk.log, Rows(desk.database, ROWS, desk.log))
 
 
 def approvals_of(desk: Desk) -> tuple[Approvals, Records]:

@@ -20,7 +20,7 @@ from node.access.people import person_table
 from node.access.registry import Registry
 from node.access.rows import RowAltered, Rows
 from node.access.rowseal import RowSeal
-from node.access.sweep import RowSweep, sealed_tables
+from node.access.sweep import RowSweep
 from node.access.tokens import secret_hash
 from node.database import microseconds
 from tests.node.access.conftest import GOOD, NODE, Desk
@@ -276,9 +276,8 @@ async def test_an_altered_session_is_swept_and_leaves_those_beside_it_whole(
     assert await staffed.sessions.sweep() == 1
     (event,) = await staffed.events(EventKind.INTEGRITY_FAILED)
     assert event.detail["table"] == "session"
-    swept = await RowSweep(
-        staffed.database, staffed.log, Rows(staffed.database, ROWS, staffed.log), sealed_tables()
-    ).sweep()
+    rows = Rows(staffed.database, ROWS, staffed.log)
+    swept = await RowSweep(staffed.database, staffed.log, rows).sweep()
     assert swept.faults == ()
 
 

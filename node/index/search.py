@@ -39,8 +39,9 @@ from node.index.tables import INSTANCES, NO_NUMBER, SERIES, STUDIES
 PAGE_ROWS = 500
 MAX_ROWS_OPENED = 200_000
 """A search that would open more rows than this is refused: it should be narrowed."""
-MAX_CANDIDATES = 2_000
-"""Up to this many studies found by name are handed to the database; more are picked out of its pages."""
+MAX_CANDIDATES = 5_000
+"""Up to this many studies found by name are handed to the database, which costs 25 ms of CPU at most; more are picked out
+of its pages, which costs what lies between them."""
 MAX_PATIENTS = 10_000
 """Patients to whom a search can be restricted."""
 

@@ -35,8 +35,8 @@ KEYWORDS: Final[dict[str, tuple[int, ...] | None]] = {
     "ngettext": (1, 2),
     "pgettext": (1, 2),
 }
-SPOKEN: Final = {"Denied", "NotFound", "Conflict", "Invalid", "Unavailable", "Corrupt", "Deny"}
-"""Calls whose literal words reach a person: as the message, the way out, or a reason."""
+SPOKEN: Final = {"Denied", "NotFound", "Conflict", "Invalid", "Unavailable", "Corrupt", "Deny", "Found"}
+"""Calls whose literal words reach a person: as the message, the way out, a reason, or what is wrong with a storage root."""
 WORDED: Final = "Words"
 """Calls whose every literal reaches a person: sentences with places for values."""
 SPOKEN_PLACES: Final = (
@@ -66,6 +66,7 @@ SPOKEN_PLACES: Final = (
     "node/openings.py",
     "node/records.py",
     "node/shelves.py",
+    "node/vault/roots.py",
     "node/web",
     "federation/api.py",
     "federation/asking.py",

@@ -28,13 +28,6 @@ TONES = {
     "away": "bad",
     "foreign": "bad",
 }
-ROOT_WORDS = (
-    N_("The folder is not there."),
-    N_("Its disk is not mounted."),
-    N_("Its identity file is damaged."),
-    N_("It holds packs and does not say whose: no identity file."),
-)
-"""What `node.vault.roots` says of a path, so that it is in the catalogues."""
 RECENT = 8
 
 

@@ -40,17 +40,8 @@ class Sight:
         """Whether everybody's studies may be found, in somebody's care or not."""
         return self._visible_grades[0] == frozenset(Grade)
 
-    @cached_property
-    def by_department(self) -> bool:
-        """Whether it depends on the department that made a study: then each row has to be asked about."""
-        return any(
-            len({self._decide(grade, related, place).permitted for place in self._places}) > 1
-            for grade in Grade
-            for related in (False, True)
-        )
-
     def visible(self, patients: frozenset[str]) -> Visible:
-        """The condition: `patients` are those in this person's care."""
+        """What no row outside of may be shown; `patients` are those in this person's care. `shows` says the rest."""
         anybodys, own = self._visible_grades
         return Visible(anybodys, patients, own)
 
@@ -59,7 +50,7 @@ class Sight:
         return self._grades(related=False), self._grades(related=True)
 
     def shows(self, match: Match, related: bool) -> bool:
-        """Whether one answer may be shown, with its department too."""
+        """Whether one answer may be shown, with its department too: a hospital's rules may name any."""
         return self._decide(match.grade, related, match.department).permitted
 
     def _grades(self, *, related: bool) -> frozenset[Grade]:

@@ -80,18 +80,15 @@ class Finding:
         if wanted:
             query = replace(query, limit=min(query.limit, MAX_DESCRIBED))
         sight, patients = await self._looking(who, purpose, address)
-        shows = self._shows(sight, patients)
-        page = await self._index.search(
-            query, sight.visible(patients), shows if sight.by_department else None
-        )
-        kept = tuple(filter(shows, page.matches))
+        page = await self._index.search(query, sight.visible(patients), self._shows(sight, patients))
+        kept = page.matches
         fields: Sequence[Fields] = ()
         if wanted:
             fields = await self._fields.fields(who, level, kept, wanted, purpose, address)
         event = self._searched(who, level, query, purpose, address, len(kept))
         if not wanted:
             await self._log.record(event)
-            return Page(kept, page.more), fields
+            return page, fields
         # Which attributes, and of how many answers they were read: that much was viewed, of each study by its name.
         read = Counter(match.study for match, one in zip(kept, fields, strict=True) if one)
         detail: dict[str, Detail] = {"fields": sorted(wanted), "described": read.total()}
@@ -102,7 +99,7 @@ class Finding:
         ]
         event = replace(event, detail={**event.detail, **detail})
         await asyncio.gather(*map(self._log.record, [event, *viewed]))
-        return Page(kept, page.more), fields
+        return page, fields
 
     async def find(
         self, who: Principal, query: Query, purpose: Purpose, address: str | None

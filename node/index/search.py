@@ -224,16 +224,18 @@ class Search:
                 return None
 
     async def _rows(self, level: Level, plan: _Plan, page_rows: int) -> AsyncIterator[Row[Any]]:
-        """Rows that the database finds, in order. Every page begins behind the last row of the one before."""
-        picks = plan.tests or plan.named or plan.shows is not None or level is Level.PATIENT
-        size = PAGE_ROWS if picks else page_rows
+        """Rows that the database finds, in order. Every page begins behind the last row of the one before.
+
+        The first has `page_rows` rows, which is enough where most rows are answers.
+        """
+        size = PAGE_ROWS if plan.tests or plan.named or level is Level.PATIENT else page_rows
         statement, order = _statement(level)
-        statement = statement.where(*plan.conditions).limit(size)
+        statement = statement.where(*plan.conditions)
         opened = 0
         after: tuple[Any, ...] | None = None
         read = self._reads.point if plan.narrow else self._reads.rows
         while True:
-            page = await read(_behind(statement, order, after, level))
+            page = await read(_behind(statement, order, after, level).limit(size))
             for row in page:
                 if plan.named is None or row.study in plan.named:
                     yield row
@@ -245,6 +247,7 @@ class Search:
                     "This search is too broad.", mend="Add a date range, a name or an ID.", code="too-broad"
                 )
             after = tuple(page[-1]._mapping[f"key_{number}"] for number in range(len(order)))
+            size = PAGE_ROWS
 
     def _open(self, level: Level, row: Row[Any], opened: dict[str, dict[str, Any]]) -> Match:
         """Open a row; `opened` remembers the study and series that the rows before it shared."""

@@ -579,6 +579,33 @@ async def test_a_device_is_not_told_that_a_restricted_study_is_here(node: NodeFi
     assert refusal.study == receipt.study and "opened by a person" in refusal.reason
 
 
+@pytest.mark.requirement("U1", "V3")
+async def test_pages_and_totals_betray_nothing_of_a_department_that_a_hospital_closes(
+    node: NodeFixture,
+) -> None:
+    """A hospital's own rule about a department counts in the search itself: no short page, no gap, no total."""
+    rule = (
+        '@id("closed") @reason("Psychiatry is closed.") forbid (principal, action == Action::"study:search", resource) '
+        'when { resource has department && resource.department == "PSYCHIATRY" };'
+    )
+    policy = node.policies.policy
+    node.policies.replace(replace(policy, cedar=policy.cedar + rule))
+    for number in range(6):
+        more = {"InstitutionalDepartmentName": "PSYCHIATRY"} if number % 2 else {}
+        await node.store(*study(name=f"s{number}", slices=1, patient_id="P", **more))
+    chief = await node.person(Role.CHIEF_PHYSICIAN)
+
+    query = Query.of(Level.STUDY, limit=2)
+    first = await node.gateway.search(chief, Level.STUDY, query, Purpose.TREATMENT, None)
+    rest = await node.gateway.search(chief, Level.STUDY, replace(query, offset=2), Purpose.TREATMENT, None)
+    totals = Query.of(Level.PATIENT, totals=True)
+    (patient,) = (await node.gateway.search(chief, Level.PATIENT, totals, Purpose.TREATMENT, None)).matches
+
+    assert (len(first.matches), first.more) == (2, True)
+    assert (len(rest.matches), rest.more) == (1, False)
+    assert patient.values["NumberOfPatientRelatedStudies"] == 3
+
+
 @pytest.mark.requirement("V1", "U1")
 async def test_a_grade_that_rises_ends_an_opening_at_the_next_picture(node: NodeFixture) -> None:
     """What may be seen is decided about the study as it is now, not as it was when it was opened."""

@@ -217,8 +217,8 @@ def _spoken(path: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in SPOKEN:
             for part in ast.walk(node):
-                if _is_sentence(part):
-                    yield part.value  # type: ignore[attr-defined]
+                if words := _sentence(part):
+                    yield words
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == WORDED:
             yield from (
                 part.value
@@ -227,14 +227,15 @@ def _spoken(path: Path) -> Iterator[str]:
                 and isinstance(part.value, str)
                 and re.search("[A-Za-z]{2}", re.sub(r"%\(\w+\)s", "", part.value))
             )
-        elif rules and _is_sentence(node) and id(node) not in docs:
-            yield node.value  # type: ignore[attr-defined]
+        elif rules and id(node) not in docs and (words := _sentence(node)):
+            yield words
 
 
-def _is_sentence(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.Constant) and isinstance(node.value, str) and bool(_SENTENCE.match(node.value))
-    )
+def _sentence(node: ast.AST) -> str:
+    """The words of a literal that is one; empty for everything else."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and _SENTENCE.match(node.value):
+        return node.value
+    return ""
 
 
 def _docstrings(tree: ast.AST) -> Iterator[ast.AST]:

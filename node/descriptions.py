@@ -13,7 +13,6 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import structlog
 
@@ -23,6 +22,7 @@ from node.arrival import Buffer, placement
 from node.flusher import Derived, Flusher
 from node.imaging.attributes import Attributes
 from node.imaging.dicom_json import Memo, json_model
+from node.imaging.syntaxes import DEFLATED
 from node.index import Entry, Index
 from node.index.rows import MetadataPlace
 from node.vault.pack import StoredObject
@@ -147,13 +147,8 @@ class Descriptions:
             for instance, head in sorted(
                 series.heads.items(), key=lambda item: (item[1].number, item[1].uid)
             ):
-                described = partial(model_line, head.data, head.transfer_syntax, head.path, memo)
-                # Others come first, for nobody waits for this.
-                if len(head.data) > LARGE_HEAD_BYTES:
-                    lines[instance] = await asyncio.to_thread(described)
-                else:
-                    lines[instance] = described()
-                    await asyncio.sleep(0)
+                lines[instance] = await described(head.data, head.transfer_syntax, head.path, memo)
+                await asyncio.sleep(0)  # others come first, for nobody waits for this
             rows = await self._index.series(key[0])
             counts = {row.series: row.instance_count for row in rows}
             if counts.get(key[1]) == len(lines):
@@ -181,6 +176,13 @@ def kept_metadata(objects: Iterable[StoredObject]) -> dict[str, MetadataPlace]:
 def bulk_path(study_uid: str, series_uid: str, sop_uid: str) -> str:
     """Where an instance's bulk data is found, relative to the door's `studies/`."""
     return f"{study_uid}/series/{series_uid}/instances/{sop_uid}/"
+
+
+async def described(head: Buffer, transfer_syntax: str, path: str, memo: Memo) -> bytes:
+    """`model_line`; a long head, or a deflated one, holds nobody else up."""
+    if len(head) > LARGE_HEAD_BYTES or transfer_syntax == DEFLATED:
+        return await asyncio.to_thread(model_line, head, transfer_syntax, path, memo)
+    return model_line(head, transfer_syntax, path, memo)
 
 
 def model_line(data: Buffer, transfer_syntax: str, path: str, memo: Memo | None = None) -> bytes:

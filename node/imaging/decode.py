@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from consent.errors import Invalid
 from node.imaging.codecs import Decoded, decode_stream
 from node.imaging.elements import UNDEFINED, Buffer, encoding_of, inflate
-from node.imaging.frames import encapsulated_frame
+from node.imaging.frames import encapsulated_frame, extended_table
 from node.imaging.header import Header
 from node.imaging.layout import SUBSAMPLED, PixelLayout
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 MAX_INFLATED_BYTES = 512 * 1024 * 1024
 _ENCAPSULATED_NATIVE = "1.2.840.10008.1.2.1.98"
-_EXTENDED_OFFSETS, _EXTENDED_LENGTHS = 0x7FE00001, 0x7FE00002
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ def decode_frame(data: Buffer, transfer_syntax: str, frame: int, pixels: Buffer 
         decoded = _native(_native_bytes(data, header, layout, frame, pixels), layout, frame)
         return StoredFrame(decoded.cells, layout, header, frame)
     if pixels is None:
-        extended = header.value(_EXTENDED_OFFSETS), header.value(_EXTENDED_LENGTHS)
-        pixels = encapsulated_frame(data, header.pixels.start, layout.frames, frame, extended)
+        start = header.pixels.start
+        pixels = encapsulated_frame(data, start, layout.frames, frame, extended_table(header))
     if transfer_syntax == _ENCAPSULATED_NATIVE:
         decoded = _native(pixels, layout, 1)
     else:

@@ -15,7 +15,7 @@ from struct import unpack_from
 from typing import Any, TypeVar
 
 from consent.errors import Invalid, NotFound
-from node.imaging.elements import UNDEFINED, Buffer, elements, encoding_of
+from node.imaging.elements import Buffer
 from node.imaging.header import Header
 from node.imaging.layout import PixelLayout
 
@@ -23,6 +23,7 @@ MAX_FRAGMENTS = 1_000_000
 MAX_HEAD_BYTES = 64 * 1024 * 1024
 """A head this long has the functional groups of tens of thousands of frames."""
 LONG_BYTES = 256 * 1024
+LONG_FRAMES = 5_000
 _ITEM, _SEQUENCE_END = 0xE000FFFE, 0xE0DDFFFE
 _EXTENDED_OFFSETS, _EXTENDED_LENGTHS = 0x7FE00001, 0x7FE00002
 _READ_BYTES = 4096
@@ -69,7 +70,8 @@ async def find_frames(
     step: tuple[int, int] | FramePlaces = next(search)
     while not isinstance(step, FramePlaces):
         data = await read(*step)
-        long = len(data) > LONG_BYTES  # thousands of functional groups: others must not wait for them
+        # Thousands of functional groups or frames: others must not wait for them.
+        long = len(data) > LONG_BYTES or frames > LONG_FRAMES
         step = await asyncio.to_thread(_next, search, data) if long else _next(search, data)
     return step
 
@@ -98,7 +100,7 @@ def encapsulated_frame(
 ) -> bytes:
     """Frame `number` (from 1) of encapsulated pixels at `offset` (PS3.5 §A.4). Raises NotFound, Invalid.
 
-    `extended` are the values of the Extended Offset Table and of its lengths, where the data set has them.
+    `extended` is the data set's `extended_table`.
     """
     _require_number(number, frames)
     search = _find_encapsulated(offset, frames, len(data), extended)
@@ -109,17 +111,9 @@ def encapsulated_frame(
     return step.stored(memoryview(data)[start : start + length])
 
 
-def element_value(data: bytes, transfer_syntax: str, tag: int) -> bytes:
-    """The value of a top-level element as it is stored. Raises NotFound, Invalid."""
-    encoding = encoding_of(transfer_syntax)
-    if encoding.deflated:
-        raise Invalid("The elements of a deflated instance lie together.", mend="Retrieve the instance.")
-    for element in elements(data, encoding.form):
-        if element.tag == tag and element.length != UNDEFINED:
-            return data[element.start : element.start + element.length]
-        if element.tag >= tag:
-            break
-    raise NotFound("There is no such element with a value of its own in this instance.")
+def extended_table(header: Header) -> tuple[bytes, bytes]:
+    """The values of the Extended Offset Table and of its lengths; empty where the data set has none."""
+    return header.value(_EXTENDED_OFFSETS), header.value(_EXTENDED_LENGTHS)
 
 
 def _next(search: _Asking[FramePlaces], data: Buffer) -> tuple[int, int] | FramePlaces:
@@ -139,8 +133,7 @@ def _find(
         raise Invalid("The head of this instance is too long.", mend="Retrieve the instance.")
     header = Header.of((yield 0, offset), transfer_syntax)
     if pixel["encapsulated"]:
-        extended = header.value(_EXTENDED_OFFSETS), header.value(_EXTENDED_LENGTHS)
-        return (yield from _find_encapsulated(offset, frames, size_bytes, extended))
+        return (yield from _find_encapsulated(offset, frames, size_bytes, extended_table(header)))
     layout = PixelLayout.of(header)
     first, length, _ = layout.native_place(frames)
     if first + length > (pixel["length"] or 0) or frames > MAX_FRAGMENTS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from threading import Lock
 from typing import Self
 
 KEPT_BYTES = 8 * 1024 * 1024
@@ -24,6 +25,8 @@ class Passage:
         self._writer = writer
         self.reader = reader
         self._size = 0
+        self._lock = Lock()
+        self._closed = False
 
     @classmethod
     def opened(cls) -> Self | None:
@@ -39,14 +42,17 @@ class Passage:
             return None
 
     def put(self, parts: Sequence[bytes | bytearray]) -> None:
-        """Lay the parts one behind the other. Raises OSError when there is no memory for them."""
-        offset = 0
-        for part in parts:
-            view = memoryview(part)
-            while view:
-                written = os.pwrite(self._writer, view[:_MAX_PARTS_BYTES], offset)
-                view, offset = view[written:], offset + written
-        self._size = max(self._size, offset)
+        """Lay the parts one behind the other; may run in a thread. Raises OSError when there is no memory for them."""
+        with self._lock:
+            if self._closed:
+                raise OSError("the passage is closed")
+            offset = 0
+            for part in parts:
+                view = memoryview(part)
+                while view:
+                    written = os.pwrite(self._writer, view[:_MAX_PARTS_BYTES], offset)
+                    view, offset = view[written:], offset + written
+            self._size = max(self._size, offset)
 
     def clear(self) -> None:
         """Give back the memory of a large data set."""
@@ -55,7 +61,9 @@ class Passage:
             self._size = 0
 
     def close(self) -> None:
-        """Give back all of it."""
-        for descriptor in (self._writer, self.reader):
-            with suppress(OSError):
-                os.close(descriptor)
+        """Give back all of it, once nothing is being laid: the number of a closed descriptor may be another file's."""
+        with self._lock:
+            self._closed = True
+            for descriptor in (self._writer, self.reader):
+                with suppress(OSError):
+                    os.close(descriptor)

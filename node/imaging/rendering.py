@@ -26,6 +26,8 @@ from node.imaging.window import Window
 
 DEADLINE_SECONDS = 20.0
 MAX_WAITING = 256
+LARGE_BYTES = 4 * 1024 * 1024
+"""More than this is copied for a worker in a thread."""
 READY = b"R"
 """What a worker writes once its imports are done and its limits are set."""
 PROGRAM = ("-m", "node.imaging.worker")
@@ -287,13 +289,16 @@ class _Worker:
         return self._process
 
     async def run(self, job: Mapping[str, Any], *data: Bytes) -> tuple[dict[str, Any], bytes]:
-        head = json.dumps({**job, "size_bytes": sum(map(len, data))}).encode()
+        size_bytes = sum(map(len, data))
+        head = json.dumps({**job, "size_bytes": size_bytes}).encode()
         try:
             process = await self.start()
             assert process.stdin is not None
             assert process.stdout is not None
             self._jobs += 1
-            if self._passage is not None:
+            if self._passage is not None and size_bytes > LARGE_BYTES:
+                await asyncio.to_thread(self._passage.put, data)
+            elif self._passage is not None:
                 self._passage.put(data)
             process.stdin.write(struct.pack(">I", len(head)) + head)
             if self._passage is None:

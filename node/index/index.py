@@ -7,6 +7,7 @@ a pack holds; the pack is the truth, and a lost index is rebuilt from it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from node.index.tables import INSTANCES, NO_NUMBER, SERIES, STUDIES
 
 MAX_NAMED = 500
 """Rows that one statement names."""
+OPENED_IN_PLACE = 200
+"""More instances than that, as a study has them, are opened in a thread: others must not wait."""
 
 STUDY_ATTRIBUTES = {
     "StudyInstanceUID": "study_instance_uid",
@@ -170,7 +173,9 @@ class Index:
         yet, recovery looks at the whole pack again. Raises Corrupt when an instance of the study is not among them.
         """
         rows = (await tx.execute(_INSTANCES, {"study": study})).all()
-        changed = [{"of": row.instance, "anew": self._relocated(row, places)} for row in rows]
+        changed = await asyncio.to_thread(
+            lambda: [{"of": row.instance, "anew": self._relocated(row, places)} for row in rows]
+        )
         if changed:
             which = update(INSTANCES).where(INSTANCES.c.instance == bindparam("of"))
             await tx.execute(which.values(sealed=bindparam("anew")), changed)
@@ -286,11 +291,12 @@ class Index:
             for row in rows
         )
 
-    async def instances(self, study: str, series: str | None = None) -> tuple[InstanceRow, ...]:
-        """The instances of a study or of one of its series, by series and number."""
-        statement = _INSTANCES if series is None else _INSTANCES.where(INSTANCES.c.series == series)
-        rows = await self._reads.rows(statement, {"study": study})
-        return tuple(self._instance(row) for row in rows)
+    async def instances(self, study: str) -> tuple[InstanceRow, ...]:
+        """The instances of a study, by series and number."""
+        rows = await self._reads.rows(_INSTANCES, {"study": study})
+        if len(rows) <= OPENED_IN_PLACE:
+            return tuple(map(self._instance, rows))
+        return await asyncio.to_thread(lambda: tuple(map(self._instance, rows)))
 
     async def instance(self, study: str, instance: str) -> InstanceRow:
         """One instance of a study. Raises NotFound."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from consent.vocabulary import Grade
 from node.imaging.attributes import Attributes
-from node.index.query import dicom_json
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,3 @@ class Match:
     department: str | None = None
     series: str | None = None
     instance: str | None = None
-
-    def to_dicom_json(self) -> dict[str, Any]:
-        """The DICOM JSON Model of the values."""
-        return dicom_json(self.values)

@@ -12,7 +12,8 @@ from pydicom.dataset import Dataset
 
 from consent.errors import Invalid, NotFound
 from node.imaging.attributes import read_attributes
-from node.imaging.frames import FramePlaces, element_value, encapsulated_frame, find_frames, native_range
+from node.imaging.bulk import value_at
+from node.imaging.frames import FramePlaces, encapsulated_frame, find_frames, native_range
 from node.index.index import pixel_place
 from tests.support.dicom import BIG_ENDIAN, DEFLATED, EXPLICIT, Instance, ct_slice
 from tests.support.images import image
@@ -93,11 +94,11 @@ def test_pixels_that_cannot_be_told_apart_are_refused(pixel: dict[str, Any], row
 def test_elements_are_found_by_tag() -> None:
     """The bytes of a top-level element; what is not there, or lies deflated, is refused."""
     one = ct_slice()
-    assert element_value(one.data, EXPLICIT, 0x00100020) == b"P-0001"
+    assert value_at(one.data, EXPLICIT, "00100020") == b"P-0001"
     with pytest.raises(NotFound):
-        element_value(one.data, EXPLICIT, 0x00100021)
+        value_at(one.data, EXPLICIT, "00100021")
     with pytest.raises(Invalid):
-        element_value(ct_slice(transfer_syntax=DEFLATED).data, DEFLATED, 0x00100020)
+        value_at(ct_slice(transfer_syntax=DEFLATED).data, DEFLATED, "00100020")
 
 
 RLE = "1.2.840.10008.1.2.5"

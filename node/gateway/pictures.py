@@ -58,7 +58,6 @@ class Pictures:
         frame: int = 1,
         *,
         window: tuple[float, float] | Window | None = None,
-        preset: int | str = "",
         size: int | None = None,
         viewport: Viewport | None = None,
         quality: int | None = None,
@@ -66,7 +65,7 @@ class Pictures:
     ) -> Rendered:
         """One frame (from 1) as a picture, decided anew, with the watermark burned in where it is owed.
 
-        What window, preset, size, viewport and quality mean says `Renderer.render`. Raises Denied when it may not be
+        What window, size, viewport and quality mean says `Renderer.render`. Raises Denied when it may not be
         shown any more, Corrupt when it is not what arrived, NotFound, Invalid.
         """
         media_type = MEDIA_TYPES.get(fmt, fmt)
@@ -77,7 +76,6 @@ class Pictures:
             frame,
             pixels=shown.pixels,
             window=window,
-            preset=preset,
             size=size,
             viewport=viewport,
             media_type=media_type,

@@ -49,14 +49,6 @@ class JsonModel(NamedTuple):
     uris: tuple[str, ...]
 
 
-class OfferedPreset(NamedTuple):
-    """One of the views that an image offers; `window` is None for a VOI LUT."""
-
-    number: int
-    explanation: str
-    window: Window | None
-
-
 class Renderer:
     """A pool of `workers` rendering processes; use as `async with Renderer() as renderer`."""
 
@@ -101,7 +93,6 @@ class Renderer:
         *,
         pixels: bytes | None = None,
         window: tuple[float, float] | Window | None = None,
-        preset: int | str = "",
         size: int | None = None,
         viewport: Viewport | None = None,
         media_type: str = "image/webp",
@@ -111,8 +102,8 @@ class Renderer:
         """Return one frame (from 1) as an encoded picture, its longer side at most `size` pixels.
 
         With `pixels`, those are the stored bytes of this frame alone (see `frames`), and `dataset` is what lies before
-        the pixels. `preset` names one of the image's own windows by number (from 1) or explanation. Raises Invalid when
-        it cannot be decoded or drawn, Unavailable when the pool is overloaded or the deadline passed.
+        the pixels. Raises Invalid when it cannot be decoded or drawn, Unavailable when the pool is overloaded or the
+        deadline passed.
         """
         if media_type not in MEDIA_TYPES:
             raise Invalid(f"{media_type} is not offered.", mend=f"Ask for one of {', '.join(MEDIA_TYPES)}.")
@@ -122,7 +113,6 @@ class Renderer:
             **_of_frame(dataset, transfer_syntax, frame, pixels),
             "kind": "render",
             "window": Window.of(*window) if window is not None else None,
-            "preset": preset,
             "size": size,
             "viewport": viewport,
             "media_type": media_type,
@@ -154,17 +144,6 @@ class Renderer:
         }
         _, picture = await self._run(job, dataset, pixels or b"")
         return picture
-
-    async def presets(
-        self, dataset: bytes, transfer_syntax: str, frame: int = 1, *, pixels: bytes | None = None
-    ) -> tuple[OfferedPreset, ...]:
-        """The windows and VOI LUTs that the image offers for a frame, in the order in which `preset` counts them."""
-        job = {**_of_frame(dataset, transfer_syntax, frame, pixels), "kind": "presets"}
-        head, _ = await self._run(job, dataset, pixels or b"")
-        return tuple(
-            OfferedPreset(number, one["explanation"], Window(*one["window"]) if one["window"] else None)
-            for number, one in enumerate(head["presets"], 1)
-        )
 
     async def deidentify(
         self,

@@ -31,7 +31,6 @@ from node.imaging.decode import StoredFrame, decode_frame
 from node.imaging.deidentified import Refusal
 from node.imaging.elements import Buffer
 from node.imaging.encode import Picture, encoded, fitted, scaled
-from node.imaging.grayscale import Preset, presets_of
 from node.imaging.presentation import present
 from node.imaging.rendering import READY
 from node.imaging.viewport import Viewport
@@ -54,19 +53,13 @@ _Answer = tuple[dict[str, Any], bytes]
 def render(job: dict[str, Any], data: Buffer) -> _Answer:
     """Decode, present, scale, mark and encode one frame."""
     window = Window(*job["window"]) if job.get("window") else None
-    picture = present(_stored(job, data), window, job.get("preset") or "")
+    picture = present(_stored(job, data), window)
     viewport = Viewport(*job["viewport"]) if job.get("viewport") else None
     picture = fitted(picture, job.get("size"), viewport)
     if job.get("watermark"):
         text = WatermarkText(tuple(job["watermark"]["lines"]), job["watermark"]["seed"])
         picture = burn(picture if job.get("small") else _legible(picture), text)
     return {}, encoded(picture, job["media_type"], job.get("quality"))
-
-
-def presets(job: dict[str, Any], data: Buffer) -> _Answer:
-    """The windows and VOI LUTs that a frame offers."""
-    stored = _stored(job, data)
-    return {"presets": [_told(one) for one in presets_of(stored.header, stored.frame, stored.layout)]}, b""
 
 
 def deidentify(job: dict[str, Any], data: Buffer) -> _Answer:
@@ -128,7 +121,6 @@ def _pieces(job: dict[str, Any], data: Buffer) -> tuple[list[str], list[Buffer]]
 
 JOBS: dict[str, Callable[[dict[str, Any], Buffer], _Answer]] = {
     "render": render,
-    "presets": presets,
     "deidentify": deidentify,
     "transcode": bring_into,
     "transcode-frame": bring_frame_into,
@@ -144,11 +136,6 @@ def _stored(job: dict[str, Any], data: Buffer) -> StoredFrame:
         return decode_frame(data, job["transfer_syntax"], job["frame"])
     view = memoryview(data)
     return decode_frame(view[:head_bytes], job["transfer_syntax"], job["frame"], view[head_bytes:])
-
-
-def _told(preset: Preset) -> dict[str, Any]:
-    window = list(preset.voi) if isinstance(preset.voi, Window) else None
-    return {"explanation": preset.explanation, "window": window}
 
 
 def _legible(picture: Picture) -> Picture:

@@ -68,7 +68,6 @@ _INSTANCES = (
     .order_by(INSTANCES.c.series, INSTANCES.c.number, INSTANCES.c.instance)
 )
 _INSTANCE = select(INSTANCES).where(INSTANCES.c.instance == bindparam("instance"))
-_KNOWN = select(INSTANCES.c.instance, INSTANCES.c.fingerprint).where(INSTANCES.c.study == bindparam("study"))
 _INDEXED_TO = (
     update(STUDIES)
     .where(STUDIES.c.study == bindparam("in_study"), STUDIES.c.indexed_to < bindparam("end"))
@@ -304,11 +303,6 @@ class Index:
         if not rows or rows[0].study != study:
             raise NotFound("There is no such instance in this study.")
         return self._instance(rows[0])
-
-    async def known(self, study: str) -> dict[str, bytes]:
-        """Fingerprints of the study's instances by pseudonym."""
-        rows = await self._reads.rows(_KNOWN, {"study": study})
-        return {row.instance: row.fingerprint for row in rows}
 
     async def holder(self, instance: str) -> tuple[str, bytes] | None:
         """The study that holds an instance, and its fingerprint; None when it is not here."""

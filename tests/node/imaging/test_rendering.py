@@ -117,25 +117,6 @@ async def test_a_viewport_shows_a_region_at_its_size(renderer: Renderer) -> None
     assert (corner.getpixel((0, 0)), corner.getpixel((3, 3))) == (39 * 4, 60 * 4)
 
 
-async def test_presets_are_told_and_drawn_by_number_or_name(renderer: Renderer) -> None:
-    """A person may choose among the windows that the image brings; one that it lacks is refused."""
-    one = image(
-        np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16),
-        WindowCenter=["1000", "2000"],
-        WindowWidth=["400", "4000"],
-        WindowCenterWidthExplanation=["NARROW", "WIDE"],
-    )
-    offered = await renderer.presets(one.data, one.transfer_syntax_uid)
-    by_number = await renderer.render(one.data, one.transfer_syntax_uid, preset=2)
-    by_name = await renderer.render(one.data, one.transfer_syntax_uid, preset="WIDE")
-    by_hand = await renderer.render(one.data, one.transfer_syntax_uid, window=(2000, 4000))
-    with pytest.raises(Invalid, match="no such window"):
-        await renderer.render(one.data, one.transfer_syntax_uid, preset="BONE")
-
-    assert [(one.number, one.explanation) for one in offered] == [(1, "NARROW"), (2, "WIDE")]
-    assert by_number == by_name == by_hand
-
-
 @pytest.mark.parametrize(
     "window", [(40, 0), (40, -5), (float("nan"), 400), (0, float("inf")), (0, 10, "CUBIC")]
 )
@@ -208,13 +189,13 @@ async def test_a_worker_at_its_limit_is_refused_in_words_and_replaced(
     program = (
         f"import node.imaging.worker as worker; worker.{limit}\n"
         f"def greedy(job, data):\n    {greedy.format(written=written)}\n"
-        "worker.JOBS['presets'] = greedy; worker.main()"
+        "worker.JOBS['transcode'] = greedy; worker.main()"
     )
     monkeypatch.setattr(rendering, "PROGRAM", ("-c", program))
     data, syntax = sample("CT_small.dcm")
     async with Renderer(1, deadline_seconds=10) as renderer:
         with pytest.raises((Invalid, Unavailable), match=r"memory|stopped|cannot be drawn"):
-            await renderer.presets(data, syntax)
+            await renderer.transcode(data, syntax, syntax)
         assert await renderer.render(data, syntax)
     assert not written.exists() or not written.stat().st_size
 
@@ -242,6 +223,8 @@ async def test_a_worker_cannot_write_what_it_was_given() -> None:
         with pytest.raises(OSError):
             attempt(passage.reader)
     passage.close()
+    with pytest.raises(OSError):
+        passage.put([b"the number of the closed descriptor may be another file's"])
 
 
 async def test_many_callers_share_few_workers() -> None:

@@ -21,6 +21,7 @@ from node.imaging.elements import UNDEFINED, Buffer, encoding_of, inflate
 from node.imaging.frames import encapsulated_frame, extended_table
 from node.imaging.header import Header
 from node.imaging.layout import SUBSAMPLED, PixelLayout
+from node.imaging.part10 import part10_head
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -80,7 +81,7 @@ def read_dataset(data: bytes, transfer_syntax: str) -> Dataset:
     from pydicom import dcmread
 
     try:
-        return dcmread(BytesIO(_file_meta(transfer_syntax) + data))
+        return dcmread(BytesIO(part10_head("1.2.3", "1.2.3", transfer_syntax) + data))
     except Exception as error:
         raise Invalid(f"The data set cannot be read ({type(error).__name__}).", code="unreadable") from error
 
@@ -157,17 +158,3 @@ def _unsigned(cells: NDArray[Any], layout: PixelLayout) -> NDArray[Any]:
         return cells
     size = max(layout.bits_allocated // 8, cells.dtype.itemsize)
     return np.ascontiguousarray(cells.astype(f"i{size}", copy=False)).view(f"u{size}")
-
-
-def _file_meta(transfer_syntax: str) -> bytes:
-    from pydicom.dataset import Dataset
-    from pydicom.filebase import DicomBytesIO
-    from pydicom.filewriter import write_file_meta_info
-    from pydicom.uid import UID
-
-    meta = Dataset()
-    meta.TransferSyntaxUID = UID(transfer_syntax)
-    buffer = DicomBytesIO()
-    buffer.is_little_endian, buffer.is_implicit_VR = True, False
-    write_file_meta_info(buffer, meta, enforce_standard=False)
-    return bytes(128) + b"DICM" + bytes(buffer.getvalue())

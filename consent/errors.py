@@ -6,6 +6,23 @@ stable slug (`code`) for machines. None of the three may hold a patient identifi
 
 from __future__ import annotations
 
+from typing import Self
+
+
+class Sentence(str):
+    """A sentence with its values filled in that still knows its words, so that a door can say it in another language.
+
+    `Sentence("The login %(login)s is taken.", login=login)`. The words are looked up in the catalogues as they stand.
+    """
+
+    words: str
+    values: dict[str, object]
+
+    def __new__(cls, words: str, **values: object) -> Self:
+        sentence = super().__new__(cls, words % values)
+        sentence.words, sentence.values = words, values
+        return sentence
+
 
 class AccordError(Exception):
     """Base of every error that a person or a peer may be shown."""

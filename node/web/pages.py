@@ -115,9 +115,8 @@ def install(
         undefined=jinja2.StrictUndefined,
         default_helpers=False,
     )
-    environment.install_gettext_callables(
-        text.gettext_now, text.ngettext_now, newstyle=True, pgettext=text.pgettext_now
-    )
+    # Not Jinja's "new style": that takes every message for markup and for a format, and ours may be data.
+    environment.install_gettext_callables(text.page_text, text.page_plural, pgettext=text.page_text_in)
     environment.filters.update(
         moment=text.format_moment,
         until=text.format_until,
@@ -125,7 +124,7 @@ def install(
         delta=text.format_delta,
         number=text.format_number,
         word=words.word,
-        gettext=text.gettext_now,
+        gettext=text.page_text,
         member=lambda node, names: names.get(node, node),
         person_name=text.format_person_name,
         bytes=text.format_bytes,

@@ -19,6 +19,9 @@ from typing import Any, Final
 from babel import Locale, dates, numbers
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
+from markupsafe import Markup, escape
+
+from consent.errors import Sentence
 
 LOCALES: Final = Path(__file__).parent / "portal" / "locales"
 LANGUAGES: Final[Mapping[str, str]] = {"en": "en", "zh-CN": "zh_CN"}
@@ -43,8 +46,8 @@ def catalogue(tag: str) -> gettext.NullTranslations:
 
 
 def _(message: str, **values: Any) -> str:
-    """`message` in the person's language, with %(name)s filled in."""
-    text = catalogue(language.get()).gettext(message) if message else ""
+    """`message` in the person's language, with %(name)s filled in. A `Sentence` brings its own values."""
+    text = gettext_now(message)
     return text % values if values else text
 
 
@@ -54,18 +57,31 @@ def ngettext(one: str, many: str, n: int, **values: Any) -> str:
 
 
 def gettext_now(message: str) -> str:
-    """The bare lookup, for templates: Jinja fills in and escapes the values."""
-    return catalogue(language.get()).gettext(message) if message else ""
+    """The bare lookup. A `Sentence` brings its values; in any other message places for values stay as they are."""
+    if not message:
+        return ""
+    found = catalogue(language.get())
+    if isinstance(message, Sentence):
+        return found.gettext(message.words) % message.values
+    return found.gettext(message)
 
 
-def ngettext_now(one: str, many: str, n: int) -> str:
-    """The bare plural lookup, for templates."""
-    return catalogue(language.get()).ngettext(one, many, n)
+def page_text(message: str, **values: Any) -> Markup:
+    """`_` of the templates. A message may be data (a reason that a person wrote, a word of another node): it is escaped
+    like any other text and only filled in when values are given."""
+    text = escape(gettext_now(message))
+    return text % values if values else text
 
 
-def pgettext_now(context: str, message: str) -> str:
-    """The bare lookup in a context, for templates."""
-    return catalogue(language.get()).pgettext(context, message)
+def page_plural(one: str, many: str, n: int, **values: Any) -> Markup:
+    """`ngettext` of the templates; %(num)s is `n`."""
+    return escape(catalogue(language.get()).ngettext(one, many, n)) % {"num": n, **values}
+
+
+def page_text_in(context: str, message: str, **values: Any) -> Markup:
+    """`pgettext` of the templates."""
+    text = escape(catalogue(language.get()).pgettext(context, message) if message else "")
+    return text % values if values else text
 
 
 def N_(message: str) -> str:  # noqa: N802  (gettext's customary name)

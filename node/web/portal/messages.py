@@ -34,6 +34,7 @@ KEYWORDS: Final[dict[str, tuple[int, ...] | None]] = {
     "gettext": None,
     "ngettext": (1, 2),
     "pgettext": (1, 2),
+    "Sentence": (1,),
 }
 SPOKEN: Final = {"Denied", "NotFound", "Conflict", "Invalid", "Unavailable", "Corrupt", "Deny", "Found"}
 """Calls whose literal words reach a person: as the message, the way out, a reason, or what is wrong with a storage root."""

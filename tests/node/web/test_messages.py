@@ -9,9 +9,10 @@ from string import ascii_letters
 import pytest
 from babel.messages.catalog import Catalog
 
+from consent.errors import Sentence
 from node.web import text
 from node.web.portal import messages
-from node.web.text import LANGUAGES, _, catalogue, format_person_name, format_until
+from node.web.text import LANGUAGES, _, catalogue, format_person_name, format_until, page_text
 
 PLACEHOLDER = re.compile(r"%\(\w+\)s|%%")
 
@@ -100,3 +101,17 @@ def test_ends_at_midnight_are_shown_as_the_last_day() -> None:
     assert format_until(midnight) == "2027-06-30"
     assert format_until(midnight.replace(hour=8)) == "2027-07-01 08:00"
     assert format_until(None) == ""
+
+
+def test_a_sentence_with_values_is_said_in_the_persons_language() -> None:
+    """It is English text until a door translates it: in a page its values are escaped."""
+    sentence = Sentence("Access until %(moment)s", moment="<noon> 5% d")
+    assert sentence == "Access until <noon> 5% d"
+    token = text.language.set("zh-CN")
+    try:
+        assert _(sentence) == "可访问至 <noon> 5% d"
+        assert page_text(sentence) == "可访问至 &lt;noon&gt; 5% d"
+        assert page_text("Access until %(moment)s", moment="<noon>") == "可访问至 &lt;noon&gt;"
+        assert page_text("<b>100% d</b>") == "&lt;b&gt;100% d&lt;/b&gt;"
+    finally:
+        text.language.reset(token)

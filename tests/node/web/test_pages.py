@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from markupsafe import escape
 
 from consent.emergency import EmergencyClaim
 from consent.vocabulary import EventKind
@@ -406,3 +407,22 @@ async def test_static_files_are_kept_by_digest_and_nothing_else_is_served(hospit
         for path in ("/static/../templates/base.html", "/static/%2e%2e/kit.py", "/static/portal/routes.py"):
             async with client.get(path) as answer:
                 assert answer.status == 404
+
+
+@pytest.mark.requirement("F6")
+@pytest.mark.parametrize(
+    "words", ["<b id=planted>in bold</b>", "90% sure", "It is 50% done.", "%(name)s and %s"]
+)
+async def test_what_a_person_wrote_is_text_on_every_page_that_shows_it(
+    hospital: Hospital, words: str
+) -> None:
+    """A reason is neither markup nor a format, although pages look every reason up in the catalogues."""
+    who = await hospital.node.registry.principal("wu")
+    claim = EmergencyClaim(words, hospital.node.clock.now())
+    await hospital.node.gateway.open(who, hospital.study, emergency=claim)
+    (opened,) = await hospital.node.events(EventKind.EMERGENCY_OPENED)
+    async with hospital.site.client("sec") as client:
+        for path in ("/log", f"/log/{opened.index}"):
+            page = await fetch(client, path)
+            assert "planted" not in read(page).ids
+            assert escape(words) in page

@@ -8,6 +8,7 @@ MAX_DESCRIBED answers. Puts nothing on record but broken bytes: the search does,
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from node.openings import Visit
 
 MAX_DESCRIBED = 200
 ALL = "all"
+
+_SOP_INSTANCE_UID = re.compile(rb'"00080018":\{"vr":"UI","Value":\["([0-9.]+)"\]\}')
 
 Fields = Mapping[str, Any]
 """DICOM JSON by tag."""
@@ -63,22 +66,25 @@ class FieldReader:
         """For each match the attributes `wanted` (eight hexadecimal digits, or ALL); empty ones where there is no value."""
         found: list[Fields] = []
         visits: dict[str, Visit | None] = {}
-        lines: dict[tuple[str, str | None], list[bytes]] = {}
+        described: dict[tuple[str, str | None], Mapping[str, bytes]] = {}
         for match in matches:
             if match.study not in visits:
                 visits.clear()  # answers of one study come together
-                lines.clear()
+                described.clear()
                 visits[match.study] = await self._visit(who, match.study, purpose, address)
             visit = visits[match.study]
             if visit is None:
                 found.append({})
                 continue
             key = (match.study, match.series)
-            if key not in lines:
-                lines[key] = await self._metadata.lines_of(
-                    visit, match.series, first=level is not Level.INSTANCE
+            if key not in described:
+                first = level is not Level.INSTANCE
+                described[key] = _by_uid(
+                    await self._metadata.lines_of(visit, match.series, first=first), level
                 )
-            found.append(_picked(_model(lines[key], match), level, wanted))
+            uid = match.values["SOPInstanceUID"] if level is Level.INSTANCE else ""
+            model: Fields = json.loads(described[key].get(uid, b"{}"))
+            found.append(_picked(model, level, wanted))
         return found
 
     async def _visit(self, who: Principal, study: str, purpose: Purpose, address: str | None) -> Visit | None:
@@ -89,15 +95,12 @@ class FieldReader:
             return None
 
 
-def _model(lines: Sequence[bytes], match: Match) -> Fields:
-    """The described instance: of many lines the one with the match's SOP Instance UID."""
-    uid = match.values.get("SOPInstanceUID") if match.instance else None
-    mark = f'"00080018":{{"vr":"UI","Value":["{uid}"]}}'.encode()
-    for line in lines:
-        if uid is None or mark in line:
-            model: Fields = json.loads(line)
-            return model
-    return {}
+def _by_uid(lines: Sequence[bytes], level: Level) -> Mapping[str, bytes]:
+    """The described instances by SOP Instance UID; above that level the first one, by no name."""
+    if level is not Level.INSTANCE:
+        return {"": lines[0]} if lines else {}
+    named = ((_SOP_INSTANCE_UID.search(line), line) for line in lines)
+    return {found[1].decode(): line for found, line in named if found is not None}
 
 
 def _picked(model: Fields, level: Level, wanted: Collection[str]) -> Fields:

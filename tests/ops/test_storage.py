@@ -135,7 +135,9 @@ def test_index_is_checked_and_rebuilt_also_when_the_node_cannot_start(node: Path
     before = rows()
     assert accord("index", "check", node).code == 0
     with closing(sqlite3.connect(node / "accord.db")) as database, database:
-        database.execute("UPDATE index_study SET sealed_name = CAST('?' || substr(sealed_name, 2) AS BLOB)")
+        for study, name in database.execute("SELECT study, sealed_name FROM index_study").fetchall():
+            damaged = bytes([name[0] ^ 1]) + name[1:]
+            database.execute("UPDATE index_study SET sealed_name = ? WHERE study = ?", (damaged, study))
     assert accord("import", node, node).code == 6
     said = accord("index", "check", node, "--json")
     assert (said.code, len(said.value["differing"])) == (1, STUDIES)

@@ -66,18 +66,23 @@ async def test_index_from_packs_alone_is_the_old_one_bit_for_bit(tmp_path: Path)
         assert (await rebuilding(node).everything("system")).differing == []
 
 
+def flipped(column: str, place: int = 1) -> str:
+    """SQL for a column of bytes in which the byte at `place` (from 1) is certainly another."""
+    byte = f"(CASE substr({column}, {place}, 1) WHEN x'00' THEN x'01' ELSE x'00' END)"
+    return f"CAST(substr({column}, 1, {place - 1}) || {byte} || substr({column}, {place + 1}) AS BLOB)"
+
+
 ALTERATIONS = {
     "patient": "UPDATE index_study SET patient = 'pt_' || substr(patient, 5) || 'q' WHERE study = :study",
     "study date": "UPDATE index_study SET study_date = '19990101' WHERE study = :study",
     "count": "UPDATE index_study SET instance_count = instance_count + 1 WHERE study = :study",
-    "sealed study": "UPDATE index_study SET sealed = CAST(substr(sealed, 1, 20) || x'00' || substr(sealed, 22) AS BLOB) "
-    "WHERE study = :study",
-    "sealed name": "UPDATE index_study SET sealed_name = CAST(x'00' || substr(sealed_name, 2) AS BLOB) WHERE study = :study",
-    "sealed series": "UPDATE index_series SET sealed = CAST(x'00' || substr(sealed, 2) AS BLOB) WHERE study = :study",
+    "sealed study": f"UPDATE index_study SET sealed = {flipped('sealed', 21)} WHERE study = :study",
+    "sealed name": f"UPDATE index_study SET sealed_name = {flipped('sealed_name')} WHERE study = :study",
+    "sealed series": f"UPDATE index_series SET sealed = {flipped('sealed')} WHERE study = :study",
     "metadata place": "UPDATE index_series SET metadata = replace(metadata, 'offset', 'ofset') WHERE study = :study",
-    "sealed instance": "UPDATE index_instance SET sealed = CAST(x'00' || substr(sealed, 2) AS BLOB) WHERE study = :study",
+    "sealed instance": f"UPDATE index_instance SET sealed = {flipped('sealed')} WHERE study = :study",
     "text for bytes": "UPDATE index_instance SET fingerprint = x'ff' || substr(fingerprint, 2) WHERE study = :study",
-    "fingerprint": "UPDATE index_instance SET fingerprint = CAST(x'00' || substr(fingerprint, 2) AS BLOB) WHERE study = :study",
+    "fingerprint": f"UPDATE index_instance SET fingerprint = {flipped('fingerprint')} WHERE study = :study",
     "instance taken away": "DELETE FROM index_instance WHERE study = :study",
     "instance moved": "UPDATE index_instance SET study = 'st_stolen' WHERE study = :study",
 }

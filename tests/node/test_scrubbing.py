@@ -153,7 +153,8 @@ async def test_deep_pass_mends_altered_rows(tmp_path: Path) -> None:
             )
             await tx.execute(
                 text(
-                    "UPDATE index_instance SET sealed = CAST(x'00' || substr(sealed, 2) AS BLOB) WHERE study = :s"
+                    "UPDATE index_instance SET sealed = CAST((CASE substr(sealed, 1, 1) WHEN x'00' THEN x'01' ELSE x'00'"
+                    " END) || substr(sealed, 2) AS BLOB) WHERE study = :s"
                 ),
                 {"s": studies[1]},
             )

@@ -27,8 +27,6 @@ BATCH_BYTES = 4 * 1024 * 1024
 """Data sets that are opened in one go: fewer hops between threads than one by one."""
 READ_AHEAD_BYTES = 12 * 1024 * 1024
 """What waits, opened, while something is being sent; one data set always may."""
-
-
 ASK_SECONDS = 0.25
 """How often a stream asks whether it may still go on, at least."""
 

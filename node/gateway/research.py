@@ -62,8 +62,9 @@ class Research:
         """De-identified instances of patients who consent to research now, each with the patient's pseudonym.
 
         Studies that the rules refuse are passed over; instances that cannot be made safe are left out. `plan` is the
-        plan's digest; `approved` is asked with it for each study whether this hospital approves it now. `have(patient, study)` is asked for each study that may be used
-        now; when the caller holds its images from an earlier round already, it is not read again.
+        plan's digest; `approved` is asked with it for each study whether this hospital approves it now. `have(patient,
+        study)` is asked for each study that may be used now; when the caller holds its images from an earlier round
+        already, it is not read again.
         """
         async for match in self._every_match(query):
             permitted = await self._permitted(who, match, await approved(plan))

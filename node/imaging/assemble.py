@@ -1,7 +1,7 @@
-"""DICOM files from their DICOM JSON models and the values that these leave out (PS3.18 Annex F). Runs in a rendering worker only.
+"""DICOM files from their DICOM JSON models and the values that these leave out (PS3.18 Annex F).
 
-The reverse of `dicom_json`. Somebody else's JSON is understood here, by pydicom, under the worker's limits; what comes out is
-checked like any other file when it is taken in.
+The reverse of `dicom_json`. Somebody else's JSON is understood here, by pydicom, in a rendering worker and under its limits;
+what comes out is checked like any other file when it is taken in.
 """
 
 from __future__ import annotations

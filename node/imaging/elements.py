@@ -192,9 +192,9 @@ def past_sequence(data: Buffer, opening: Element, size: int, form: Form, left: i
 def items(
     data: Buffer, sequence: Element, form: Form, *, limit: int, most: int = MAX_ELEMENTS
 ) -> Iterator[list[Element]]:
-    """The elements of each item of a sequence that `elements` yielded, at most `limit` items, each of at most `most`; nothing is entered deeper.
+    """The elements of each item of a sequence that `elements` yielded; nothing is entered deeper.
 
-    Raises Invalid where the format is broken.
+    At most `limit` items, each of at most `most` elements. Raises Invalid where the format is broken.
     """
     inner = form_within(sequence, form)
     endless = sequence.length == UNDEFINED

@@ -1,8 +1,8 @@
-"""Rendering and de-identification as the node sees them: a small pool of confined worker processes.
+"""Work on images as the node sees it: a small pool of confined worker processes.
 
-`Renderer` hands a data set to a worker and returns an encoded picture, or a de-identified data set. A worker that takes longer
-than the deadline or dies is replaced and the caller gets a clear refusal; the node itself never decodes
-pixels. Callers wait their turn in order; more than MAX_WAITING of them are refused at once.
+`Renderer` hands a data set to a worker and returns an encoded picture, a de-identified or transcoded data set, or what
+somebody else's JSON comes to. A worker that takes longer than the deadline or dies is replaced and the caller gets a
+clear refusal; the node itself never decodes pixels. Callers wait their turn in order; more than MAX_WAITING of them are refused at once.
 """
 
 from __future__ import annotations

@@ -121,7 +121,8 @@ class Index:
         """Write the rows of new instances; return those that were not there before.
 
         `indexed_to` says for each study how many bytes of its pack are now indexed. What a study row already
-        says of patient and study stays; its grade can only rise. Call `remember` with the result once the transaction has ended well.
+        says of patient and study stays; its grade can only rise. Call `remember` with the result once the transaction has
+        ended well.
         """
         taken = _taken(connection, [entry.instance for entry in entries])
         fresh = tuple({entry.instance: entry for entry in entries if entry.instance not in taken}.values())
@@ -166,7 +167,7 @@ class Index:
         grade: Grade,
         metadata: Mapping[str, MetadataPlace] = MappingProxyType({}),
     ) -> None:
-        """Say where data set and description of each instance lie in a pack of `end` bytes that was written anew, and its grade.
+        """Say where data set and description of each instance lie in a pack of `end` bytes, written anew, and its grade.
 
         Pre-made metadata is forgotten but for what `metadata` names, by series. When there are instances that have no row
         yet, recovery looks at the whole pack again. Raises Corrupt when an instance of the study is not among them.

@@ -104,6 +104,7 @@ async def test_every_link_of_every_role_leads_to_a_sound_page(hospital: Hospital
                 reader = read(page)
                 assert f'<html lang="{language}">' in page
                 assert reader.faults == [], path
+                assert not re.search(r"&amp;(#\d+|lt|gt|quot|amp);", page), (path, "escaped twice")
                 assert len(reader.ids) == len(set(reader.ids)), path
                 unlabelled = set(reader.fields) - reader.labels
                 assert unlabelled <= {"preset"}, (path, unlabelled)  # its label stands around it

@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar, Self
 
-from consent.errors import Conflict, Denied, Invalid
+from consent.errors import Conflict, Denied, Invalid, Sentence
 from consent.fields import Fields
 from consent.principals import Principal
 from consent.signed import Signed
@@ -84,7 +84,7 @@ class Proposal:
 
     def __post_init__(self) -> None:
         if not 1 <= self.quorum <= MAX_QUORUM:
-            raise Invalid(f"A quorum is 1 to {MAX_QUORUM} people.")
+            raise Invalid(Sentence("A quorum is 1 to %(most)s people.", most=MAX_QUORUM))
         if not self.roles:
             raise Invalid("A proposal names the roles that may approve it.")
 
@@ -157,7 +157,11 @@ def advance(state: State, turn: Turn) -> State:
         return TRANSITIONS[state, turn]
     except KeyError:
         raise Conflict(
-            f"This proposal is {state.value}; {turn.value} is not possible now.",
+            Sentence(
+                "This proposal is %(state)s; %(turn)s is not possible now.",
+                state=state.value,
+                turn=turn.value,
+            ),
             mend="Put a new proposal."
             if state is not State.OPEN
             else "Wait until enough people have approved.",
@@ -217,7 +221,11 @@ def approve(
         raise Denied("Nobody approves their own proposal.", mend="Ask a colleague.", code="own-proposal")
     if not approver.active or approver.node != proposal.issuer or approver.role not in body.roles:
         wanted = ", ".join(sorted(body.roles))
-        raise Denied(f"This proposal is for: {wanted}.", mend="Ask one of them.", code="not-an-approver")
+        raise Denied(
+            Sentence("This proposal is for: %(roles)s.", roles=wanted),
+            mend="Ask one of them.",
+            code="not-an-approver",
+        )
     if any(_counts(proposal, item) and item.body.person == approver.id for item in given):
         raise Conflict("You have already answered this proposal.", code="already-answered")
     return Approval(proposal.digest, approver.id, approver.role, voice, comment)

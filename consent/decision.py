@@ -17,7 +17,7 @@ import cedarpy
 from consent import emergency
 from consent.directives import Directive, current, permits, permits_research
 from consent.emergency import EmergencyClaim
-from consent.errors import Invalid
+from consent.errors import Invalid, Sentence
 from consent.grants import Grant, alive
 from consent.obligations import Duty, Ends, parse_duties, settle
 from consent.policy import Policy, parse_rules
@@ -120,7 +120,9 @@ def compile_policy(policy: Policy) -> CompiledPolicy:
     }
     names = [rule.id for rule in rules.values()]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise Invalid(f"The rules {', '.join(twice)} occur twice.", code="policy-rule")
+        raise Invalid(
+            Sentence("The rules %(names)s occur twice.", names=", ".join(twice)), code="policy-rule"
+        )
     checked = cedarpy.validate_policies(policy.cedar, schema())
     if not checked.validation_passed:
         raise Invalid("The rules are not sound: " + "; ".join(map(str, checked.errors)), code="policy-rule")
@@ -293,14 +295,20 @@ def _rule(effect: str, annotations: Mapping[str, str | None]) -> Rule:
     reason = annotations.get("reason") or ""
     if not name or not reason:
         raise Invalid(
-            f"The rule {name or 'without a name'} lacks @id or @reason.",
+            Sentence("The rule %(rule)s lacks @id or @reason.", rule=name or "without a name"),
             mend="Give every rule both: refusals are explained with them.",
             code="policy-rule",
         )
     if effect != "permit" and "obligation" in annotations:
-        raise Invalid(f"Rule {name} forbids; only a permit owes something.", code="policy-rule")
+        raise Invalid(
+            Sentence("Rule %(name)s forbids; only a permit owes something.", name=name), code="policy-rule"
+        )
     try:
         duties = parse_duties(annotations.get("obligation") or "")
     except Invalid as error:
-        raise Invalid(f"Rule {name}: {error.message}", mend=error.mend, code="policy-rule") from error
+        raise Invalid(
+            Sentence("Rule %(name)s: %(fault)s", name=name, fault=error.message),
+            mend=error.mend,
+            code="policy-rule",
+        ) from error
     return Rule(name, reason, duties)

@@ -125,7 +125,10 @@ def compile_policy(policy: Policy) -> CompiledPolicy:
         )
     checked = cedarpy.validate_policies(policy.cedar, schema())
     if not checked.validation_passed:
-        raise Invalid("The rules are not sound: " + "; ".join(map(str, checked.errors)), code="policy-rule")
+        raise Invalid(
+            Sentence("The rules are not sound: %(faults)s", faults="; ".join(map(str, checked.errors))),
+            code="policy-rule",
+        )
     whole = {"staticPolicies": parsed, "templates": {}, "templateLinks": []}
     return CompiledPolicy(policy, rules, cedarpy.PolicySet.from_json_str(json.dumps(whole)))
 

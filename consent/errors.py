@@ -6,6 +6,7 @@ stable slug (`code`) for machines. None of the three may hold a patient identifi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Self
 
 
@@ -22,6 +23,18 @@ class Sentence(str):
         sentence = super().__new__(cls, words % values)
         sentence.words, sentence.values = words, values
         return sentence
+
+
+class Sentences(str):
+    """Sentences after one another, each of which a door can say in another language."""
+
+    parts: tuple[str, ...]
+
+    def __new__(cls, parts: Iterable[str]) -> Self:
+        parts = tuple(parts)
+        text = super().__new__(cls, " ".join(parts))
+        text.parts = parts
+        return text
 
 
 class AccordError(Exception):

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, Self
 
 from consent.directives import Directive, current, permits
-from consent.errors import Denied
+from consent.errors import Denied, Sentences
 from consent.fields import Fields, unix, whole
 from consent.obligations import ExpireAt
 from consent.policy import Policy
@@ -145,7 +145,7 @@ def issue_grant(
         reasons.append("The grant would end before it begins.")
     if reasons:
         raise Denied(
-            " ".join(reasons),
+            Sentences(reasons),
             reasons=tuple(reasons),
             mend="Record a consent that covers it, or ask for less.",
             code="grant-not-covered",

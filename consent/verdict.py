@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar
 
-from consent.errors import Denied
+from consent.errors import Denied, Sentences
 from consent.obligations import ExpireAt, Obligation
 
 
@@ -41,7 +41,7 @@ class Deny:
 
     def or_raise(self) -> Permit:
         """Raise Denied with the reasons."""
-        raise Denied(" ".join(self.reasons), reasons=self.reasons)
+        raise Denied(Sentences(self.reasons), reasons=self.reasons)
 
 
 Verdict = Permit | Deny

@@ -21,7 +21,7 @@ from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from markupsafe import Markup, escape
 
-from consent.errors import Sentence
+from consent.errors import Sentence, Sentences
 
 LOCALES: Final = Path(__file__).parent / "portal" / "locales"
 LANGUAGES: Final[Mapping[str, str]] = {"en": "en", "zh-CN": "zh_CN"}
@@ -57,12 +57,19 @@ def ngettext(one: str, many: str, n: int, **values: Any) -> str:
 
 
 def gettext_now(message: str) -> str:
-    """The bare lookup. A `Sentence` brings its values; in any other message places for values stay as they are."""
+    """The bare lookup. A `Sentence` brings its values, themselves sentences or not; in any other message places for
+    values stay as they are."""
     if not message:
         return ""
     found = catalogue(language.get())
+    if isinstance(message, Sentences):
+        return " ".join(map(gettext_now, message.parts))
     if isinstance(message, Sentence):
-        return found.gettext(message.words) % message.values
+        values = {
+            name: gettext_now(value) if isinstance(value, Sentence | Sentences) else value
+            for name, value in message.values.items()
+        }
+        return found.gettext(message.words) % values
     return found.gettext(message)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Column, LargeBinary, String, Table, Text, insert, select, update
 
 from consent.decision import Deny, Facts, Request, Resource, decide
-from consent.errors import AccordError, Invalid, NotFound, Unavailable
+from consent.errors import AccordError, Invalid, NotFound, Sentence, Unavailable
 from consent.principals import Principal
 from consent.signed import peek, sign
 from consent.vocabulary import Action, EventKind, Outcome, Purpose, ResourceKind, Right
@@ -114,7 +114,7 @@ class Asking:
         if home == self._identity.node_id:
             raise Invalid("This study would be your own hospital's: open it directly.", code="own-study")
         if not 1 <= hours <= MAX_HOURS or not rights:
-            raise Invalid(f"Ask for at least one right, for 1 to {MAX_HOURS} hours.")
+            raise Invalid(Sentence("Ask for at least one right, for 1 to %(most)s hours.", most=MAX_HOURS))
         member = self._members.member(home)
         now = self._clock.now()
         request_id = secrets.token_hex(16)

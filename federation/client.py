@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from consent.errors import AccordError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
+from consent.errors import AccordError, Conflict, Corrupt, Denied, Invalid, NotFound, Sentence, Unavailable
 from consent.signed import Json, parse_json
 from consent.vocabulary import EventKind, Outcome
 from federation.channel import Channel
@@ -84,15 +84,24 @@ class PeerClient:
             await _raise_problem(response, member_id)
             expected = f"bytes {offset}-{offset + length - 1}/"
             if response.status != 206 or not response.headers.get("Content-Range", "").startswith(expected):
-                raise Invalid(f"{member_id} answered another range than was asked for.", code="bad-range")
+                raise Invalid(
+                    Sentence("%(member)s answered another range than was asked for.", member=member_id),
+                    code="bad-range",
+                )
             left = length
             async for piece in response.content.iter_chunked(CHUNK_BYTES):
                 left -= len(piece)
                 if left < 0:
-                    raise Invalid(f"{member_id} sent more than was asked for.", code="bad-range")
+                    raise Invalid(
+                        Sentence("%(member)s sent more than was asked for.", member=member_id),
+                        code="bad-range",
+                    )
                 yield piece
             if left:
-                raise Unavailable(f"{member_id} stopped in the middle of a transfer.", code="peer-cut")
+                raise Unavailable(
+                    Sentence("%(member)s stopped in the middle of a transfer.", member=member_id),
+                    code="peer-cut",
+                )
 
     async def join(self, hub_url: str, hub_ca: str, body: Json) -> Json:
         """POST to a hub that this node does not have in a roster yet: its authority is pinned by invitation."""
@@ -130,8 +139,12 @@ class PeerClient:
         except aiohttp.ClientConnectorCertificateError as error:
             await self._record_refusal(member, error)
             raise Denied(
-                f"What answers at {member.url} is not {member.id}: its certificate is not under the "
-                "authority that the roster pins.",
+                Sentence(
+                    "What answers at %(url)s is not %(member)s: its certificate is not under the "
+                    "authority that the roster pins.",
+                    url=member.url,
+                    member=member.id,
+                ),
                 mend="Check the address; if it is right, call that hospital before anything else.",
                 code="peer-certificate",
             ) from error
@@ -207,7 +220,10 @@ async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
         async for piece in response.content.iter_chunked(CHUNK_BYTES):
             size += len(piece)
             if size > limit:
-                raise Invalid(f"A member's answer is longer than {limit} bytes.", code="too-large")
+                raise Invalid(
+                    Sentence("A member's answer is longer than %(limit)s bytes.", limit=limit),
+                    code="too-large",
+                )
             pieces.append(piece)
     return b"".join(pieces)
 
@@ -219,7 +235,9 @@ async def _raise_problem(response: aiohttp.ClientResponse, who: str) -> None:
         document = parse_json(await _bounded(response, 64 * 1024))
     except Invalid:
         document = {}
-    words = str(document.get("detail", ""))[:500] or f"{who} answered with status {response.status}."
+    words = str(document.get("detail", ""))[:500] or Sentence(
+        "%(member)s answered with status %(status)s.", member=who, status=response.status
+    )
     code = str(document.get("type", "")).removeprefix("urn:accord:problem:")[:64] or "peer-problem"
     mend = str(document.get("mend", ""))[:500]
     family = FAMILIES.get(response.status, Unavailable)
@@ -233,13 +251,13 @@ async def _raise_problem(response: aiohttp.ClientResponse, who: str) -> None:
 def _unreachable(who: str, error: BaseException) -> Unavailable:
     if isinstance(error, aiohttp.ClientConnectorError | TimeoutError):
         return Unavailable(
-            f"{who} cannot be reached now.",
+            Sentence("%(member)s cannot be reached now.", member=who),
             mend="It is tried again by itself; if it lasts, check the network and that hospital's node.",
             code="peer-away",
         )
     # A server that refuses our certificate under TLS 1.3 can only say so by closing the connection.
     return Unavailable(
-        f"{who} closed the connection.",
+        Sentence("%(member)s closed the connection.", member=who),
         mend="If it lasts, ask the hub's operator whether this node is in the roster and active.",
         code="peer-closed",
     )

@@ -134,12 +134,13 @@ class Doorway:
         """For the listener: a TLS handshake that ended badly. A certificate that nobody pinned is a refusal."""
         if not isinstance(error, ssl.SSLError):
             return  # gone away or too slow: nobody claimed to be anybody
-        words = "Its certificate is not under the authority of any member."
-        if not isinstance(error, ssl.SSLCertVerificationError):
-            words = "Its TLS handshake failed."
-        task = asyncio.get_running_loop().create_task(
-            self._refuse_quietly(address, Denied(words, code="peer-handshake"))
+        refusal = Denied(
+            "Its certificate is not under the authority of any member."
+            if isinstance(error, ssl.SSLCertVerificationError)
+            else "Its TLS handshake failed.",
+            code="peer-handshake",
         )
+        task = asyncio.get_running_loop().create_task(self._refuse_quietly(address, refusal))
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from consent.errors import AccordError, Corrupt, Denied, Invalid, NotFound
+from consent.errors import AccordError, Corrupt, Denied, Invalid, NotFound, Sentence
 from consent.grants import Grant
 from consent.signed import Signed, verify
 from consent.vocabulary import EventKind, Outcome
@@ -89,7 +89,7 @@ class Fetching:
         if body.study != grant.body.study or body.grade > grant.body.grade_max:
             raise Denied("The manifest is of another study, or of a higher grade.", code="wrong-manifest")
         if not 0 < body.size <= MAX_PACK_BYTES:
-            raise Invalid(f"A pack has 1 to {MAX_PACK_BYTES} bytes.", code="too-large")
+            raise Invalid(Sentence("A pack has 1 to %(most)s bytes.", most=MAX_PACK_BYTES), code="too-large")
         return manifest
 
     async def _bring(self, grant: Signed[Grant], manifest: Manifest) -> None:
@@ -106,7 +106,12 @@ class Fetching:
         if faults:
             await asyncio.to_thread(incoming.delete, name)
             raise Corrupt(
-                f"{faults} of {len(manifest.objects)} objects from {home} are not what it signed for.",
+                Sentence(
+                    "%(faults)s of %(all)s objects from %(home)s are not what it signed for.",
+                    faults=faults,
+                    all=len(manifest.objects),
+                    home=home,
+                ),
                 mend="It is fetched again; if it stays so, call the home hospital's security officer.",
                 code="pack-damaged",
             )

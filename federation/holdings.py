@@ -17,7 +17,7 @@ from sqlalchemy import insert, select, update
 
 from consent.decision import Deny, Facts
 from consent.directives import Directive
-from consent.errors import AccordError, Conflict, Denied, Invalid
+from consent.errors import AccordError, Conflict, Denied, Invalid, Sentence, Sentences
 from consent.grants import Grant, alive
 from consent.principals import Principal
 from consent.signed import Signed, verify
@@ -101,7 +101,7 @@ class Holdings:
     def blobs(self, home: str) -> FileBlobs:
         """Where the packs of one home lie. Raises Denied for anything but a listed member: it becomes a folder."""
         if home not in self._members.current().by_id:
-            raise Denied(f"{home!r} is not in the roster.", code="peer-unlisted")
+            raise Denied(Sentence("%(home)s is not in the roster.", home=repr(home)), code="peer-unlisted")
         return FileBlobs(self._root / home)
 
     async def receive(self, member: Member, body: Json, address: str | None) -> str:
@@ -323,7 +323,7 @@ class Holdings:
             raise Invalid("The consent is not the one that the grant rests on.", code="wrong-consent")
         verdict = alive(grant, (consent,), frozenset(), self._clock.now())
         if isinstance(verdict, Deny):
-            raise Denied(" ".join(verdict.reasons), reasons=verdict.reasons, code="grant-dead")
+            raise Denied(Sentences(verdict.reasons), reasons=verdict.reasons, code="grant-dead")
 
     async def _over(self, row: Any) -> str:
         """Why a living grant must end without asking its home; empty when it need not."""

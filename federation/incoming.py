@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Column, Integer, String, Table, Text, insert, select, update
 
 from consent.decision import Facts, Request, Resource, decide
-from consent.errors import Conflict, Denied, NotFound, Unavailable
+from consent.errors import Conflict, Denied, NotFound, Sentence, Unavailable
 from consent.principals import Principal
 from consent.signed import Signed, peek, verify
 from consent.vocabulary import Action, EventKind, Grade, Outcome, Purpose, ResourceKind, Right, Role
@@ -223,7 +223,9 @@ class Incoming:
             rows = (await tx.execute(query.limit(MAX_OPEN_PER_MEMBER))).all()
         if len(rows) >= MAX_OPEN_PER_MEMBER:
             raise Unavailable(
-                f"{asker} has {MAX_OPEN_PER_MEMBER} open requests here.",
+                Sentence(
+                    "%(member)s has %(count)s open requests here.", member=asker, count=MAX_OPEN_PER_MEMBER
+                ),
                 mend="Wait until some are answered.",
                 code="too-many-requests",
             )

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from consent.errors import Corrupt, Unavailable
+from consent.errors import Corrupt, Sentence, Unavailable
 from consent.grants import Grant
 from consent.principals import Principal
 from consent.signed import Signed, parse_json, sign, verify
@@ -156,7 +156,9 @@ class LeasedKeys:
             answer = await self._client.post(home, f"{PREFIX}/leases", {"token": request.token})
         except Unavailable as error:
             raise Unavailable(
-                f"{home} cannot be asked for the keys now, and the last lease has run out.",
+                Sentence(
+                    "%(home)s cannot be asked for the keys now, and the last lease has run out.", home=home
+                ),
                 mend="The study opens again when that hospital answers.",
                 code="lease-unavailable",
             ) from error

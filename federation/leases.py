@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Column, String, Table, delete, insert, select
 
 from consent.decision import Request, Resource, decide
-from consent.errors import AccordError, Conflict, Corrupt, Denied, Invalid, NotFound
+from consent.errors import AccordError, Conflict, Corrupt, Denied, Invalid, NotFound, Sentence
 from consent.grants import Grant
 from consent.principals import Principal
 from consent.signed import Signed, canonical_json, sign, verify
@@ -106,8 +106,11 @@ class Leases:
             )
         if asked.body.roster > self._members.version:
             raise Conflict(
-                f"The request rests on roster version {asked.body.roster}; "
-                f"this node knows up to {self._members.version}.",
+                Sentence(
+                    "The request rests on roster version %(asked)s; this node knows up to %(known)s.",
+                    asked=asked.body.roster,
+                    known=self._members.version,
+                ),
                 mend="It fetches the roster by itself; ask again in a moment.",
                 code="unknown-roster",
             )

@@ -14,7 +14,7 @@ from time import monotonic
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import Column, Integer, Table, Text, delete, insert, select
 
-from consent.errors import AccordError, Conflict, Denied, Unavailable
+from consent.errors import AccordError, Conflict, Denied, Sentence, Unavailable
 from consent.signed import parse_json, peek, read
 from consent.vocabulary import EventKind, Outcome
 from federation.roster import HUB, AcceptedRoster, Anchor, Member, Roster, Standing, accept, issuer_of_leaf
@@ -101,12 +101,15 @@ class Members:
         if self._accepted is None:
             raise Unavailable(
                 "This node belongs to no region yet.",
-                mend="Ask the hub's operator for an invitation, then: accord join DIR INVITATION",
+                mend=Sentence("Ask the hub's operator for an invitation, then: accord join DIR INVITATION"),
                 code="roster-none",
             )
         if self._accepted.signed.expired(self._clock.now()):
             raise Unavailable(
-                f"Roster version {self.version} has expired, so no member can be trusted.",
+                Sentence(
+                    "Roster version %(version)s has expired, so no member can be trusted.",
+                    version=self.version,
+                ),
                 mend="Check the connection to the hub and both clocks; the hub renews its roster by itself.",
                 code="roster-expired",
             )
@@ -117,12 +120,16 @@ class Members:
         member = self.current().by_id.get(member_id)
         if member is None:
             raise Denied(
-                f"{member_id!r} is not in roster version {self.version}.",
+                Sentence(
+                    "%(member)s is not in roster version %(version)s.",
+                    member=repr(member_id),
+                    version=self.version,
+                ),
                 mend="Check the name, or ask the hub's operator whether it has joined.",
                 code="peer-unlisted",
             )
         if member.status is not Standing.ACTIVE:
-            raise Denied(f"Member {member_id} is suspended.", code="peer-suspended")
+            raise Denied(Sentence("Member %(member)s is suspended.", member=member_id), code="peer-suspended")
         return member
 
     def is_active(self, member_id: str) -> bool:
@@ -179,7 +186,9 @@ class Members:
             in_force = accepted.roster.anchor if accepted else known
             if in_force is not None and in_force.region != anchor.region:
                 raise Conflict(
-                    f"This node already belongs to the region {in_force.region!r}.",
+                    Sentence(
+                        "This node already belongs to the region %(region)s.", region=repr(in_force.region)
+                    ),
                     mend="A node belongs to one region; make another node for another region.",
                     code="region",
                 )

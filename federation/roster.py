@@ -24,7 +24,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from consent.errors import Conflict, Corrupt, Denied, Invalid
+from consent.errors import Conflict, Corrupt, Denied, Invalid, Sentence
 from consent.signed import Json, Signed, key_id, peek, verify
 from federation.envelope import HPKE_KEY_BYTES, HpkePublicKey, read_hpke_key, thumbprint
 from federation.fields import NODE_ID, read_object, unbase64
@@ -134,13 +134,20 @@ class Member:
         try:
             _ = member.signing_key, member.hpke_key, member.authority
         except ValueError as error:
-            raise Invalid(f"Member {member.id!r} has a key that cannot be read.", code="field") from error
+            raise Invalid(
+                Sentence("Member %(member)s has a key that cannot be read.", member=repr(member.id)),
+                code="field",
+            ) from error
         if member.log_verifier.type is not SignatureType.ED25519 or member.log_verifier.name != origin_of(
             member.id
         ):
             # Witnesses keep what they saw of a log under its name: nobody lists another's.
             raise Invalid(
-                f"The log_vkey of the member with the id {member.id!r} is another log's.", code="field"
+                Sentence(
+                    "The log_vkey of the member with the id %(member)s is another log's.",
+                    member=repr(member.id),
+                ),
+                code="field",
             )
         return member
 
@@ -215,7 +222,10 @@ class Roster:
         for name in ("id", "tls_ca", "signing", "hpke", "log_vkey"):
             values = [getattr(member, name) for member in members]
             if len(set(values)) != len(values):
-                raise Invalid(f"Two members of the roster share the same {name}.", code="roster-duplicate")
+                raise Invalid(
+                    Sentence("Two members of the roster share the same %(name)s.", name=name),
+                    code="roster-duplicate",
+                )
         return cls(read.integer("version", low=1), members, Anchor.from_json(read.mapping("anchor")))
 
 
@@ -248,7 +258,9 @@ def accept(
         # New region keys must be vouched for by the old ones (checked above) and prove themselves.
         _signed_by_enough(tokens, roster.anchor, now)
     if signed.expires is None or signed.expires - signed.issued > timedelta(days=MAX_ROSTER_DAYS):
-        raise Invalid(f"A roster must expire within {MAX_ROSTER_DAYS} days.", code="roster-term")
+        raise Invalid(
+            Sentence("A roster must expire within %(most)s days.", most=MAX_ROSTER_DAYS), code="roster-term"
+        )
     accepted = AcceptedRoster(signed, tuple(tokens))
     if known is not None:
         _check_succession(known, accepted)
@@ -258,13 +270,17 @@ def accept(
 def _check_succession(known: AcceptedRoster, new: AcceptedRoster) -> None:
     if new.roster.version < known.roster.version:
         raise Conflict(
-            f"Roster version {new.roster.version} is older than {known.roster.version}, which is in force here.",
+            Sentence(
+                "Roster version %(version)s is older than %(known)s, which is in force here.",
+                version=new.roster.version,
+                known=known.roster.version,
+            ),
             mend="Fetch the current roster from the hub; if the hub itself offers an old one, raise the alarm.",
             code="roster-rollback",
         )
     if new.roster.version == known.roster.version and new.roster != known.roster:
         raise Corrupt(
-            f"Two different rosters carry version {new.roster.version}.",
+            Sentence("Two different rosters carry version %(version)s.", version=new.roster.version),
             mend="The region's keys have signed two histories: stop, and call the hub's operator.",
             code="roster-split",
         )
@@ -272,7 +288,10 @@ def _check_succession(known: AcceptedRoster, new: AcceptedRoster) -> None:
 
 def _signed_by_enough(tokens: Sequence[str], anchor: Anchor, now: datetime) -> Signed[Roster]:
     if not 1 <= len(tokens) <= MAX_REGION_KEYS:
-        raise Invalid(f"A roster comes with 1 to {MAX_REGION_KEYS} signatures.", code="roster-signatures")
+        raise Invalid(
+            Sentence("A roster comes with 1 to %(most)s signatures.", most=MAX_REGION_KEYS),
+            code="roster-signatures",
+        )
     payloads = {peek(token)[1] for token in tokens}
     if len(payloads) != 1:
         raise Invalid("The roster's signatures are over different contents.", code="roster-signatures")
@@ -287,7 +306,11 @@ def _signed_by_enough(tokens: Sequence[str], anchor: Anchor, now: datetime) -> S
             signers.add(key_id(key))
     if first is None or len(signers) < anchor.threshold:
         raise Corrupt(
-            f"{len(signers)} of the {anchor.threshold} region signatures needed are good.",
+            Sentence(
+                "%(good)s of the %(needed)s region signatures needed are good.",
+                good=len(signers),
+                needed=anchor.threshold,
+            ),
             mend="Fetch the roster from the hub again; if it stays so, call the hub's operator.",
             code="roster-signatures",
         )
@@ -313,9 +336,14 @@ def issuer_of_leaf(roster: Roster, certificate_der: bytes) -> Member:
     for member in roster.members:
         if _issued_by(leaf, member.authority):
             if member.id not in _names_of(leaf):
-                raise Denied(f"This certificate of {member.id} is not its node's own.", code="peer-leaf")
+                raise Denied(
+                    Sentence("This certificate of %(member)s is not its node's own.", member=member.id),
+                    code="peer-leaf",
+                )
             if member.status is not Standing.ACTIVE:
-                raise Denied(f"Member {member.id} is suspended.", code="peer-suspended")
+                raise Denied(
+                    Sentence("Member %(member)s is suspended.", member=member.id), code="peer-suspended"
+                )
             return member
     raise Denied("No member of the roster issued this certificate.", code="peer-unlisted")
 

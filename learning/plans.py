@@ -15,7 +15,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar, Self
 
-from consent.errors import Invalid
+from consent.errors import Invalid, Sentence
 from consent.fields import Fields
 from consent.signed import Signed
 
@@ -103,8 +103,8 @@ class Labels:
         labels = cls(fields.text("attribute"), fields.text("scheme"), fields.texts("codes", limit=MAX_LABELS))
         if labels.attribute not in LABEL_ATTRIBUTES:
             raise Invalid(
-                f"A label cannot be read from {labels.attribute[:64]!r}.",
-                mend="Use one of " + ", ".join(LABEL_ATTRIBUTES) + ".",
+                Sentence("A label cannot be read from %(attribute)s.", attribute=repr(labels.attribute[:64])),
+                mend=Sentence("Use one of %(choices)s.", choices=", ".join(LABEL_ATTRIBUTES)),
             )
         if not all(_CODE.fullmatch(code) for code in (labels.scheme, *labels.codes)):
             raise Invalid("A code or coding scheme is not 1 to 16 characters of letters, digits and . _ + -.")

@@ -18,7 +18,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from consent.approvals import Approval, Proposal, State, Turn, Voice, advance, approve, state_of
-from consent.errors import Denied, Invalid
+from consent.errors import Denied, Invalid, Sentence
 from consent.principals import Principal
 from consent.signed import Signed, sign
 from consent.vocabulary import EventKind, Outcome, Role
@@ -81,7 +81,12 @@ class Approvals:
         Whether the proposer may put it is for the caller to decide beforehand.
         """
         if not 0 < hours <= MAX_HOURS:
-            raise Invalid(f"A proposal stays open for more than 0 and at most {MAX_HOURS:.0f} hours.")
+            raise Invalid(
+                Sentence(
+                    "A proposal stays open for more than 0 and at most %(most)s hours.",
+                    most=format(MAX_HOURS, ".0f"),
+                )
+            )
         body = Proposal(deed, subject, proposer.id, reason, quorum, frozenset(roles), dict(terms or {}))
         Proposal.from_json(body.to_json())
         now = self._clock.now()
@@ -155,7 +160,13 @@ class Approvals:
         """
         standing = await self.standing(proposal_id, tx=tx)
         if standing.proposal.body.deed != deed:
-            raise Invalid(f"This proposal is for {standing.proposal.body.deed!r}, not for {deed!r}.")
+            raise Invalid(
+                Sentence(
+                    "This proposal is for %(deed)s, not for %(other)s.",
+                    deed=repr(standing.proposal.body.deed),
+                    other=repr(deed),
+                )
+            )
         return await self._end(tx, standing, Turn.EXECUTION, who, address)
 
     async def standing(self, proposal_id: str, *, tx: Tx | None = None) -> Standing:

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from sqlalchemy import Column, ForeignKey, LargeBinary, Select, String, Table, select
 
-from consent.errors import Conflict, Corrupt, NotFound
+from consent.errors import Conflict, Corrupt, NotFound, Sentence
 from consent.signed import Body, KeysOf, Signed, T, peek, read
 from node.access.rows import GROUP, UNSEALED, Reading, RowAltered, Rows, seal_columns
 from node.audit.log import Log
@@ -117,7 +117,10 @@ class Records:
         if taken == signed.digest:
             return
         if taken is not None:
-            raise Conflict(f"Another {signed.kind} with this id is kept already.", code="record-exists")
+            raise Conflict(
+                Sentence("Another %(kind)s with this id is kept already.", kind=signed.kind),
+                code="record-exists",
+            )
         values = {
             "id": signed.id,
             "kind": signed.kind,
@@ -142,7 +145,12 @@ class Records:
         if row is None:
             raise _unknown()
         if expected is not None and row.status != expected:
-            raise Conflict(f"This record is {row.status} now, not {expected}.", code="wrong-status")
+            raise Conflict(
+                Sentence(
+                    "This record is %(status)s now, not %(expected)s.", status=row.status, expected=expected
+                ),
+                code="wrong-status",
+            )
         await self._rows.update(tx, record, row, {"status": status})
 
     async def get(self, record_id: str, body_type: type[T], *, tx: Tx | None = None) -> Signed[T]:
@@ -208,7 +216,7 @@ class Records:
     def _read(self, row: Any, body_type: type[T]) -> Signed[T]:
         token = self._seal.open(row.id, row.sealed)
         if sha256(token.encode()).hexdigest() != row.digest:
-            raise Corrupt(f"A kept {row.kind} was altered.", code="record-altered")
+            raise Corrupt(Sentence("A kept %(kind)s was altered.", kind=row.kind), code="record-altered")
         key = (row.digest, body_type)
         found = self._parsed.get(key)
         if found is None:
@@ -219,7 +227,7 @@ class Records:
                 self._parsed.popitem(last=False)
         said = (found.id, found.issuer, found.issued, found.expires)
         if said != (row.id, row.issuer, row.issued, row.expires):
-            raise Corrupt(f"A kept {row.kind} was altered.", code="record-altered")
+            raise Corrupt(Sentence("A kept %(kind)s was altered.", kind=row.kind), code="record-altered")
         return found
 
 
@@ -259,7 +267,7 @@ def _of_kind(body_type: type[Body]) -> Select[Any]:
 
 def _only(kept: tuple[Kept, ...], body_type: type[Body]) -> Kept:
     if not kept:
-        raise NotFound(f"There is no such {body_type.KIND} here.")
+        raise NotFound(Sentence("There is no such %(kind)s here.", kind=body_type.KIND))
     return kept[0]
 
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from sqlalchemy import Executable, delete, func, insert, select, update
 
-from consent.errors import Conflict, Invalid, NotFound
+from consent.errors import Conflict, Invalid, NotFound, Sentence
 from consent.vocabulary import EventKind
 from node.audit.event import Detail, Event
 from node.audit.log import Log
@@ -248,7 +248,11 @@ class Findings:
         if not MIN_WORDS_CHARACTERS <= len(words) <= MAX_WORDS_CHARACTERS:
             raise Invalid(
                 "Say in words what was done about it.",
-                mend=f"Write {MIN_WORDS_CHARACTERS} to {MAX_WORDS_CHARACTERS} characters.",
+                mend=Sentence(
+                    "Write %(least)s to %(most)s characters.",
+                    least=MIN_WORDS_CHARACTERS,
+                    most=MAX_WORDS_CHARACTERS,
+                ),
                 code="finding-words",
             )
         async with self._database.write() as tx:

@@ -13,7 +13,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from consent.errors import Conflict, Invalid
+from consent.errors import Conflict, Invalid, Sentence
 
 MAX_CERTIFICATE_CHARACTERS: Final = 64 * 1024
 OVERLAP: Final = timedelta(days=14)
@@ -60,7 +60,7 @@ def check_overlap(overlap: timedelta) -> timedelta:
     """Return it. Raises Invalid when it is negative or longer than MAX_OVERLAP."""
     if not timedelta(0) <= overlap <= MAX_OVERLAP:
         raise Invalid(
-            f"Two certificates overlap for 0 to {MAX_OVERLAP.days} days.",
+            Sentence("Two certificates overlap for 0 to %(days)s days.", days=MAX_OVERLAP.days),
             mend="Choose a number of days in between.",
             code="certificate-overlap",
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Column, Integer, String, Table, Text
 
-from consent.errors import Conflict, Invalid
+from consent.errors import Conflict, Invalid, Sentence
 from consent.principals import Principal
 from consent.vocabulary import Purpose, Role
 from node.access.certificates import certificate_end
@@ -205,7 +205,9 @@ def check_ae_title(ae_title: str) -> str:
     if not allowed or not 0 < len(stripped) <= MAX_AE_CHARACTERS:
         raise Invalid(
             "This is not an AE title.",
-            mend=f"Use 1 to {MAX_AE_CHARACTERS} printable ASCII characters without a backslash.",
+            mend=Sentence(
+                "Use 1 to %(most)s printable ASCII characters without a backslash.", most=MAX_AE_CHARACTERS
+            ),
             code="ae-title",
         )
     return stripped
@@ -229,8 +231,11 @@ def check_plain_reason(reason: str) -> str:
     if not MIN_PLAIN_REASON_CHARACTERS <= len(reason.strip()) <= MAX_PLAIN_REASON_CHARACTERS:
         raise Invalid(
             "Plain DICOM needs a reason in words.",
-            mend=f"Say in {MIN_PLAIN_REASON_CHARACTERS} to {MAX_PLAIN_REASON_CHARACTERS} characters "
-            "why this device cannot use TLS.",
+            mend=Sentence(
+                "Say in %(least)s to %(most)s characters why this device cannot use TLS.",
+                least=MIN_PLAIN_REASON_CHARACTERS,
+                most=MAX_PLAIN_REASON_CHARACTERS,
+            ),
             code="plain-reason",
         )
     return reason.strip()
@@ -245,7 +250,7 @@ def check_services(services: Iterable[str]) -> frozenset[Service]:
     if not wanted:
         raise Invalid(
             "A device is registered for one service or more.",
-            mend=f"Give some of: {', '.join(Service)}.",
+            mend=Sentence("Give some of: %(choices)s.", choices=", ".join(Service)),
             code="device-services",
         )
     return wanted
@@ -256,7 +261,7 @@ def check_purpose(purpose: str) -> Purpose:
     if purpose not in CARE:
         raise Invalid(
             "A device queries and retrieves for care or for its quality.",
-            mend=f"Give one of: {', '.join(sorted(CARE))}.",
+            mend=Sentence("Give one of: %(choices)s.", choices=", ".join(sorted(CARE))),
             code="device-purpose",
         )
     return Purpose(purpose)

@@ -17,7 +17,7 @@ from typing import TypeVar
 from nacl.exceptions import InvalidkeyError
 from nacl.pwhash import argon2id
 
-from consent.errors import Invalid, Unavailable
+from consent.errors import Invalid, Sentence, Unavailable
 
 # RFC 9106 §4 and OWASP: above 19 MiB with two passes; one lane, because libsodium has no more.
 ARGON2_PASSES = 3
@@ -85,12 +85,15 @@ def check_password(password: str, login: str) -> None:
     """Raise Invalid, saying why, for a password that is too short, too long, or close to the login."""
     if len(password) < MIN_PASSWORD_CHARACTERS:
         raise Invalid(
-            f"The password has fewer than {MIN_PASSWORD_CHARACTERS} characters.",
+            Sentence("The password has fewer than %(least)s characters.", least=MIN_PASSWORD_CHARACTERS),
             mend="Take a few words that only you would put together.",
             code="weak-password",
         )
     if len(_bytes(password)) > MAX_PASSWORD_BYTES:
-        raise Invalid(f"The password is longer than {MAX_PASSWORD_BYTES} bytes.", code="weak-password")
+        raise Invalid(
+            Sentence("The password is longer than %(most)s bytes.", most=MAX_PASSWORD_BYTES),
+            code="weak-password",
+        )
     if login.casefold() in password.casefold() or len(set(password)) < 4:
         raise Invalid(
             "The password holds the login, or hardly more than one character.",

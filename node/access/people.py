@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Boolean, Column, Integer, String, Table, Text
 
-from consent.errors import Invalid
+from consent.errors import Invalid, Sentence
 from consent.principals import PEOPLE, Principal
 from consent.vocabulary import Role
 from node.access.rows import UNSEALED, seal_columns
@@ -118,14 +118,14 @@ def check_person(login: str, name: str, role: Role, department: str | None) -> N
         )
     if role not in PEOPLE:
         raise Invalid(
-            f"People cannot have the role {role.value}.",
-            mend=f"Use one of: {', '.join(sorted(PEOPLE))}.",
+            Sentence("People cannot have the role %(role)s.", role=role.value),
+            mend=Sentence("Use one of: %(choices)s.", choices=", ".join(sorted(PEOPLE))),
             code="role",
         )
     for what, text in (("name", name), ("department", department)):
         if text is not None and not (0 < len(text) <= MAX_NAME_CHARACTERS and text.isprintable()):
             raise Invalid(
-                f"The {what} is empty, too long or has control characters.",
-                mend=f"Give 1 to {MAX_NAME_CHARACTERS} characters.",
+                Sentence("The %(what)s is empty, too long or has control characters.", what=what),
+                mend=Sentence("Give 1 to %(most)s characters.", most=MAX_NAME_CHARACTERS),
                 code=what,
             )

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import bindparam, select
 
-from consent.errors import Conflict, Denied, Invalid, NotFound
+from consent.errors import Conflict, Denied, Invalid, NotFound, Sentence
 from consent.policy import Parameters
 from consent.principals import Principal
 from consent.vocabulary import EventKind, Role
@@ -93,7 +93,11 @@ class Registry(DeviceRegistry):
         stored = await self._hashed(login, password)
         async with self._rows.writing() as tx:
             if await self._row(tx, login) is not None:
-                raise Conflict(f"The login {login} is taken.", mend="Choose another one.", code="login-taken")
+                raise Conflict(
+                    Sentence("The login %(login)s is taken.", login=login),
+                    mend="Choose another one.",
+                    code="login-taken",
+                )
             values = {
                 "login": login,
                 "name": name,
@@ -209,7 +213,9 @@ class Registry(DeviceRegistry):
         longest = self._parameters.token_max_days
         if not 0 < days <= longest:
             raise Invalid(
-                f"A token lives at most {longest:g} days.", mend="Ask for fewer.", code="token-days"
+                Sentence("A token lives at most %(longest)s days.", longest=format(longest, "g")),
+                mend="Ask for fewer.",
+                code="token-days",
             )
         await self.person(login)
         secret, now = new_secret(), self._clock.now()

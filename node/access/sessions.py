@@ -30,7 +30,7 @@ from sqlalchemy import (
     update,
 )
 
-from consent.errors import Denied, Invalid
+from consent.errors import Denied, Invalid, Sentence
 from consent.policy import Parameters
 from consent.principals import Principal
 from consent.vocabulary import EventKind, Outcome
@@ -236,7 +236,7 @@ class Sessions:
             await self._refused(account, address, "too many wrong passwords from here")
         raise Denied(
             "Too many wrong passwords from here.",
-            mend=f"Wait {max(1, round(seconds))} seconds and try again.",
+            mend=Sentence("Wait %(seconds)s seconds and try again.", seconds=max(1, round(seconds))),
             code="sign-in-paced",
         )
 

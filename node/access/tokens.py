@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Column, ForeignKey, String, Table
 
-from consent.errors import Invalid
+from consent.errors import Invalid, Sentence
 from node.access.rows import seal_columns
 from node.database import UtcDateTime, metadata
 
@@ -68,7 +68,7 @@ def check_scopes(scopes: Iterable[str]) -> frozenset[str]:
     if not wanted or not wanted <= SCOPES:
         raise Invalid(
             "A token needs scopes that exist.",
-            mend=f"Use one or more of: {', '.join(sorted(SCOPES))}.",
+            mend=Sentence("Use one or more of: %(choices)s.", choices=", ".join(sorted(SCOPES))),
             code="scope",
         )
     return wanted

@@ -18,7 +18,7 @@ import numpy as np
 import rle
 from numpy.typing import NDArray
 
-from consent.errors import AccordError, Invalid
+from consent.errors import AccordError, Invalid, Sentence
 from node.imaging.layout import PixelLayout
 
 MAX_SEGMENTS = 10_000
@@ -72,7 +72,9 @@ def decode_stream(stream: bytes, layout: PixelLayout, transfer_syntax: str) -> D
         raise
     except BaseException as error:  # decoders raise whatever they like on hostile input; one in Rust panics
         raise Invalid(
-            f"The pixels of this instance cannot be decoded ({type(error).__name__}).",
+            Sentence(
+                "The pixels of this instance cannot be decoded (%(fault)s).", fault=type(error).__name__
+            ),
             mend="Ask the device's maker for a standard transfer syntax, or download the instance.",
             code="undecodable",
         ) from error

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from consent.errors import Invalid
+from consent.errors import Invalid, Sentence
 from node.imaging.codecs import Decoded, decode_stream
 from node.imaging.elements import UNDEFINED, Buffer, encoding_of, inflate
 from node.imaging.frames import encapsulated_frame, extended_table
@@ -59,7 +59,12 @@ def decode_frame(data: Buffer, transfer_syntax: str, frame: int, pixels: Buffer 
         raise Invalid("This object has no picture to show.", code="no-pixels")
     layout = PixelLayout.of(header)
     if not 1 <= frame <= layout.frames:
-        raise Invalid(f"There is no frame {frame}; the instance has {layout.frames}.", code="no-frame")
+        raise Invalid(
+            Sentence(
+                "There is no frame %(frame)s; the instance has %(frames)s.", frame=frame, frames=layout.frames
+            ),
+            code="no-frame",
+        )
     encapsulated = header.pixels.length == UNDEFINED
     if encapsulated != encoding.encapsulated:
         raise Invalid("The pixels are not encoded as the transfer syntax says.", code="undecodable")
@@ -83,7 +88,10 @@ def read_dataset(data: bytes, transfer_syntax: str) -> Dataset:
     try:
         return dcmread(BytesIO(part10_head("1.2.3", "1.2.3", transfer_syntax) + data))
     except Exception as error:
-        raise Invalid(f"The data set cannot be read ({type(error).__name__}).", code="unreadable") from error
+        raise Invalid(
+            Sentence("The data set cannot be read (%(fault)s).", fault=type(error).__name__),
+            code="unreadable",
+        ) from error
 
 
 @lru_cache(maxsize=1)

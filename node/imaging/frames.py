@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from struct import unpack_from
 from typing import Any, TypeVar
 
-from consent.errors import Invalid, NotFound
+from consent.errors import Invalid, NotFound, Sentence
 from node.imaging.elements import Buffer
 from node.imaging.header import Header
 from node.imaging.layout import PixelLayout
@@ -253,4 +253,6 @@ def _malformed() -> Invalid:
 
 def _require_number(number: int, frames: int) -> None:
     if not 1 <= number <= frames:
-        raise NotFound(f"There is no frame {number}; the instance has {frames}.")
+        raise NotFound(
+            Sentence("There is no frame %(frame)s; the instance has %(frames)s.", frame=number, frames=frames)
+        )

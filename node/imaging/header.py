@@ -13,7 +13,7 @@ from functools import cached_property
 from struct import calcsize, unpack_from
 from typing import Self
 
-from consent.errors import Invalid
+from consent.errors import Invalid, Sentence
 from node.imaging.charsets import Charset, charset_of
 from node.imaging.elements import (
     ITEM,
@@ -72,7 +72,10 @@ class Header:
         if element is None or element.length == UNDEFINED:
             return b""
         if element.length > MAX_VALUE_BYTES:
-            raise Invalid(f"Element {tag:08X} is too long to be drawn with.", code="too-long")
+            raise Invalid(
+                Sentence("Element %(tag)s is too long to be drawn with.", tag=format(tag, "08X")),
+                code="too-long",
+            )
         return bytes(self._data[element.start : element.start + element.length])
 
     def view(self, tag: int) -> memoryview:
@@ -182,7 +185,9 @@ class Header:
             else:
                 end, position = _item_end(self._data, item.start, size, form)
             yield item.start, end
-        raise Invalid(f"A sequence has more than {MAX_ITEMS} items.", code="too-many-elements")
+        raise Invalid(
+            Sentence("A sequence has more than %(most)s items.", most=MAX_ITEMS), code="too-many-elements"
+        )
 
     def _unpacked(self, value: bytes, kind: str) -> tuple[float, ...]:
         count = min(len(value) // calcsize("=" + kind), MAX_VALUES)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from consent.errors import Invalid
+from consent.errors import Invalid, Sentence
 from node.imaging.header import Header
 
 MAX_SIDE = 65_535
@@ -52,7 +52,12 @@ class PixelLayout:
         """Read and check the module. Raises Invalid, with the number that cannot be."""
         rows, columns = header.integer(0x00280010, "US"), header.integer(0x00280011, "US")
         if not 0 < rows <= MAX_SIDE or not 0 < columns <= MAX_SIDE or rows * columns > MAX_PIXELS:
-            raise Invalid(f"This object has no picture to show ({rows} × {columns}).", code="no-pixels")
+            raise Invalid(
+                Sentence(
+                    "This object has no picture to show (%(rows)s × %(columns)s).", rows=rows, columns=columns
+                ),
+                code="no-pixels",
+            )
         samples = header.integer(0x00280002, "US", 1)
         photometric = _photometric(header, samples)
         tag = header.pixels.tag if header.pixels is not None else 0
@@ -119,7 +124,13 @@ def _bits(header: Header, tag: int) -> tuple[int, int, int]:
     high = header.integer(0x00280102, "US", stored - 1)
     if allocated not in _BITS_ALLOCATED or not 0 < stored <= allocated or not stored - 1 <= high < allocated:
         raise Invalid(
-            f"The pixels of this image cannot be told apart ({allocated} bits, {stored} stored, highest {high}).",
+            Sentence(
+                "The pixels of this image cannot be told apart (%(allocated)s bits, %(stored)s stored, "
+                "highest %(high)s).",
+                allocated=allocated,
+                stored=stored,
+                high=high,
+            ),
             code="bits",
         )
     return allocated, stored, high

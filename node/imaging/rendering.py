@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import struct
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from consent.errors import Invalid, Unavailable
+from consent.errors import Invalid, Sentence, Unavailable
 from node.imaging.confidentiality import Action, Option
 from node.imaging.deidentified import DeidentifiedInstance, Refusal
 from node.imaging.passage import Passage
@@ -37,7 +38,7 @@ MEDIA_TYPES = ("image/webp", "image/jpeg", "image/png")
 THUMBNAIL_SIDE = 160
 MAX_THUMBNAIL_SIDE = 512
 THUMBNAIL_QUALITY = 75
-
+_PLACES = re.compile(r"(?:[^%]|%\(\w+\)s)*")
 
 Bytes = bytes | bytearray
 
@@ -106,7 +107,10 @@ class Renderer:
         deadline passed.
         """
         if media_type not in MEDIA_TYPES:
-            raise Invalid(f"{media_type} is not offered.", mend=f"Ask for one of {', '.join(MEDIA_TYPES)}.")
+            raise Invalid(
+                Sentence("%(media_type)s is not offered.", media_type=media_type),
+                mend=Sentence("Ask for one of %(choices)s.", choices=", ".join(MEDIA_TYPES)),
+            )
         if quality is not None and not 1 <= quality <= 100:
             raise Invalid("The quality of a picture is a number from 1 to 100.", code="quality")
         job = {
@@ -291,7 +295,7 @@ class _Worker:
         if self._passage is not None:
             self._passage.clear()
         if not answer["ok"]:
-            raise Invalid(answer["message"], mend=answer.get("mend", ""), code=answer.get("code", "invalid"))
+            raise Invalid(_heard(*answer["message"]), mend=_heard(*answer["mend"]), code=answer["code"])
         return answer, body
 
     async def stop(self) -> None:
@@ -317,6 +321,11 @@ def _sizes(pieces: Sequence[Bytes], names: Sequence[str] = ()) -> bytes:
 
 def _told(watermark: WatermarkText | None) -> dict[str, Any] | None:
     return {"lines": watermark.lines, "seed": watermark.seed} if watermark else None
+
+
+def _heard(words: str, values: Mapping[str, object]) -> str:
+    """What a worker said. One that an image took over gets no format of its own."""
+    return Sentence(words, **values) if values and _PLACES.fullmatch(words) else words
 
 
 def _environment() -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Self
 
-from consent.errors import Invalid
+from consent.errors import Invalid, Sentence
 
 LINEAR, LINEAR_EXACT, SIGMOID = "LINEAR", "LINEAR_EXACT", "SIGMOID"
 FUNCTIONS = (LINEAR, LINEAR_EXACT, SIGMOID)
@@ -29,7 +29,11 @@ class Window(NamedTuple):
         if not window.valid:
             raise Invalid(
                 "This window cannot be drawn.",
-                mend=f"Give a centre, a width of at least 1 (for {LINEAR}) and one of {', '.join(FUNCTIONS)}.",
+                mend=Sentence(
+                    "Give a centre, a width of at least 1 (for %(linear)s) and one of %(functions)s.",
+                    linear=LINEAR,
+                    functions=", ".join(FUNCTIONS),
+                ),
                 code="window",
             )
         return window

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from consent.errors import AccordError
+from consent.errors import AccordError, Sentence
 from node.imaging.confidentiality import Option
 from node.imaging.decode import StoredFrame, decode_frame
 from node.imaging.deidentified import Refusal
@@ -195,13 +195,21 @@ def _done(job: dict[str, Any], data: Buffer) -> _Answer:
         head, body = JOBS[job["kind"]](job, data)
         return {"ok": True, **head}, body
     except AccordError as error:
-        return {"ok": False, "message": error.message, "mend": error.mend, "code": error.code}, b""
+        return _refusal(error.message, error.code, error.mend)
     except MemoryError:
-        message = "This picture needs more memory than a view may use."
-        return {"ok": False, "message": message, "code": "too-large"}, b""
+        return _refusal(Sentence("This picture needs more memory than a view may use."), "too-large")
     except Exception as error:  # one bad image must not end the worker
-        message = f"The picture cannot be drawn ({type(error).__name__})."
-        return {"ok": False, "message": message, "code": "undecodable"}, b""
+        return _refusal(
+            Sentence("The picture cannot be drawn (%(fault)s).", fault=type(error).__name__), "undecodable"
+        )
+
+
+def _refusal(message: str, code: str, mend: str = "") -> _Answer:
+    return {"ok": False, "message": _said(message), "mend": _said(mend), "code": code}, b""
+
+
+def _said(text: str) -> tuple[str, dict[str, object]]:
+    return (text.words, text.values) if isinstance(text, Sentence) else (text, {})
 
 
 def _give_back_memory() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from consent.decision import Facts, Request, Resource, Verdict, decide
 from consent.emergency import EmergencyClaim
-from consent.errors import AccordError, Denied, NotFound
+from consent.errors import AccordError, Denied, NotFound, Sentences
 from consent.principals import Principal
 from consent.verdict import Deny, Permit
 from consent.vocabulary import Action, Purpose, ResourceKind
@@ -77,7 +77,7 @@ class Asking:
         """Put a refusal on record; return the error to raise."""
         event = deeds.refused(use.who, use.action, use.purpose, use.address, verdict, resource, use.claim)
         await self._log.record(event)
-        return Denied(" ".join(verdict.reasons), reasons=verdict.reasons)
+        return Denied(Sentences(verdict.reasons), reasons=verdict.reasons)
 
     async def turned_away(self, use: Use, resource: Resource, verdict: Deny) -> AccordError:
         """`refused`; the error says to those who do not treat the patient no more than of any stranger's study."""
@@ -89,7 +89,7 @@ class Asking:
             return denied
         stranger = await self._one(use, self._stranger(use.study))
         if isinstance(stranger, Deny):
-            return Denied(" ".join(stranger.reasons), reasons=stranger.reasons)
+            return Denied(Sentences(stranger.reasons), reasons=stranger.reasons)
         # Who may see strangers' studies would be told of one that is not here that it is not.
         known = any(
             self._decide(replace(use, action=action), resource, facts).permitted

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from time import monotonic
 
-from consent.errors import Denied
+from consent.errors import Denied, Sentences
 from consent.principals import Principal
 from consent.vocabulary import Action, EventKind, Purpose
 from node import deeds
@@ -131,7 +131,7 @@ class Finding:
         sight = self._sight(who, purpose)
         if (refusal := sight.refusal) is not None:
             await self._log.record(deeds.refused(who, Action.SEARCH, purpose, address, refusal, None, None))
-            raise Denied(" ".join(refusal.reasons), reasons=refusal.reasons)
+            raise Denied(Sentences(refusal.reasons), reasons=refusal.reasons)
         # Who may find everybody's studies needs no list of patients.
         if sight.sees_all:
             return sight, frozenset()

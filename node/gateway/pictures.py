@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import NamedTuple
 
-from consent.errors import Invalid, NotFound
+from consent.errors import Invalid, NotFound, Sentence
 from consent.obligations import Watermark
 from node.clock import Clock
 from node.gateway.frames import Frames
@@ -108,7 +108,13 @@ class Pictures:
         visit = await self._visits.still(opening, fresh=True)
         row, contents = await self._reading.row(visit, sop_uid)
         if not 1 <= frame <= row.frames:
-            raise NotFound(f"There is no frame {frame}; the instance has {row.frames}.")
+            raise NotFound(
+                Sentence(
+                    "There is no frame %(frame)s; the instance has %(frames)s.",
+                    frame=frame,
+                    frames=row.frames,
+                )
+            )
         data, pixels = await self._drawn_from(visit, row, frame)
         return _Shown(
             visit, row.transfer_syntax_uid, data, pixels, self._watermark(visit, contents, sop_uid, frame)

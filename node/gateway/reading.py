@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from hashlib import sha256
 from typing import TypeVar
 
-from consent.errors import Corrupt, NotFound
+from consent.errors import Corrupt, NotFound, Sentence
 from consent.principals import Principal
 from consent.vocabulary import Grade
 from node import deeds
@@ -150,7 +150,7 @@ class Reading:
         """The keys of single objects of a study of this node, never the study key. Raises NotFound."""
         grades = {stored.object_id: stored.grade for stored in await self.packs.objects(study)}
         if missing := [name for name in object_ids if name not in grades]:
-            raise NotFound(f"{len(missing)} of these objects are not in this study.")
+            raise NotFound(Sentence("%(count)s of these objects are not in this study.", count=len(missing)))
         study_keys: dict[Grade, bytes] = {}
         for grade in {grades[name] for name in object_ids}:
             study_keys[grade] = await self._keys.study_key(None, study, grade)

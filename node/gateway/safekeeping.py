@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from consent.decision import Facts, Request, Resource, decide
-from consent.errors import AccordError, Denied, NotFound
+from consent.errors import AccordError, Denied, NotFound, Sentences
 from consent.principals import Principal
 from consent.verdict import Deny
 from consent.vocabulary import Action, EventKind, Grade, ResourceKind, Role
@@ -48,7 +48,7 @@ class Safekeeping:
         if isinstance(verdict, Deny):
             event = deeds.refused(who, Action.COMMIT, who.purpose, address, verdict, None, None)
             await self._log.record(event)
-            raise Denied(" ".join(verdict.reasons), reasons=verdict.reasons)
+            raise Denied(Sentences(verdict.reasons), reasons=verdict.reasons)
 
     async def fates(
         self, who: Principal, references: Sequence[Reference], address: str | None

@@ -13,7 +13,7 @@ from time import monotonic
 
 from consent.decision import Resource
 from consent.emergency import EmergencyClaim
-from consent.errors import AccordError, Denied, NotFound
+from consent.errors import AccordError, Denied, NotFound, Sentences
 from consent.obligations import Deidentify
 from consent.principals import Principal
 from consent.refusals import IMAGES, NOTHING_PERMITS
@@ -267,7 +267,7 @@ class Visits:
     async def _ended_by(self, verdict: Deny, visit: Visit) -> Denied:
         """The error for an opening that the rules have ended; the first time it is put on record."""
         if visit.opening.id in self._told_end:
-            return Denied(" ".join(verdict.reasons), reasons=verdict.reasons)
+            return Denied(Sentences(verdict.reasons), reasons=verdict.reasons)
         self._told_end.add(visit.opening.id)
         try:
             return await self._asking.refused(Use.of(visit), visit.resource, verdict)

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
-from consent.errors import Corrupt, NotFound
+from consent.errors import Corrupt, NotFound, Sentence
 from consent.vocabulary import Grade
 from node.database import Database, Tx
 from node.imaging.attributes import Attributes
@@ -227,7 +227,9 @@ class Index:
             data_set, description = places[row.instance]
         except KeyError as error:
             raise Corrupt(
-                f"The pack of study {row.study} lacks an instance that the index knows.",
+                Sentence(
+                    "The pack of study %(study)s lacks an instance that the index knows.", study=row.study
+                ),
                 mend="Restore the pack from a replica.",
                 code="study-pack",
             ) from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from consent.errors import Invalid
+from consent.errors import Invalid, Sentence
 from node.index.names import folded_groups, wildcard
 from node.index.names import fuzzy as fuzzy_name
 
@@ -171,9 +171,13 @@ class Query:
         """Check and make a query; a key is a keyword or a tag. Raises Invalid with the key's name, not its value."""
         pairs = list(keys.items() if isinstance(keys, Mapping) else keys)
         if len(pairs) > MAX_KEYS:
-            raise Invalid(f"A search has at most {MAX_KEYS} keys.")
+            raise Invalid(Sentence("A search has at most %(most)s keys.", most=MAX_KEYS))
         if not 0 <= offset <= MAX_OFFSET or limit < 0:
-            raise Invalid(f"limit and offset are whole numbers from 0; offset is at most {MAX_OFFSET}.")
+            raise Invalid(
+                Sentence(
+                    "limit and offset are whole numbers from 0; offset is at most %(most)s.", most=MAX_OFFSET
+                )
+            )
         known: dict[str, str] = {}
         ignored: list[str] = []
         for name, value in pairs:
@@ -216,21 +220,29 @@ def path_of(name: str) -> tuple[Attribute, ...]:
 def check_value(attribute: Attribute, value: str) -> None:
     """Raise Invalid when `value` cannot match an attribute of this VR."""
     if len(value) > MAX_VALUE_CHARACTERS:
-        raise Invalid(f"The value of {attribute.keyword} is too long.")
+        raise Invalid(Sentence("The value of %(keyword)s is too long.", keyword=attribute.keyword))
     if attribute.vr == "UI" and not all(_UID.fullmatch(uid) for uid in uids(value)):
-        raise Invalid(f"{attribute.keyword} takes UIDs, separated by commas or backslashes.")
+        raise Invalid(
+            Sentence("%(keyword)s takes UIDs, separated by commas or backslashes.", keyword=attribute.keyword)
+        )
     if attribute.vr in ("DA", "TM"):
         form, shape = (_DATE, "YYYYMMDD") if attribute.vr == "DA" else (_TIME, "HHMMSS")
         ends = value.split("-")
         if len(ends) > 2 or not any(ends) or not all(form.fullmatch(end) for end in ends if end):
-            raise Invalid(f"{attribute.keyword} takes {shape}, {shape}-, -{shape} or {shape}-{shape}.")
+            raise Invalid(
+                Sentence(
+                    "%(keyword)s takes %(shape)s, %(shape)s-, -%(shape)s or %(shape)s-%(shape)s.",
+                    keyword=attribute.keyword,
+                    shape=shape,
+                )
+            )
 
 
 def uids(value: str) -> list[str]:
     """The UIDs of a list (PS3.4 §C.2.2.2.2), without empty ones. Raises Invalid when there are too many."""
     found = [uid for uid in re.split(r"[\\,]", value) if uid]
     if len(found) > MAX_LIST_VALUES:
-        raise Invalid(f"A list has at most {MAX_LIST_VALUES} UIDs.")
+        raise Invalid(Sentence("A list has at most %(most)s UIDs.", most=MAX_LIST_VALUES))
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from consent.errors import Corrupt
+from consent.errors import Corrupt, Sentence
 from node.index.pseudonyms import derive
 
 NONCE_BYTES = 12
@@ -55,7 +55,7 @@ class RowSealer:
 def altered(table: str) -> Corrupt:
     """The error for a row that says something else than was put into it."""
     return Corrupt(
-        f"A row of {table} was altered.",
+        Sentence("A row of %(table)s was altered.", table=table),
         mend="Stop the node and run accord index rebuild DIR; never delete the database, the keys lie in it too.",
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, and_, or_, select, tuple_
 
-from consent.errors import Invalid
+from consent.errors import Invalid, Sentence
 from consent.vocabulary import Grade
 from node.index.names import NameTable
 from node.index.pseudonyms import Pseudonyms
@@ -60,7 +60,7 @@ class Visible:
             return None
         if len(self.patients) > MAX_PATIENTS:
             raise Invalid(
-                f"A search covers at most {MAX_PATIENTS} patients in somebody's care.",
+                Sentence("A search covers at most %(most)s patients in somebody's care.", most=MAX_PATIENTS),
                 mend="Search by Patient ID, or end treatment relationships that are over.",
             )
         own = and_(

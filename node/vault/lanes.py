@@ -17,7 +17,7 @@ from threading import Condition, Lock
 from time import monotonic
 from typing import TypeVar
 
-from consent.errors import AccordError, NotFound, Unavailable
+from consent.errors import AccordError, NotFound, Sentence, Unavailable
 from node.vault.blobs import FileAppendable, FileBlobs, disk_errors
 from node.vault.roots import IDENTITY_NAME
 from node.vault.seal import Buffer
@@ -56,7 +56,9 @@ class Root:
         with disk_errors("reach a storage root"):
             if self._mark() != self._folder:
                 raise Unavailable(
-                    f"Storage root {self.number} was replaced.", mend="Look at its folder.", code="storage"
+                    Sentence("Storage root %(number)s was replaced.", number=self.number),
+                    mend="Look at its folder.",
+                    code="storage",
                 )
 
     def listed(self) -> dict[str, int]:
@@ -70,7 +72,9 @@ class Root:
         try:
             return self._threads.submit(work)
         except RuntimeError as error:
-            raise Unavailable(f"Storage root {self.number} is gone.", code="storage") from error
+            raise Unavailable(
+                Sentence("Storage root %(number)s is gone.", number=self.number), code="storage"
+            ) from error
 
     def take_on(self, size: int) -> bool:
         """Note that `size` more bytes are on their way; False when too much is, and stays so."""
@@ -186,7 +190,9 @@ class Lane:
         if self.works and not self.root.take_on(size):
             self._fail(
                 Unavailable(
-                    f"Storage root {self.root.number} is too slow.", mend="Look at its disk.", code="storage"
+                    Sentence("Storage root %(number)s is too slow.", number=self.root.number),
+                    mend="Look at its disk.",
+                    code="storage",
                 )
             )
         if not self.works:
@@ -286,4 +292,7 @@ class Lane:
 
 def _unforeseen(failure: Exception) -> AccordError:
     """A thread that died of something else would leave everybody waiting."""
-    return Unavailable(f"A storage root could not be written ({type(failure).__name__}).", code="storage")
+    return Unavailable(
+        Sentence("A storage root could not be written (%(fault)s).", fault=type(failure).__name__),
+        code="storage",
+    )

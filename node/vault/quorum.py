@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-from consent.errors import AccordError, Conflict, Corrupt, Unavailable
+from consent.errors import AccordError, Conflict, Corrupt, Sentence, Sentences, Unavailable
 from consent.vocabulary import EventKind
 from node.clock import Clock
 from node.vault.lanes import Root
@@ -71,7 +71,9 @@ class Quorum:
     ) -> None:
         if not 1 <= len(paths) <= MAX_ROOTS or len({path.absolute() for path in paths}) != len(paths):
             raise Conflict(
-                f"There can be 1 to {MAX_ROOTS} storage roots, each a folder of its own.",
+                Sentence(
+                    "There can be 1 to %(most)s storage roots, each a folder of its own.", most=MAX_ROOTS
+                ),
                 mend="Correct storage.roots in node.toml.",
                 code="bad-setting",
             )
@@ -79,7 +81,11 @@ class Quorum:
         self.wanted = quorum or len(paths) // 2 + 1
         if self.wanted > len(paths):
             raise Conflict(
-                f"A quorum of {self.wanted} cannot be had from {len(paths)} storage roots.",
+                Sentence(
+                    "A quorum of %(quorum)s cannot be had from %(roots)s storage roots.",
+                    quorum=self.wanted,
+                    roots=len(paths),
+                ),
                 mend="Correct storage.quorum in node.toml.",
                 code="bad-setting",
             )
@@ -87,7 +93,7 @@ class Quorum:
         self.changing = RLock()
         self.version = 0
         """Raised whenever copies must be opened anew: who is in sync has changed, or a copy was brought level."""
-        self.why_closed = "The storage roots have not been looked at yet."
+        self.why_closed: str = Sentence("The storage roots have not been looked at yet.")
         self._told_closed = False
         self.news: deque[News] = deque(maxlen=MAX_NEWS)
         self.doubted: set[str] = set()
@@ -343,7 +349,12 @@ class Quorum:
 
     def _lack(self, there: int) -> str:
         needed = max(self.need, self._sources)
-        return f"Only {there} of {len(self.slots)} storage roots can be used; {needed} are needed."
+        return Sentence(
+            "Only %(there)s of %(all)s storage roots can be used; %(needed)s are needed.",
+            there=there,
+            all=len(self.slots),
+            needed=needed,
+        )
 
     def _tell(self, kind: EventKind, number: int, words: str, why: str) -> None:
         detail: dict[str, Any] = {
@@ -359,23 +370,23 @@ class Quorum:
 def below_quorum(words: str) -> Unavailable:
     """The error while too few roots can be written."""
     return Unavailable(
-        f"{words} Nothing was stored.",
-        mend="Bring the missing storage roots back, then send again: accord replicas status DIR",
+        Sentence("%(why)s Nothing was stored.", why=words),
+        mend=Sentence("Bring the missing storage roots back, then send again: accord replicas status DIR"),
         code="below-quorum",
     )
 
 
 def not_enough(failures: Iterable[AccordError]) -> Unavailable:
     """The error when fewer roots than the quorum did what all should."""
-    reasons = [error.message for error in failures]
-    return below_quorum(" ".join(dict.fromkeys(reasons)) or "Too few storage roots can be written.")
+    reasons = dict.fromkeys(error.message for error in failures)
+    return below_quorum(Sentences(reasons) or Sentence("Too few storage roots can be written."))
 
 
 def nothing_to_read() -> Unavailable:
     """The error when no root is there to read from."""
     return Unavailable(
         "No storage root can be read.",
-        mend="Bring a storage root back: accord replicas status DIR",
+        mend=Sentence("Bring a storage root back: accord replicas status DIR"),
         code="storage",
     )
 

@@ -19,7 +19,7 @@ from threading import Lock
 from time import monotonic
 from typing import TypeVar
 
-from consent.errors import AccordError, Conflict, Corrupt, Invalid, NotFound, Unavailable
+from consent.errors import AccordError, Conflict, Corrupt, Invalid, NotFound, Sentence, Unavailable
 from consent.vocabulary import EventKind
 from node.vault.appending import Fan, ReplicaAppendable
 from node.vault.arena import Arena
@@ -106,7 +106,7 @@ class Replicas:
         with self.turns.of(name):
             roots = self.quorum.in_sync
             if any(_holds(root, name) for root in roots):
-                raise Conflict(f"{name} is kept already.", code="blob-exists")
+                raise Conflict(Sentence("%(name)s is kept already.", name=name), code="blob-exists")
             done, failed = self.everywhere(roots, lambda root: root.blobs.put(name, parts))
             if len(done) < self.quorum.need:
                 for root in done:
@@ -290,7 +290,9 @@ class Replicas:
             except AccordError as error:
                 failed[root] = error
             except TimeoutError:
-                failed[root] = Unavailable(f"Storage root {root.number} does not answer.", code="storage")
+                failed[root] = Unavailable(
+                    Sentence("Storage root %(number)s does not answer.", number=root.number), code="storage"
+                )
         return done, failed
 
     def suspect(self, name: str) -> None:

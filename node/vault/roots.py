@@ -33,7 +33,7 @@ from sqlalchemy import (
     select,
 )
 
-from consent.errors import Corrupt, Unavailable
+from consent.errors import Corrupt, Sentence, Unavailable
 from consent.signed import canonical_json, parse_json
 from node.database import Database, UtcDateTime, metadata
 from node.vault.blobs import NAME_PATTERN, disk_errors, sync_folder
@@ -171,9 +171,13 @@ def look_at(path: Path, node: str, *, was_mounted: bool = False) -> Found:
     except Corrupt as error:
         return Found(Place.FOREIGN, words=error.message)
     except OSError as error:
-        return Found(Place.AWAY, words=f"It cannot be read: {os.strerror(error.errno or 0)}.")
+        return Found(
+            Place.AWAY, words=Sentence("It cannot be read: %(fault)s.", fault=os.strerror(error.errno or 0))
+        )
     if identity.node != node:
-        return Found(Place.FOREIGN, identity, f"It belongs to the node {identity.node}.")
+        return Found(
+            Place.FOREIGN, identity, Sentence("It belongs to the node %(node)s.", node=identity.node)
+        )
     return Found(Place.ROOT, identity)
 
 

@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from nacl.pwhash import argon2id
 
-from consent.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
+from consent.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Sentence, Unavailable
 from consent.signed import Json, canonical_json, parse_json
 from node.vault.blobs import sync_folder
 from node.vault.custody import LOCAL, require_suite
@@ -97,7 +97,7 @@ class Keystore:
 
     def describe(self) -> str:
         """See `Custody.describe`."""
-        return f"built-in keystore {self._identity[:8]} (argon2id, AES-256-GCM)"
+        return Sentence("built-in keystore %(id)s (argon2id, AES-256-GCM)", id=self._identity[:8])
 
     def close(self) -> None:
         """See `Custody.close`."""

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from consent.errors import AccordError, NotFound, Unavailable
+from consent.errors import AccordError, NotFound, Sentence, Unavailable
 from node.vault.custody import (
     TOKEN_GCM,
     TOKEN_KWP,
@@ -90,7 +90,13 @@ class Pkcs11Custody:
     def describe(self) -> str:
         """See `Custody.describe`."""
         how = "AES-GCM" if self._suite == TOKEN_GCM else "AES-KWP"
-        return f"PKCS#11 token {self._place.token!r} ({self._maker}), key {self._place.key!r}, {how}"
+        return Sentence(
+            "PKCS#11 token %(token)s (%(maker)s), key %(key)s, %(how)s",
+            token=repr(self._place.token),
+            maker=self._maker,
+            key=repr(self._place.key),
+            how=how,
+        )
 
     def close(self) -> None:
         """See `Custody.close`."""

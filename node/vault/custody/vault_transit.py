@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from consent.errors import AccordError, Corrupt, NotFound
+from consent.errors import AccordError, Corrupt, NotFound, Sentence
 from node.vault.custody import TRANSIT, not_admitted, not_answering, not_installed, require_suite
 from node.vault.custody.envelope import altered, open_envelope, seal_in_envelope
 
@@ -104,7 +104,12 @@ class VaultTransit:
 
     def describe(self) -> str:
         """See `Custody.describe`."""
-        return f"Vault transit {self._place.url}, {self._place.mount}/{self._place.key}"
+        return Sentence(
+            "Vault transit %(url)s, %(mount)s/%(key)s",
+            url=self._place.url,
+            mount=self._place.mount,
+            key=self._place.key,
+        )
 
     def close(self) -> None:
         """See `Custody.close`."""

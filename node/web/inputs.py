@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from enum import Enum
 from typing import Any, Final, TypeVar
 
-from consent.errors import Invalid
+from consent.errors import Invalid, Sentence
 from node.web.text import N_
 
 MAX_WHOLE: Final = 10**9
@@ -21,7 +21,10 @@ def choice_of(words: type[E], value: object, name: str) -> E:
         return words(value)
     except ValueError:
         allowed = ", ".join(str(word.value) for word in words)
-        raise Invalid(f"{name} is not one of its values.", mend=f"Use one of: {allowed}.") from None
+        raise Invalid(
+            Sentence("%(name)s is not one of its values.", name=name),
+            mend=Sentence("Use one of: %(choices)s.", choices=allowed),
+        ) from None
 
 
 def choices_of(words: type[E], values: list[str], name: str) -> frozenset[E]:
@@ -35,7 +38,10 @@ def whole_number(query: Mapping[str, str], name: str, default: int) -> int:
     if value is None or value == "":
         return default
     if not value.isdecimal() or int(value[:12]) > MAX_WHOLE or len(value) > 12:
-        raise Invalid(f"{name} is not a whole number from 0.", mend=f"Use 0 to {MAX_WHOLE}.")
+        raise Invalid(
+            Sentence("%(name)s is not a whole number from 0.", name=name),
+            mend=Sentence("Use 0 to %(most)s.", most=MAX_WHOLE),
+        )
     return int(value)
 
 
@@ -47,9 +53,12 @@ def number(query: Mapping[str, str], name: str, bound: float) -> float | None:
     try:
         result = float(value[:32])
     except ValueError:
-        raise Invalid(f"{name} is not a number.") from None
+        raise Invalid(Sentence("%(name)s is not a number.", name=name)) from None
     if not math.isfinite(result) or abs(result) > bound:
-        raise Invalid(f"{name} is out of range.", mend=f"Use -{bound:g} to {bound:g}.")
+        raise Invalid(
+            Sentence("%(name)s is out of range.", name=name),
+            mend=Sentence("Use -%(most)s to %(most)s.", most=format(bound, "g")),
+        )
     return result
 
 
@@ -71,7 +80,8 @@ def moment_of(value: object, name: str, *, end_of_day: bool = False) -> datetime
         return datetime.fromisoformat(value).astimezone(UTC)
     except (ValueError, OverflowError):
         raise Invalid(
-            f"{name} is not a date or time.", mend=N_("Write it like 2027-03-31 or 2027-03-31T08:00:00Z.")
+            Sentence("%(name)s is not a date or time.", name=name),
+            mend=N_("Write it like 2027-03-31 or 2027-03-31T08:00:00Z."),
         ) from None
 
 
@@ -80,7 +90,10 @@ def text_of(form: Mapping[str, Any], name: str, *, limit: int = 500, needed: str
     (a sentence for the person) is given."""
     value = str(form.get(name, "")).strip()
     if len(value) > limit:
-        raise Invalid(f"{name} is longer than {limit} characters.", mend=N_("Shorten it."))
+        raise Invalid(
+            Sentence("%(name)s is longer than %(limit)s characters.", name=name, limit=limit),
+            mend=N_("Shorten it."),
+        )
     if needed and not value:
         raise Invalid(needed, code="missing")
     return value

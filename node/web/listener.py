@@ -21,7 +21,7 @@ import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from consent.errors import Unavailable
+from consent.errors import Sentence, Unavailable
 from node.web.limits import Limits
 from node.web.metrics import HttpMetrics
 from node.web.problems import where
@@ -295,7 +295,12 @@ def _bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise Unavailable(
-            f"Cannot listen on {host} port {port}: {error.strerror or error}.",
+            Sentence(
+                "Cannot listen on %(host)s port %(port)s: %(fault)s.",
+                host=host,
+                port=port,
+                fault=error.strerror or str(error),
+            ),
             mend="End the program that uses this port, or choose another port in node.toml.",
             code="port-in-use",
         ) from error

@@ -9,7 +9,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from consent.directives import ALL, Directive, to_fhir
-from consent.errors import Invalid
+from consent.errors import Invalid, Sentence
 from consent.signed import Json, Signed
 from consent.vocabulary import Purpose, Right
 from node.consents import Terms
@@ -116,7 +116,7 @@ def _words(data: Mapping[str, Any], name: str, default: tuple[str, ...]) -> list
     if value is None:
         return list(default)
     if not isinstance(value, list) or len(value) > MAX_NAMED or not all(isinstance(v, str) for v in value):
-        raise Invalid(f"{name} is not a list of words.")
+        raise Invalid(Sentence("%(name)s is not a list of words.", name=name))
     return value
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from consent.errors import Invalid
+from consent.errors import Invalid, Sentence
 from consent.principals import Principal
 from consent.signed import Json
 from consent.verdict import Permit
@@ -149,7 +149,11 @@ def grade_of(value: object) -> Grade:
         (one for one in Grade if str(int(one)) == str(value)), None
     )
     if grade is None:
-        raise Invalid(N_("This is not a grade."), mend=f"Use one of: {', '.join(GRADES)}.", code="grade")
+        raise Invalid(
+            N_("This is not a grade."),
+            mend=Sentence("Use one of: %(choices)s.", choices=", ".join(GRADES)),
+            code="grade",
+        )
     return grade
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 
 from consent.emergency import EmergencyClaim
-from consent.errors import Invalid
+from consent.errors import Invalid, Sentence
 from consent.fields import Fields
 from consent.obligations import Obligation
 from consent.signed import Json
@@ -74,7 +74,7 @@ async def frame(request: web.Request) -> web.Response:
         raise Invalid(N_("A window needs a centre and a width above 0."))
     size = whole_number(request.query, "size", 0) or None
     if size is not None and not 16 <= size <= MAX_PICTURE_PIXELS:
-        raise Invalid(f"size is not from 16 to {MAX_PICTURE_PIXELS}.")
+        raise Invalid(Sentence("size is not from 16 to %(most)s.", most=MAX_PICTURE_PIXELS))
     form = request.query.get("format", "webp")
     if form not in FORMATS:
         raise Invalid(N_("This picture format is not offered."), mend="webp, jpeg, png")

@@ -16,7 +16,7 @@ import pytest_asyncio
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from consent.errors import Invalid, Unavailable
+from consent.errors import Invalid, Sentence, Unavailable
 from node.imaging import rendering
 from node.imaging.attributes import read_attributes
 from node.imaging.deidentified import Refusal
@@ -148,8 +148,10 @@ async def test_a_frame_cut_out_is_drawn_as_from_the_whole(renderer: Renderer) ->
 async def test_a_bad_image_is_refused_and_the_next_one_is_drawn(renderer: Renderer) -> None:
     """Garbage, a missing frame and an absurd size are refused in words; the pool goes on."""
     data, syntax = sample("CT_small.dcm")
-    with pytest.raises(Invalid, match="no frame 7"):
+    with pytest.raises(Invalid, match="no frame 7") as refused:
         await renderer.render(data, syntax, 7)
+    assert isinstance(refused.value.message, Sentence)
+    assert refused.value.message.values == {"frame": 7, "frames": 1}
     with pytest.raises(Invalid):
         await renderer.render(b"\x08\x00\x05\x00CS\xff\xff", syntax)
     with pytest.raises(Invalid):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from consent.vocabulary import EventKind, Outcome
 from node.audit.evidence import verify_proof_file
+from node.web.inputs import MAX_WHOLE
 from tests.node.web.conftest import OTHER_PATIENT_ID, PATIENT_ID, Hospital
 from tests.support.node import PASSWORD
 
@@ -97,6 +98,26 @@ async def test_opening_and_looking_is_on_record_and_marked(hospital: Hospital) -
         await get(client, f"/api/v1/openings/{opening['opening']}", 404)
     (entry,) = await hospital.node.events(EventKind.STUDY_OPENED)
     assert entry.event.actor == "person:li@a-general" and entry.event.study == hospital.study
+
+
+@pytest.mark.requirement("F6")
+async def test_refusals_bring_their_values_into_the_persons_language(hospital: Hospital) -> None:
+    """A key's name, a bound, and the number of a frame: in Chinese for a Chinese browser, with the values."""
+    async with hospital.site.client("li", **{"Accept-Language": "zh-CN,zh;q=0.9"}) as client:
+        wrong = await get(client, "/api/v1/studies", 400, StudyDate="yesterday")
+        assert wrong["detail"] == "StudyDate 的写法为 YYYYMMDD、YYYYMMDD-、-YYYYMMDD 或 YYYYMMDD-YYYYMMDD。"
+        wrong = await get(client, "/api/v1/studies", 400, limit="many")
+        assert (wrong["detail"], wrong["mend"]) == (
+            "limit 不是从 0 开始的整数。",
+            f"请填写 0 到 {MAX_WHOLE}。",
+        )
+        opening = await post(client, "/api/v1/openings", {"study": hospital.study, "purpose": "TREAT"})
+        sop = opening["series"][0]["instances"][0]["uid"]
+        lost = await get(client, f"/api/v1/openings/{opening['opening']}/frames/{sop}/99", 404)
+        assert lost["detail"] == "没有第 99 帧；该影像共有 1 帧。"
+    async with hospital.site.client("li", **{"Accept-Language": "en"}) as client:
+        lost = await get(client, f"/api/v1/openings/{opening['opening']}/frames/{sop}/99", 404)
+        assert lost["detail"] == "There is no frame 99; the instance has 1."
 
 
 @pytest.mark.requirement("U1", "U3")

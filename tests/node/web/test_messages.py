@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from datetime import datetime
 from string import ascii_letters
 
 import pytest
 from babel.messages.catalog import Catalog
 
-from consent.errors import Sentence
+from consent.errors import Sentence, Sentences
 from node.web import text
 from node.web.portal import messages
 from node.web.text import LANGUAGES, _, catalogue, format_person_name, format_until, page_text
@@ -58,6 +60,38 @@ def test_chinese_is_chinese() -> None:
     ]
 
     assert copied == []
+
+
+def spoken_calls() -> Iterator[tuple[str, ast.Call]]:
+    paths = (
+        path for package in messages.PACKAGES for path in sorted((messages.ROOT / package).rglob("*.py"))
+    )
+    for path in paths:
+        name = path.relative_to(messages.ROOT).as_posix()
+        if name.startswith(messages.SPOKEN_PLACES):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and _called(node) in messages.SPOKEN:
+                    yield name, node
+
+
+def _called(call: ast.Call) -> str:
+    return call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
+
+
+@pytest.mark.requirement("F6")
+def test_errors_that_a_person_meets_are_not_put_together_in_english() -> None:
+    """Neither an f-string nor a sum of texts: no catalogue knows such words. `Sentence` takes values, `Sentences` parts."""
+    calls = list(spoken_calls())
+    wrong = [
+        f"{name}:{part.lineno} {ast.unparse(part)}"
+        for name, call in calls
+        for part in ast.walk(call)
+        if isinstance(part, ast.JoinedStr)
+        or (isinstance(part, ast.BinOp) and isinstance(part.op, ast.Add | ast.Mod))
+    ]
+
+    assert len(calls) > 300
+    assert wrong == []
 
 
 def test_catalogue_is_compiled_in_memory_and_speaks() -> None:
@@ -113,5 +147,20 @@ def test_a_sentence_with_values_is_said_in_the_persons_language() -> None:
         assert page_text(sentence) == "可访问至 &lt;noon&gt; 5% d"
         assert page_text("Access until %(moment)s", moment="<noon>") == "可访问至 &lt;noon&gt;"
         assert page_text("<b>100% d</b>") == "&lt;b&gt;100% d&lt;/b&gt;"
+    finally:
+        text.language.reset(token)
+
+
+def test_sentences_are_each_said_in_the_persons_language() -> None:
+    """One after another, or one as the value of another."""
+    until = Sentence("Access until %(moment)s", moment="x")
+    both = Sentences(["The grant was revoked.", until])
+    assert both == "The grant was revoked. Access until x"
+    token = text.language.set("zh-CN")
+    try:
+        assert _(both) == "授权已被收回。 可访问至 x"
+        assert page_text(Sentence("Rule %(name)s: %(fault)s", name="<r>", fault=until)) == (
+            "规则 &lt;r&gt;：可访问至 x"
+        )
     finally:
         text.language.reset(token)

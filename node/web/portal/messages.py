@@ -4,7 +4,7 @@
     python -m node.web.portal.messages check      exit 1 and name every msgid without Chinese
     python -m node.web.portal.messages compile    write .mo files, for tools that want them (the node needs none)
 
-Sources are the templates and the Python of all five packages (`_`, `N_`, `ngettext`), and the reasons of the shipped
+Sources are the templates and the Python of all five packages (`_`, `N_`, `ngettext`, `Sentence`), and the reasons of the shipped
 rules. The words of `consent.refusals`, `consent.grants` and `consent.directives`, which become reasons too, and the
 messages of errors, are taken from their literals. Catalogues are written without line numbers, so that an edit
 elsewhere changes nothing here.

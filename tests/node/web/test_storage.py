@@ -56,6 +56,9 @@ async def test_page_says_what_is_missing_and_what_to_do(site: Site) -> None:
         assert "A copy is missing" in page and "The folder is not there." in page
         await asyncio.to_thread(lose, site.node, 1)
         assert "No images can be taken in" in await (await client.get("/storage")).text()
+        page = await (await client.get("/storage", headers={"Accept-Language": "zh-CN"})).text()
+        assert "3 个存储根中只有 1 个可用；需要 2 个。" in page and "文件夹不存在。" in page
+        assert "内置密钥库" in await (await client.get("/keys", headers={"Accept-Language": "zh-CN"})).text()
         assert (await client.post("/storage/scrub", data={"deep": ""}, allow_redirects=False)).status == 303
 
 

@@ -6,7 +6,7 @@ passphrase of their own, and either of them, or hospital IT, locks it again.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from consent.signed import Json
 from consent.verdict import Permit
 from consent.vocabulary import Action, Grade
 from node.grade_locks import LockState
+from node.regrading import Regraded
 from node.rotation import Progress, max_ages
 from node.vault.keys import GradeStatus, KeyStatus
 from node.web.decisions import permitted, verdict_of
@@ -29,6 +30,7 @@ from node.web.text import N_
 LOOK_SECONDS: Final = 10.0
 LOOKS_PER_STREAM: Final = 600
 MAX_PASSPHRASE: Final = 4096
+MAX_REASON: Final = 500
 GRADES: Final = {grade.name.lower(): grade for grade in Grade}
 
 
@@ -84,12 +86,9 @@ async def lock(request: web.Request) -> web.Response:
 
 async def set_grade(request: web.Request) -> web.Response:
     """POST /api/v1/studies/{study}/grade {grade, reason} → what was done. The study's images are sealed anew."""
-    person = await permitted(request, Action.REGRADE)
+    await permitted(request, Action.REGRADE)
     data = await read_json(request)
-    reason = text_of(data, "reason", limit=500)
-    study, grade = request.match_info["study"], grade_of(data.get("grade"))
-    done = await request.app[REGRADING].regrade(study, grade, person.actor, reason=reason)
-    await request.app[GATEWAY].end_study(study)
+    done = await regrade(request, data.get("grade"), data)
     return respond(
         {
             "study": done.study,
@@ -98,6 +97,22 @@ async def set_grade(request: web.Request) -> web.Response:
             "objects": done.objects,
         }
     )
+
+
+async def regrade(
+    request: web.Request, grade: object, given: Mapping[str, object], *, needed: str = ""
+) -> Regraded:
+    """Seal the study of the path anew under a grade, for the `reason` given; who looks at it now must open it again.
+
+    `needed` is what to say when there is no reason; without it none is asked for.
+    """
+    reason = text_of(given, "reason", limit=MAX_REASON, needed=needed)
+    study = request.match_info["study"]
+    done = await request.app[REGRADING].regrade(
+        study, grade_of(grade), current_person(request).actor, reason=reason
+    )
+    await request.app[GATEWAY].end_study(study)
+    return done
 
 
 async def give_passphrase(request: web.Request, grade: Grade, passphrase: object) -> bool:

@@ -7,10 +7,11 @@ from typing import Final
 
 from aiohttp import web
 
+from consent.decision import Permit
 from consent.vocabulary import Action, EventKind
 from node.deeds import log_altered
 from node.web.api.log import find_entries, find_entry, proof, record_reading
-from node.web.decisions import permitted
+from node.web.decisions import permitted, verdict_of
 from node.web.keys import LOG
 from node.web.kit import current_person, render
 
@@ -27,6 +28,7 @@ async def log_page(request: web.Request) -> web.Response:
         "terms": terms,
         "kinds": tuple(EventKind),
         "size": await request.app[LOG].size(),
+        "may_grade": isinstance(verdict_of(request, Action.REGRADE), Permit),
     }
     return render(request, "log.html", context)
 

@@ -12,6 +12,7 @@ from consent.principals import CLINICAL
 from consent.vocabulary import Action, EventKind
 from node.audit.event import Entry, Event
 from node.web.api.studies import find_studies
+from node.web.decisions import verdict_of
 from node.web.inputs import whole_number
 from node.web.keys import CLOCK, CONSENTS, GATEWAY, INDEX, LOG, MEMBERS, OPENINGS
 from node.web.kit import address_of, current_person, render
@@ -64,6 +65,7 @@ async def study_page(request: web.Request) -> web.Response:
         return refused(request, error, study, home)
     context: dict[str, Any] = {"opening": opening, "series": series, "row": None, "consents": None}
     context["home_name"] = home_name(request, home)
+    context["may_grade"] = not home and isinstance(verdict_of(request, Action.REGRADE), Permit)
     if not home:
         context["row"] = row = await request.app[INDEX].study(study)
         if isinstance(await request.app[CONSENTS].verdict(person, row.patient), Permit):

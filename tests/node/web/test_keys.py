@@ -145,6 +145,40 @@ async def test_the_officer_sets_a_grade_and_what_was_open_is_closed(site: Site) 
     assert event.event.reason == "A member of staff."
 
 
+@pytest.mark.requirement("V1", "U1", "F6")
+async def test_the_grade_of_a_study_is_changed_on_its_page(site: Site) -> None:
+    """Reached from the log; with a reason, which is on record; a refusal keeps what was typed; nobody else sees the page."""
+    node = site.node
+    study = (await node.store(ct_slice()))[0].study
+    path = f"/studies/{study}/grade"
+    for login in ("it", "zhao"):
+        async with site.client(login) as client:
+            async with client.get(path) as answer:
+                assert answer.status == 403
+            async with client.post(path, data={"grade": "sensitive", "reason": "Mine."}) as answer:
+                assert answer.status == 403
+    async with site.client("officer") as client:
+        async with client.get("/log", params={"study": study}) as answer:
+            assert f'href="{path}"' in await answer.text()
+        async with client.get(path) as answer:
+            page = await answer.text()
+        assert "Ordinary" in page and 'value="sensitive" checked' in page and 'value="ordinary"' not in page
+        for reason, status in (("", 400), ("r" * 501, 400)):
+            async with client.post(path, data={"grade": "sensitive", "reason": reason}) as answer:
+                assert answer.status == status
+        form = {"grade": "restricted", "reason": "A <b>member</b> of staff."}
+        async with client.post(path, data=form) as answer:
+            page = await answer.text()
+            assert answer.status == 503 and "two people" in page
+            assert "A &lt;b&gt;member&lt;/b&gt; of staff." in page
+        form["grade"] = "sensitive"
+        async with client.post(path, data=form, allow_redirects=False) as answer:
+            assert (answer.status, answer.headers["Location"]) == (303, path)
+    assert (await node.index.study(study)).grade is Grade.SENSITIVE
+    (event,) = await node.events(EventKind.STUDY_REGRADED)
+    assert event.event.reason == "A <b>member</b> of staff."
+
+
 @pytest.mark.requirement("V1", "F6")
 async def test_the_page_follows_a_rewrapping(site: Site) -> None:
     """Numbers come as they change, and the page is fetched anew when it begins and when it ends."""

@@ -18,7 +18,7 @@ from typing import Any, Final
 from sqlalchemy import Column, Connection, Integer, LargeBinary, Select, Table, select, type_coerce
 from sqlalchemy.types import NullType
 
-from consent.errors import Corrupt
+from consent.errors import Corrupt, Sentence
 from consent.signed import canonical_json
 from node.database import microseconds
 
@@ -29,19 +29,14 @@ UNREADABLE: Final = (TypeError, ValueError, OverflowError)
 """A value of another type than its column's."""
 
 
-def N_(words: str) -> str:  # noqa: N802  (gettext's customary name)
-    """Mark words for the catalogues. `node.web.text` has another, which brings all catalogues with it."""
-    return words
-
-
 _WORDS: Final = {
-    "person": N_("An account was changed outside this node."),
-    "session": N_("A session was changed outside this node."),
-    "care": N_("A treatment relationship was changed outside this node."),
-    "token": N_("A token was changed outside this node."),
-    "device": N_("A device was changed outside this node."),
-    "record": N_("A record was changed outside this node."),
-    "record_subject": N_("A record was deleted outside this node."),
+    "person": Sentence("An account was changed outside this node."),
+    "session": Sentence("A session was changed outside this node."),
+    "care": Sentence("A treatment relationship was changed outside this node."),
+    "token": Sentence("A token was changed outside this node."),
+    "device": Sentence("A device was changed outside this node."),
+    "record": Sentence("A record was changed outside this node."),
+    "record_subject": Sentence("A record was deleted outside this node."),
 }
 
 
@@ -55,8 +50,8 @@ class RowAltered(Corrupt):
 
     def __init__(self, table: str, row: str) -> None:
         super().__init__(
-            _WORDS.get(table, N_("The database was changed outside this node.")),
-            mend=N_("Restore the database from its backup; call the security officer."),
+            _WORDS.get(table, Sentence("The database was changed outside this node.")),
+            mend=Sentence("Restore the database from its backup; call the security officer."),
         )
         self.table = table
         self.row = row

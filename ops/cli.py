@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import click
@@ -111,6 +112,7 @@ def main() -> None:
 def _loaded(word: str) -> click.Command:
     """The command as click knows it."""
     module, name, _ = WORDS[word]
+    _structlog()
     thing = getattr(import_module(f"ops.commands.{module}"), name)
     _quieten()
     if not gc.isenabled():
@@ -127,10 +129,22 @@ def _loaded(word: str) -> click.Command:
     return group.commands[word]
 
 
+def _structlog() -> ModuleType:
+    """The operators' log, without Rich: it would load that, 60 modules and 3 MiB, to colour what is never shown."""
+    barred = "rich" not in sys.modules
+    if barred:
+        sys.modules["rich"] = None  # type: ignore[assignment]  # as if it were not installed
+    try:
+        import structlog
+    finally:
+        if barred:
+            del sys.modules["rich"]
+    return structlog
+
+
 def _quieten() -> None:
     """What the parts log goes to standard error, and only when it matters; `serve` sets its own."""
-    import structlog
-
+    structlog = _structlog()
     if not structlog.is_configured():
         structlog.configure(
             logger_factory=structlog.PrintLoggerFactory(sys.stderr),

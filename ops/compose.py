@@ -7,7 +7,6 @@ composes the hub from the same parts.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -254,9 +253,6 @@ async def running(node: Node) -> AsyncIterator[Mapping[str, str]]:
             await stack.enter_async_context(watched)
             addresses["metrics"] = f"http://{settings.metrics.host}:{watched.port}"
         addresses["node"] = base.identity.node_id
-        # Pictures are asked for later than instances come: their processes start when the doors are open.
-        warming = asyncio.create_task(node.renderer.warm())
-        stack.callback(warming.cancel)
         yield addresses
 
 

@@ -13,6 +13,8 @@ from contextlib import suppress
 from threading import Lock
 from typing import Self
 
+READY = b"R"
+"""What a worker writes once its imports are done and its limits are set."""
 KEPT_BYTES = 8 * 1024 * 1024
 """What stays allocated between jobs."""
 _MAX_PARTS_BYTES = 1 << 30

@@ -1,46 +1,28 @@
-"""Work on images as the node sees it: a small pool of confined worker processes.
+"""Work on images as the node sees it: what one may ask of a small pool of confined worker processes.
 
 `Renderer` hands a data set to a worker and returns an encoded picture, a de-identified or transcoded data set, or what
-somebody else's JSON comes to. A worker that takes longer than the deadline or dies is replaced and the caller gets a
-clear refusal; the node itself never decodes pixels. Callers wait their turn in order; more than MAX_WAITING of them are refused at once.
+somebody else's JSON comes to; the node itself never decodes pixels. Leaves the processes to `workers`: one that takes
+longer than the deadline or dies is replaced and the caller gets a clear refusal.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import re
-import struct
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
-from consent.errors import Invalid, Sentence, Unavailable
+from consent.errors import Invalid, Sentence
 from node.imaging.confidentiality import Action, Option
 from node.imaging.deidentified import DeidentifiedInstance, Refusal
-from node.imaging.passage import Passage
 from node.imaging.viewport import Viewport
 from node.imaging.watermark_text import WatermarkText
 from node.imaging.window import Window
+from node.imaging.workers import DEADLINE_SECONDS, REST_SECONDS, Bytes, Workers
 
-DEADLINE_SECONDS = 20.0
-MAX_WAITING = 256
-LARGE_BYTES = 4 * 1024 * 1024
-"""More than this is copied for a worker in a thread."""
-READY = b"R"
-"""What a worker writes once its imports are done and its limits are set."""
-PROGRAM = ("-m", "node.imaging.worker")
-JOBS_PER_WORKER = 2_000
-"""A worker is replaced after so many pictures, so that a leak in a decoder stays small."""
 MEDIA_TYPES = ("image/webp", "image/jpeg", "image/png")
 THUMBNAIL_SIDE = 160
 MAX_THUMBNAIL_SIDE = 512
 THUMBNAIL_QUALITY = 75
-_PLACES = re.compile(r"(?:[^%]|%\(\w+\)s)*")
-
-Bytes = bytes | bytearray
 
 
 class JsonModel(NamedTuple):
@@ -51,40 +33,24 @@ class JsonModel(NamedTuple):
 
 
 class Renderer:
-    """A pool of `workers` rendering processes; use as `async with Renderer() as renderer`."""
+    """At most `workers` processes; use as `async with Renderer() as renderer`. `wake` has them started ahead of the work."""
 
-    def __init__(self, workers: int = 2, *, deadline_seconds: float = DEADLINE_SECONDS) -> None:
-        self._idle: asyncio.LifoQueue[_Worker] = asyncio.LifoQueue()
-        self._workers = [_Worker() for _ in range(workers)]
-        self._deadline_seconds = deadline_seconds
-        self._waiting = 0
-        for worker in self._workers:
-            self._idle.put_nowait(worker)
+    def __init__(
+        self,
+        workers: int = 2,
+        *,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        rest_seconds: float = REST_SECONDS,
+    ) -> None:
+        self._workers = Workers(workers, deadline_seconds=deadline_seconds, rest_seconds=rest_seconds)
+        self.wake = self._workers.wake
+        self.close = self._workers.close
 
     async def __aenter__(self) -> Renderer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    async def warm(self) -> None:
-        """Start every worker now, so that the first picture does not wait for the imports.
-
-        A worker that does not start is tried again by the first picture that needs it.
-        """
-        await asyncio.gather(*(self._warm_one() for _ in self._workers))
-
-    async def _warm_one(self) -> None:
-        worker = await self._idle.get()
-        try:
-            with suppress(OSError, EOFError):
-                await worker.start()
-        finally:
-            self._idle.put_nowait(worker)
-
-    async def close(self) -> None:
-        """End every worker."""
-        await asyncio.gather(*(worker.stop() for worker in self._workers))
 
     async def render(
         self,
@@ -123,7 +89,7 @@ class Renderer:
             "quality": quality,
             "watermark": _told(watermark),
         }
-        _, picture = await self._run(job, dataset, pixels or b"")
+        _, picture = await self._workers.run(job, dataset, pixels or b"")
         return picture
 
     async def thumbnail(
@@ -146,7 +112,7 @@ class Renderer:
             "small": True,
             "watermark": _told(watermark),
         }
-        _, picture = await self._run(job, dataset, pixels or b"")
+        _, picture = await self._workers.run(job, dataset, pixels or b"")
         return picture
 
     async def deidentify(
@@ -164,7 +130,7 @@ class Renderer:
             "project_key": project_key.hex(),
             "options": sorted(options),
         }
-        head, data = await self._run(job, dataset)
+        head, data = await self._workers.run(job, dataset)
         if "refusal" in head:
             return Refusal(**head["refusal"])
         instance = head["instance"]
@@ -177,7 +143,7 @@ class Renderer:
         Raises Invalid when it cannot be decoded, Unavailable as `render` does.
         """
         job = {"kind": "transcode", "transfer_syntax": transfer_syntax, "target": target}
-        _, data = await self._run(job, dataset)
+        _, data = await self._workers.run(job, dataset)
         return data
 
     async def transcode_frame(self, head: bytes, pixels: bytes, transfer_syntax: str, target: str) -> bytes:
@@ -186,7 +152,7 @@ class Renderer:
         Raises as `transcode` does.
         """
         job = {"kind": "transcode-frame", "transfer_syntax": transfer_syntax, "target": target}
-        _, data = await self._run({**job, "head_bytes": len(head)}, head, pixels)
+        _, data = await self._workers.run({**job, "head_bytes": len(head)}, head, pixels)
         return data
 
     async def assemble(self, model: bytes, values: Mapping[str, Bytes], transfer_syntax: str) -> bytes:
@@ -197,7 +163,7 @@ class Renderer:
         pieces = (model, *values.values())
         sizes = _sizes(pieces, tuple(values))
         job = {"kind": "assemble", "transfer_syntax": transfer_syntax, "sizes_bytes": len(sizes)}
-        _, data = await self._run(job, sizes, *pieces)
+        _, data = await self._workers.run(job, sizes, *pieces)
         return data
 
     async def models(
@@ -209,104 +175,14 @@ class Renderer:
         """
         sizes = _sizes(texts)
         bounds = {"most_models": most_models, "most_uris": most_uris}
-        head, data = await self._run({"kind": "models", "sizes_bytes": len(sizes), **bounds}, sizes, *texts)
+        job = {"kind": "models", "sizes_bytes": len(sizes), **bounds}
+        head, data = await self._workers.run(job, sizes, *texts)
         found: list[JsonModel] = []
         at = 0
         for size, uris in head["models"]:
             found.append(JsonModel(data[at : at + size], tuple(uris)))
             at += size
         return tuple(found)
-
-    async def _run(self, job: Mapping[str, Any], *data: Bytes) -> tuple[dict[str, Any], bytes]:
-        if self._waiting >= MAX_WAITING:
-            raise Unavailable("Too many pictures are waiting to be drawn.", mend="Try again in a moment.")
-        self._waiting += 1
-        try:
-            worker = await self._idle.get()
-        finally:
-            self._waiting -= 1
-        try:
-            async with asyncio.timeout(self._deadline_seconds):
-                return await worker.run(job, *data)
-        except (TimeoutError, EOFError, OSError) as error:
-            await worker.stop()
-            raise Unavailable(
-                "Work on this image took too long or too much memory and was stopped.",
-                mend="Ask for a smaller picture, or download the instance.",
-                code="render-stopped",
-            ) from error
-        except asyncio.CancelledError:
-            await worker.stop()  # its answer would otherwise be taken for the next job's
-            raise
-        finally:
-            self._idle.put_nowait(worker)
-
-
-class _Worker:
-    """One child process, its pipes, and the memory by which it gets its jobs' data."""
-
-    def __init__(self) -> None:
-        self._process: asyncio.subprocess.Process | None = None
-        self._passage: Passage | None = None
-        self._jobs = 0
-
-    async def start(self) -> asyncio.subprocess.Process:
-        if self._process is None or self._process.returncode is not None or self._jobs >= JOBS_PER_WORKER:
-            await self.stop()
-            self._passage = Passage.opened()
-            readers = () if self._passage is None else (self._passage.reader,)
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *PROGRAM,
-                *map(str, readers),
-                pass_fds=readers,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,  # decoders print what they parsed; nothing of it may leak
-                env=_environment(),
-                limit=4 * 1024 * 1024,
-            )
-            self._jobs = 0
-            assert self._process.stdout is not None
-            await self._process.stdout.readexactly(len(READY))
-        return self._process
-
-    async def run(self, job: Mapping[str, Any], *data: Bytes) -> tuple[dict[str, Any], bytes]:
-        size_bytes = sum(map(len, data))
-        head = json.dumps({**job, "size_bytes": size_bytes}).encode()
-        try:
-            process = await self.start()
-            assert process.stdin is not None
-            assert process.stdout is not None
-            self._jobs += 1
-            if self._passage is not None and size_bytes > LARGE_BYTES:
-                await asyncio.to_thread(self._passage.put, data)
-            elif self._passage is not None:
-                self._passage.put(data)
-            process.stdin.write(struct.pack(">I", len(head)) + head)
-            if self._passage is None:
-                process.stdin.writelines(data)
-            await process.stdin.drain()
-            (size,) = struct.unpack(">I", await process.stdout.readexactly(4))
-            answer = json.loads(await process.stdout.readexactly(size))
-            body = await process.stdout.readexactly(answer["size_bytes"])
-        except asyncio.IncompleteReadError as error:
-            raise EOFError("the worker ended") from error
-        if self._passage is not None:
-            self._passage.clear()
-        if not answer["ok"]:
-            raise Invalid(_heard(*answer["message"]), mend=_heard(*answer["mend"]), code=answer["code"])
-        return answer, body
-
-    async def stop(self) -> None:
-        process, self._process = self._process, None
-        passage, self._passage = self._passage, None
-        if process is not None and process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-        if passage is not None:
-            passage.close()
 
 
 def _of_frame(dataset: bytes, transfer_syntax: str, frame: int, pixels: bytes | None) -> dict[str, Any]:
@@ -321,15 +197,3 @@ def _sizes(pieces: Sequence[Bytes], names: Sequence[str] = ()) -> bytes:
 
 def _told(watermark: WatermarkText | None) -> dict[str, Any] | None:
     return {"lines": watermark.lines, "seed": watermark.seed} if watermark else None
-
-
-def _heard(words: str, values: Mapping[str, object]) -> str:
-    """What a worker said. One that an image took over gets no format of its own."""
-    return Sentence(words, **values) if values and _PLACES.fullmatch(words) else words
-
-
-def _environment() -> dict[str, str]:
-    kept = {
-        name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH", "VIRTUAL_ENV") if name in os.environ
-    }
-    return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

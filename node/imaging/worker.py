@@ -1,6 +1,6 @@
 """The rendering worker: a child process that may neither write a file nor grow or compute without bound.
 
-Started by `node.imaging.rendering`; `JOBS` says what it does. Reads one job at a time from
+Started by `node.imaging.workers`; `JOBS` says what it does. Reads one job at a time from
 standard input and answers on what was its standard output: 4-byte big-endian length, JSON head, then (for an answer)
 the picture's bytes. The data set of a job lies in shared memory that it can only read, or follows the head where there
 is none. The limits are set before the first byte of an image is read.
@@ -31,8 +31,8 @@ from node.imaging.decode import StoredFrame, decode_frame
 from node.imaging.deidentified import Refusal
 from node.imaging.elements import Buffer
 from node.imaging.encode import Picture, encoded, fitted, scaled
+from node.imaging.passage import READY
 from node.imaging.presentation import present
-from node.imaging.rendering import READY
 from node.imaging.viewport import Viewport
 from node.imaging.watermark import burn
 from node.imaging.watermark_text import WatermarkText

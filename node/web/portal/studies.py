@@ -14,7 +14,7 @@ from node.audit.event import Entry, Event
 from node.web.api.studies import find_studies
 from node.web.decisions import verdict_of
 from node.web.inputs import whole_number
-from node.web.keys import CLOCK, CONSENTS, GATEWAY, INDEX, LOG, MEMBERS, OPENINGS
+from node.web.keys import CLOCK, CONSENTS, GATEWAY, INDEX, LOG, MEMBERS, OPENINGS, RENDERER
 from node.web.kit import address_of, current_person, render
 from node.web.pages import parts
 from node.web.people import anonymous_id
@@ -104,16 +104,20 @@ async def opening_of(request: web.Request, study: str, home: str) -> Opening:
     person = current_person(request)
     openings = request.app[OPENINGS]
     if named := request.query.get("opening"):
-        return openings.get(named, person)
-    opening = await request.app[GATEWAY].visit(
-        person,
-        study,
-        action=Action.VIEW,
-        address=address_of(request),
-        home=home,
-        session=anonymous_id(request),
-    )
-    return openings.put(opening)
+        opening = openings.get(named, person)
+    else:
+        opening = openings.put(
+            await request.app[GATEWAY].visit(
+                person,
+                study,
+                action=Action.VIEW,
+                address=address_of(request),
+                home=home,
+                session=anonymous_id(request),
+            )
+        )
+    request.app[RENDERER].wake()  # its pictures are asked for next
+    return opening
 
 
 def home_name(request: web.Request, home: str) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from consent.errors import Invalid, Sentence, Unavailable
-from node.imaging import rendering
+from node.imaging import rendering, workers
 from node.imaging.attributes import read_attributes
 from node.imaging.deidentified import Refusal
 from node.imaging.deidentify import Deidentifier
@@ -193,7 +193,7 @@ async def test_a_worker_at_its_limit_is_refused_in_words_and_replaced(
         f"def greedy(job, data):\n    {greedy.format(written=written)}\n"
         "worker.JOBS['transcode'] = greedy; worker.main()"
     )
-    monkeypatch.setattr(rendering, "PROGRAM", ("-c", program))
+    monkeypatch.setattr(workers, "PROGRAM", ("-c", program))
     data, syntax = sample("CT_small.dcm")
     async with Renderer(1, deadline_seconds=10) as renderer:
         with pytest.raises((Invalid, Unavailable), match=r"memory|stopped|cannot be drawn"):

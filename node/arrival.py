@@ -16,7 +16,7 @@ from typing import Literal
 
 from consent.errors import Corrupt
 from consent.principals import Principal
-from node.imaging.attributes import Attributes
+from node.imaging.attributes import Attributes, AttributesReader
 from node.index import Entry, Placement, Pseudonyms
 from node.refusals import Refusals
 from node.vault.pack import StoredObject
@@ -51,12 +51,16 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Source:
-    """Who sends, by which door, from where: one for each request or association."""
+    """Who sends, by which door, from where: one for each request or association.
+
+    `heads` reads what it sends: one instance is much like the one before.
+    """
 
     principal: Principal
     channel: Channel
     address: str
     refusals: Refusals = field(default_factory=Refusals, compare=False, repr=False)
+    heads: AttributesReader = field(default_factory=AttributesReader, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

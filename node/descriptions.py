@@ -9,19 +9,18 @@ by `keep`. Bounded: heads wait in memory up to MAX_WAITING_BYTES, the rest is le
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
 
-from consent.errors import AccordError, Invalid
+from consent.errors import AccordError
 from consent.vocabulary import Grade
 from node.arrival import Buffer, placement
 from node.flusher import Derived, Flusher
 from node.imaging.attributes import Attributes
-from node.imaging.dicom_json import Memo, json_model
+from node.imaging.model_lines import ModelLines
 from node.imaging.syntaxes import DEFLATED
 from node.index import Entry, Index
 from node.index.rows import MetadataPlace
@@ -33,9 +32,6 @@ POLL_SECONDS = 0.25
 MAX_HEAD_BYTES = 512 * 1024
 LARGE_HEAD_BYTES = 64 * 1024
 MAX_WAITING_BYTES = 64 * 1024 * 1024
-
-# Inside a JSON string a quotation mark is escaped, so these bytes are always a member and never a value.
-_BULK = b'"BulkDataURI":"'
 
 logger = structlog.get_logger()
 
@@ -143,11 +139,11 @@ class Descriptions:
         series = self._forget(key)
         try:
             lines: dict[str, bytes] = {}
-            memo: Memo = {}
+            writing = ModelLines()
             for instance, head in sorted(
                 series.heads.items(), key=lambda item: (item[1].number, item[1].uid)
             ):
-                lines[instance] = await described(head.data, head.transfer_syntax, head.path, memo)
+                lines[instance] = await described(head.data, head.transfer_syntax, head.path, writing)
                 await asyncio.sleep(0)  # others come first, for nobody waits for this
             rows = await self._index.series(key[0])
             counts = {row.series: row.instance_count for row in rows}
@@ -178,30 +174,11 @@ def bulk_path(study_uid: str, series_uid: str, sop_uid: str) -> str:
     return f"{study_uid}/series/{series_uid}/instances/{sop_uid}/"
 
 
-async def described(head: Buffer, transfer_syntax: str, path: str, memo: Memo) -> bytes:
-    """`model_line`; a long head, or a deflated one, holds nobody else up."""
+async def described(head: Buffer, transfer_syntax: str, path: str, writing: ModelLines) -> bytes:
+    """The line of one data set of a series (`ModelLines.line`); a long head, or a deflated one, holds nobody else up."""
     if len(head) > LARGE_HEAD_BYTES or transfer_syntax == DEFLATED:
-        return await asyncio.to_thread(model_line, head, transfer_syntax, path, memo)
-    return model_line(head, transfer_syntax, path, memo)
-
-
-def model_line(data: Buffer, transfer_syntax: str, path: str, memo: Memo | None = None) -> bytes:
-    """The DICOM JSON of one data set as one line; an empty object when it cannot be made.
-
-    Each BulkDataURI begins with `path`; the door puts its own address before it (`at_address`). Data sets of one series
-    are read faster with a `memo` in common.
-    """
-    try:
-        model = json_model(data, transfer_syntax, memo)
-    except Invalid:
-        model = {}
-    line = json.dumps(model, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-    return line.replace(_BULK, _BULK + path.encode())
-
-
-def at_address(payload: bytes, studies: str) -> bytes:
-    """Metadata with every BulkDataURI below `studies`, the address of the door's studies with a slash at its end."""
-    return payload.replace(_BULK, _BULK + studies.encode())
+        return await asyncio.to_thread(writing.line, head, transfer_syntax, path)
+    return writing.line(head, transfer_syntax, path)
 
 
 def joined(lines: Iterable[bytes]) -> bytes:

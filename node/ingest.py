@@ -131,7 +131,7 @@ class Ingest:
         """
         self._flusher.require_room()
         try:
-            attributes = await _attributes(arrival)
+            attributes = await _attributes(arrival, source)
             _require_same(arrival, attributes)
             named = await self._name(attributes, arrival.sha256)
             self._decide(named, source.principal).or_raise()
@@ -334,12 +334,12 @@ class Ingest:
         return study
 
 
-async def _attributes(arrival: Arrival) -> Attributes:
+async def _attributes(arrival: Arrival, source: Source) -> Attributes:
     """The attributes of an arrival. Raises Invalid. A long header, or a deflated one, holds nobody else up."""
     data, syntax = arrival.data, arrival.transfer_syntax_uid
     if not encoding_of(syntax).deflated:
         try:
-            return read_attributes(data, syntax, most=QUICK_ELEMENTS)
+            return source.heads.read(data, syntax, most=QUICK_ELEMENTS)
         except Invalid as error:
             if error.code != TOO_MANY_ELEMENTS:
                 raise

@@ -15,11 +15,11 @@ from aiohttp import web
 
 from consent.errors import Invalid, NotFound
 from consent.vocabulary import Action
-from node.descriptions import at_address
 from node.dicom import accept
 from node.dicom.body import FRESH, Body, Piece, range_headers, send_one, send_parts, span_asked, stream_parts
 from node.dicom.multipart import MultipartWriter
 from node.imaging.dicom_json import bulk_uris
+from node.imaging.model_lines import at_address
 from node.imaging.part10 import part10_head
 from node.index import InstanceRow
 from node.openings import Opening

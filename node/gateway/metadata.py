@@ -10,7 +10,7 @@ from consent.errors import AccordError, Invalid, NotFound
 from node.descriptions import Descriptions, bulk_path, described, joined, split
 from node.gateway.reading import Reading
 from node.gateway.visits import Visits
-from node.imaging.dicom_json import Memo
+from node.imaging.model_lines import ModelLines
 from node.index import Index, InstanceRow, SeriesRow
 from node.openings import Opening, Visit
 
@@ -84,11 +84,11 @@ class Metadata:
         contents = await self._reading.contents(visit)
         study_uid = contents.study_instance_uid
         lines: dict[str, bytes] = {}
-        memo: Memo = {}
+        writing = ModelLines()
         for row in rows:
             # Up to the pixels, or all of it where none are.
             size = min(row.pixel["offset"] if row.pixel else row.size_bytes, MAX_HEAD_BYTES)
             head = await self._reading.read_range(visit, row, 0, size)
             path = bulk_path(study_uid, contents.series_of[row.sop_instance_uid], row.sop_instance_uid)
-            lines[row.instance] = await described(head, row.transfer_syntax_uid, path, memo)
+            lines[row.instance] = await described(head, row.transfer_syntax_uid, path, writing)
         return lines

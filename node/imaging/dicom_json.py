@@ -40,35 +40,30 @@ from .elements import (
 )
 
 Model = dict[str, Any]
-Memo = dict[tuple[int, str, bytes, Charset, str], Model]
-"""Entries of short values that were read before: most elements of a series are the same in all its instances."""
 
 MAX_INLINE_BYTES = 1024
 MAX_LIST_BYTES = 16 * 1024
 MAX_TEXT_BYTES = 64 * 1024
 MAX_MODEL_ELEMENTS = 250_000
 MAX_MODEL_BYTES = 16 * 1024 * 1024
-MAX_MEMO_BYTES = 256
-MAX_MEMO_ENTRIES = 8192
 
-_CHARSET = 0x00080005
-_PIXEL_REPRESENTATION = 0x00280103
+CHARSET = 0x00080005
+PIXEL_REPRESENTATION = 0x00280103
+"""These two say how elements after them are read."""
 _BINARY = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
 # PS3.18 §F.2.2 allows a BulkDataURI for these besides the binary ones.
 _MAY_BE_BULK = frozenset({"DS", "FD", "FL", "IS", "LT", "SL", "SS", "ST", "SV", "UC", "UL", "US", "UT", "UV"})
 _ONE_TEXT = frozenset({"LT", "ST", "UR", "UT"})
 _NUMBERS = {"FD": "d", "FL": "f", "SL": "i", "SS": "h", "SV": "q", "UL": "I", "US": "H", "UV": "Q"}
 _SIZES = {"d": 8, "f": 4, "i": 4, "h": 2, "q": 8, "I": 4, "H": 2, "Q": 8}
-_BY_CHARSET = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
+_BYCHARSET = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _NAME_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,15}")
 _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 
 
-def json_model(data: Buffer, transfer_syntax: str, memo: Memo | None = None) -> Model:
+def json_model(data: Buffer, transfer_syntax: str) -> Model:
     """Return the model of a data set, up to and including Pixel Data.
-
-    Calls that share a `memo` share entries of their models, which must then not be changed.
 
     Raises Invalid only where `read_attributes` would. An element that is broken inside, nested too deep, or that
     would take the model past its bounds is left out.
@@ -76,9 +71,9 @@ def json_model(data: Buffer, transfer_syntax: str, memo: Memo | None = None) -> 
     encoding = encoding_of(transfer_syntax)
     source: Buffer = inflate_header(data) if encoding.deflated else data
     size = len(source)
-    reader = _Reader(source, memo)
+    reader = _Reader(source)
     model: Model = {}
-    top = _Level(model, None, size, encoding.form, charset_of(b""), "bulkdata", None)
+    top = _top(model, size, encoding.form, charset_of(b""))
     for element in elements(source, encoding.form):
         if element.tag in PIXEL_DATA:
             model[_name(element.tag)] = {"vr": reader.vr(element), "BulkDataURI": _uri(top, element)}
@@ -87,6 +82,19 @@ def json_model(data: Buffer, transfer_syntax: str, memo: Memo | None = None) -> 
             reader.add(top, element)
         except Invalid:
             model.pop(_name(element.tag), None)
+    return model
+
+
+def element_model(data: Buffer, element: Element, form: Form, charset: Charset, *, signed: bool) -> Model:
+    """What one top-level element adds to the model of its data set: one entry, or none where it is left out.
+
+    `charset` and `signed` (Pixel Representation) are those that hold where it stands.
+    """
+    model: Model = {}
+    try:
+        _Reader(data, signed=signed).add(_top(model, len(data), form, charset), element)
+    except Invalid:
+        return {}
     return model
 
 
@@ -117,12 +125,11 @@ class _Level:
 class _Reader:
     """Turns elements into model entries, spending one budget over the whole data set."""
 
-    def __init__(self, data: Buffer, memo: Memo | None) -> None:
+    def __init__(self, data: Buffer, *, signed: bool = False) -> None:
         self._data = data
-        self._memo = memo
         self._elements_left = MAX_MODEL_ELEMENTS
         self._bytes_left = MAX_MODEL_BYTES
-        self._signed = False
+        self._signed = signed
 
     def vr(self, element: Element) -> str:
         """The VR to report: the one sent, else the dictionary's; choices are made as PS3.5 §A.1 says."""
@@ -228,28 +235,16 @@ class _Reader:
             self._spend(0, element.length)
             raw = bytes(self._data[element.start : element.start + element.length])
             self._note(level, element.tag, raw)
-            entry = self._entry(level, element.tag, vr, raw)
+            entry = _entry(level, element.tag, vr, raw)
         else:
             entry = {"vr": vr}
         self._spend(1, 0)
         level.target[_name(element.tag)] = entry
 
-    def _entry(self, level: _Level, tag: int, vr: str, raw: bytes) -> Model:
-        """The entry of a value that is there and is not bulk."""
-        if self._memo is None or len(raw) > MAX_MEMO_BYTES:
-            return _entry(level, tag, vr, raw)
-        key = (tag, vr, raw, level.charset, level.form.order)
-        entry = self._memo.get(key)
-        if entry is None:
-            if len(self._memo) >= MAX_MEMO_ENTRIES:
-                self._memo.clear()
-            entry = self._memo[key] = _entry(level, tag, vr, raw)
-        return entry
-
     def _note(self, level: _Level, tag: int, raw: bytes) -> None:
-        if tag == _CHARSET:
+        if tag == CHARSET:
             level.charset = charset_of(raw)
-        elif tag == _PIXEL_REPRESENTATION and len(raw) >= 2:
+        elif tag == PIXEL_REPRESENTATION and len(raw) >= 2:
             self._signed = level.form.u16.unpack_from(raw)[0] == 1
 
     def _spend(self, count: int, size: int) -> None:
@@ -257,6 +252,10 @@ class _Reader:
         self._bytes_left -= size
         if self._elements_left <= 0 or self._bytes_left < 0:
             raise Invalid("The data set's model is too large.", code="too-many-elements")
+
+
+def _top(model: Model, limit: int, form: Form, charset: Charset) -> _Level:
+    return _Level(model, None, limit, form, charset, "bulkdata", None)
 
 
 def _close(level: _Level) -> None:
@@ -272,7 +271,7 @@ def _entry(level: _Level, tag: int, vr: str, raw: bytes) -> Model:
 
 
 def _values(tag: int, vr: str, raw: bytes, level: _Level) -> list[Any]:
-    if tag == _CHARSET:
+    if tag == CHARSET:
         return ["ISO_IR 192"]  # JSON is UTF-8
     if vr in _NUMBERS:
         return _numbers(_NUMBERS[vr], raw, level.form.order)
@@ -280,7 +279,7 @@ def _values(tag: int, vr: str, raw: bytes, level: _Level) -> list[Any]:
         return [
             f"{group:04X}{number:04X}" for group, number in iter_unpack(level.form.order + "HH", _cut(raw, 4))
         ]
-    text = level.charset.text(raw, name=vr == "PN") if vr in _BY_CHARSET else raw.decode("latin-1")
+    text = level.charset.text(raw, name=vr == "PN") if vr in _BYCHARSET else raw.decode("latin-1")
     text = text.rstrip(" \0")
     if vr in _ONE_TEXT:
         return [text] if text else []

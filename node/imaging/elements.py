@@ -154,6 +154,11 @@ def header(data: Buffer, position: int, size: int, form: Form) -> Element:
     return Element(tag, vr, position + 12, form.u32.unpack_from(data, position + 8)[0])
 
 
+def header_bytes(element: Element, form: Form) -> int:
+    """How many bytes stand before the value of an element that `header` read."""
+    return 12 if form.explicit and element.vr in _LONG else 8
+
+
 def past_sequence(data: Buffer, opening: Element, size: int, form: Form, left: int) -> tuple[int, int]:
     """Return (offset after the sequence of undefined length that `opening` began, elements still allowed).
 

@@ -74,7 +74,8 @@ def test_strangers_after_one_another_are_read_the_same() -> None:
 def test_any_other_bytes_are_read_the_same(at: int, cut: int, put: bytes, turned: bool) -> None:
     """A damaged neighbour is refused with the same code, or read as if it had come first."""
     changed = SLICES[1][:at] + put + SLICES[1][at + cut :]
-    _agree(*((changed, SLICES[2]) if turned else (SLICES[0], changed)), EXPLICIT)
+    first, second = (changed, SLICES[2]) if turned else (SLICES[0], changed)
+    _agree(first, second, EXPLICIT)
 
 
 @pytest.mark.parametrize("length", [0, 8, HEAD_BYTES - 1, HEAD_BYTES, HEAD_BYTES + 1, len(SLICES[0]) - 1])
@@ -102,7 +103,7 @@ def test_signs_are_read_as_the_data_set_says() -> None:
         one[: at + 10] + padding[:8] + bytes(value) + one[at + 10 :]
         for one, value in zip(data, (b"\x30\xf8", b"\x00\xfc"), strict=True)
     ]
-    _agree(*made, IMPLICIT)
+    _agree(made[0], made[1], IMPLICIT)
     unsigned = made[1][: at + 8] + b"\x00\x00" + made[1][at + 10 :]
     _agree(made[0], unsigned, IMPLICIT)
 

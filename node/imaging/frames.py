@@ -7,7 +7,6 @@ parser found them; every length is checked against the bytes that are there.
 
 from __future__ import annotations
 
-import asyncio
 from array import array
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,13 +65,15 @@ async def find_frames(
 
     Reads the head and the offset table; where there is none, also 4 KiB at each fragment. Raises Invalid.
     """
+    from asyncio import to_thread  # a worker, which has no event loop, uses the rest of this room
+
     search = _find(pixel, transfer_syntax, frames, size_bytes)
     step: tuple[int, int] | FramePlaces = next(search)
     while not isinstance(step, FramePlaces):
         data = await read(*step)
         # Thousands of functional groups or frames: others must not wait for them.
         long = len(data) > LONG_BYTES or frames > LONG_FRAMES
-        step = await asyncio.to_thread(_next, search, data) if long else _next(search, data)
+        step = await to_thread(_next, search, data) if long else _next(search, data)
     return step
 
 

@@ -146,6 +146,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
+        self._ending: asyncio.subprocess.Process | None = None
         self._passage: Passage | None = None
         self._jobs = 0
         self.rests_since = 0.0
@@ -217,12 +218,14 @@ class Worker:
         """End the process and give back its memory; nothing where there is none."""
         process, self._process = self._process, None
         passage, self._passage = self._passage, None
-        if process is not None and process.returncode is None:
+        if process is not None:
             with suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+            self._ending = process
         if passage is not None:
             passage.close()
+        if self._ending is not None:  # also one whose end somebody stopped waiting for
+            await self._ending.wait()
 
 
 def _heard(words: str, values: Mapping[str, object]) -> str:

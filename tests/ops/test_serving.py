@@ -18,12 +18,15 @@ import pytest
 from consent.vocabulary import EventKind
 from node.ports import free_ports
 from ops.foundation import opened
+from tests.support.children import children
 from tests.support.cli import Said, accord
 from tests.support.custodies import hurry
 
 pytestmark = [pytest.mark.slow, pytest.mark.journey]
 
 READY_SECONDS = 60
+MAX_IDLE_BYTES = 130 * 1024**2
+"""The benchmark holds 120 MiB against the goal; here is room for another build of Python."""
 
 
 @dataclass
@@ -89,6 +92,16 @@ def test_health_readiness_and_metrics_answer_on_their_own_port(serving: Serving)
     assert ready == {"ok": True, "faults": {}}
     metrics = _get(serving, "/metrics")
     assert "accord_http_requests_total" in metrics
+
+
+@pytest.mark.requirement("F1")
+def test_an_idle_node_is_one_small_process(serving: Serving) -> None:
+    """No imaging worker waits for a picture, and what a start left in the allocator was given back."""
+    pid = serving.process.pid
+    resident = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+
+    assert children("", pid) == 0
+    assert resident is not None and int(resident[1]) * 1024 < MAX_IDLE_BYTES
 
 
 def test_a_second_serve_in_one_folder_is_refused(serving: Serving) -> None:

@@ -15,6 +15,32 @@ NEVER_TO_SERVE = {
 }
 """Each is for something that comes later, if at all, or in a process of its own."""
 
+NEVER_TO_STAY = {
+    "rich",
+    "pygments",
+    "asyncpg",
+    "sqlalchemy.dialects.postgresql",
+    "ops.demo",
+    "email.mime",
+    "xml",
+}
+"""What would be held in memory for as long as the node runs, for nothing."""
+
+NEVER_TO_A_WORKER = {
+    *(
+        "asyncio",
+        "ssl",
+        "socket",
+        "pydicom",
+        "cryptography",
+        "aiohttp",
+        "sqlalchemy",
+        "node.imaging.rendering",
+    ),
+    *("node.imaging.workers", "node.imaging.deidentify", "node.imaging.transcode"),
+}
+"""A worker is started when somebody waits for a picture."""
+
 NEVER_TO_A_COMMAND = NEVER_TO_SERVE | {
     *("aiohttp", "sqlalchemy", "cryptography", "nacl", "joserfc", "pydantic", "cedarpy", "structlog", "rich"),
     *("asyncio", "jinja2", "prometheus_client", "ops.foundation", "ops.compose", "node", "federation"),
@@ -35,12 +61,14 @@ def loaded_by(code: str) -> set[str]:
     [
         ("import ops.service, ops.compose", NEVER_TO_SERVE),
         ("import ops.service, ops.hub", NEVER_TO_SERVE),
+        ("import ops.cli; ops.cli.Commands()['serve']; import ops.compose", NEVER_TO_SERVE | NEVER_TO_STAY),
+        ("import node.imaging.worker", NEVER_TO_A_WORKER),
         ("import ops.cli", NEVER_TO_A_COMMAND),
         ("from ops.cli import app\nfrom typer.testing import CliRunner\nCliRunner().invoke(app, ['--help'])",
          NEVER_TO_A_COMMAND - {"asyncio"}),
         ("import ops.commands.logs, ops.foundation", NEVER_TO_A_LOOK_AT_THE_LOG),
     ],
-    ids=["serve", "hub serve", "accord", "accord --help", "accord log verify"],
+    ids=["serve", "hub serve", "accord serve", "a worker", "accord", "accord --help", "accord log verify"],
 )  # fmt: skip
 def test_a_start_loads_nothing_that_it_does_not_need(code: str, never: set[str]) -> None:
     """A node is back within two seconds of a crash because nothing heavy stands in the way."""

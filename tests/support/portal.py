@@ -135,6 +135,7 @@ async def portal(
         boxes=boxes,
         services={
             keys.GATEWAY: node.gateway,
+            keys.RENDERER: node.renderer,
             keys.REPLICATION: Replication(node.replicas or node.blobs, log=node.log, pace=Throttle(10**9)),
             keys.SCRUBBING: Scrubbing(
                 blobs=node.replicas or node.blobs,

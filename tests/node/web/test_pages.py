@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -14,6 +15,7 @@ from consent.emergency import EmergencyClaim
 from consent.vocabulary import EventKind
 from node import emergencies
 from tests.node.web.conftest import OTHER_PATIENT_ID, Hospital
+from tests.support.children import IMAGING_WORKER, children
 from tests.support.node import PASSWORD
 
 PAGE = {"Accept": "text/html"}
@@ -263,6 +265,21 @@ async def test_pages_of_one_visit_share_one_opening(hospital: Hospital) -> None:
         for path in (f"/studies/{hospital.study}", f"/viewer/{hospital.study}", f"/studies/{hospital.study}"):
             await fetch(client, path)
     assert len(await hospital.node.events(EventKind.STUDY_OPENED)) == 1
+
+
+@pytest.mark.requirement("F1")
+async def test_whoever_opens_a_study_finds_the_imaging_workers_started(hospital: Hospital) -> None:
+    """No page of pictures waits for a process to start; a search and a refusal start none."""
+    async with hospital.site.client("wu", **PAGE) as wu, hospital.site.client("li", **PAGE) as li:
+        await fetch(li, "/studies")
+        await fetch(wu, f"/studies/{hospital.study}", status=403)
+        await asyncio.sleep(0.1)
+        assert children(IMAGING_WORKER) == 0
+
+        await fetch(li, f"/studies/{hospital.study}")
+        async with asyncio.timeout(10):
+            while not children(IMAGING_WORKER):
+                await asyncio.sleep(0.01)
 
 
 async def test_people_are_added_closed_and_opened_again(hospital: Hospital) -> None:

@@ -158,6 +158,7 @@ class Compaction(Rewriting):
                 await tx.execute(note)
             return 0
         await self.vault.settle(study)  # perhaps some roots have the new file and some the old one
+        await self._tidied(study)
         found = await self.vault.objects(study)
         async with self.database.write() as tx:
             await self.index.relocate(

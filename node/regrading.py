@@ -162,8 +162,12 @@ class Regrading(Rewriting):
         """Make the database say what lies there: the new file, or still the old one."""
         study = note.study
         if await asyncio.to_thread(generation_of, blobs, study) != note.generation:
+            await self._tidied(study)
             await self._take_back(note)
             return Regraded(study, before, before, 0)
+        # Before the old key goes, every root in sync has the new file: a copy of the old one opens for nobody then.
+        await self.vault.settle(study)
+        await self._tidied(study)
         objects = await asyncio.to_thread(contents, blobs, study)
         size = await asyncio.to_thread(blobs.size, pack_name(study))
         # What came after the new file was put in place, and before this, may be of another grade still: its key stays.

@@ -10,6 +10,7 @@ Invariants: while a pack is written anew nobody appends to it; what has begun co
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from node.index import Index, Placement
 from node.ingest import Ingest
 from node.vault.blobs import BlobStore
 from node.vault.keys import KeyRing
-from node.vault.pack import StoredObject
+from node.vault.pack import StoredObject, pack_name
 from node.vault.vault import Vault
 
 logger = structlog.get_logger()
@@ -42,6 +43,10 @@ class Rewriting:
     log: Log
     database: Database
     clock: Clock
+
+    async def _tidied(self, study: str) -> None:
+        """Before a note goes: the file that stands is durable by its name too, and none is left beside it. Raises Unavailable."""
+        await asyncio.to_thread(self.blobs.tidy, pack_name(study))
 
     async def _finished(self, study: str, settle: Callable[[], Awaitable[object]]) -> None:
         """Settle what was cut short. A study of which that fails is named, and comes again."""

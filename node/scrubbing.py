@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 from sqlalchemy import BigInteger, Boolean, Column, Connection, Integer, String, Table, delete, insert, select
 
-from consent.errors import AccordError, Corrupt, Invalid, NotFound, Unavailable
+from consent.errors import AccordError, Conflict, Corrupt, Invalid, NotFound, Unavailable
 from consent.vocabulary import EventKind, Outcome
 from node.audit.log import Event, Log
 from node.clock import Clock
@@ -161,6 +161,7 @@ class Scrubbing:
 
     async def study(self, study: str, *, deep: bool = False) -> tuple[int, int]:
         """Scrub one study; return how many bytes were healed and how many faults are left. Everything is on record."""
+        await self._tidy(study)
         healed, faults = await self._ciphertext(study)
         if deep and not faults:
             faults += await self._contents(study)
@@ -238,8 +239,10 @@ class Scrubbing:
                 except Corrupt as error:
                     faults += 1
                     await self._failed(study, error.message, objects=[row.instance])
-            _, alike = await self._rebuilding.one(study, mend=True)
+            alike = await self._rows_alike(study)
         except (NotFound, Invalid):  # destroyed meanwhile
+            return faults
+        except Conflict:  # it is being written anew this moment
             return faults
         except Corrupt as error:
             await self._failed(study, error.message)
@@ -253,9 +256,31 @@ class Scrubbing:
             faults += 1
         return faults
 
+    async def _rows_alike(self, study: str) -> bool:
+        """Whether the rows are what the pack says; else they are made anew. Raises Conflict and as `Rebuilding.one` does."""
+        _, alike = await self._rebuilding.one(study, mend=False)
+        # What came in between the reading of the pack and of the rows makes them differ too.
+        return alike or await self._made_anew(study)
+
+    async def _made_anew(self, study: str) -> bool:
+        """Make the rows anew while nothing is taken in: a row that came meanwhile would be lost. Whether they were right."""
+        async with self._vault.alone(study):
+            await self._compaction.ingest.flushed()
+            _, alike = await self._rebuilding.one(study, mend=True)
+        return alike
+
+    async def _tidy(self, study: str) -> None:
+        """Remove what a crash left beside the pack: a file that was to take its place, of a healing above all."""
+        try:
+            async with self._vault.alone(study):
+                await asyncio.to_thread(self._blobs.tidy, pack_name(study))
+        except AccordError as error:
+            if error.code != "busy-study":
+                logger.warning("nothing removed beside the pack", study=study, error=error.message)
+
     async def _mend_rows(self, study: str) -> None:
         try:
-            await self._rebuilding.one(study, mend=True)
+            await self._made_anew(study)
         except AccordError as error:
             logger.warning("index rows not mended", study=study, error=error.message)
 

@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -114,12 +114,19 @@ class BlobStore(Protocol):
         """
         ...
 
+    def tidy(self, name: str) -> None:
+        """After a `rewritten` that was cut short: what stands in the blob's place is durable, what was beside it is gone.
+
+        While nobody else writes the blob anew. Nothing happens where there is neither.
+        """
+        ...
+
     def size(self, name: str) -> int:
         """Length in bytes. Raises NotFound."""
         ...
 
     def delete(self, name: str) -> None:
-        """Overwrite (where that means something) and remove. Nothing happens when it is not there."""
+        """Overwrite (where that means something) and remove, with what lies beside it. Nothing happens when it is not there."""
         ...
 
     def names(self) -> Iterator[tuple[str, int]]:
@@ -234,6 +241,12 @@ class FileBlobs:
         with disk_errors("delete a study pack"):
             self._beside(name).unlink(missing_ok=True)
 
+    def tidy(self, name: str) -> None:
+        """See `BlobStore.tidy`."""
+        self.discard(name)
+        with disk_errors("make a study pack durable"), suppress(FileNotFoundError):
+            sync_folder(self._path(name).parent)
+
     def size(self, name: str) -> int:
         """See `BlobStore.size`."""
         path = self._path(name)
@@ -247,6 +260,7 @@ class FileBlobs:
         """See `BlobStore.delete`. On flash and on copying file systems only destroying the key is final."""
         path = self._path(name)
         with disk_errors("delete a study pack"):
+            self._beside(name).unlink(missing_ok=True)
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             except FileNotFoundError:

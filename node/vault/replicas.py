@@ -176,6 +176,13 @@ class Replicas:
                     with suppress(Unavailable):
                         root.blobs.discard(name)
 
+    def tidy(self, name: str) -> None:
+        """See `BlobStore.tidy`. A root in sync that cannot is put out of sync; else it raises Unavailable."""
+        check_name(name)
+        with self.turns.of(name):
+            _, failed = self.everywhere(self.quorum.in_sync, lambda root: root.blobs.tidy(name))
+            self._put_out_all(failed)
+
     def size(self, name: str) -> int:
         """See `BlobStore.size`: of the longest copy in sync."""
         check_name(name)

@@ -16,7 +16,7 @@ from consent.vocabulary import Action, EventKind, Role
 from node.rebuilding import Rebuilding
 from node.replication import Replication
 from node.scrubbing import Progress, Scrubbing
-from node.vault.pack import pack_name
+from node.vault.pack import Survey, pack_name
 from node.vault.throttle import Throttle
 from tests.support.dicom import ct_slice
 from tests.support.node import NodeFixture, small_node
@@ -179,6 +179,38 @@ async def test_deep_pass_holds_every_instance_against_its_first_digest(tmp_path:
         await node.vault.require_digest(studies[0], found[row.instance], row.sha256)
         with pytest.raises(Corrupt, match="digest"):
             await node.vault.require_digest(studies[0], found[row.instance], bytes(32))
+
+
+async def test_what_comes_in_during_a_deep_pass_is_no_fault_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An instance that is stored between the reading of a pack and of its rows: found afterwards, and nothing is on record."""
+    async with stocked(tmp_path, 1) as (node, studies):
+        objects, asked = node.vault.objects, list[str]()
+
+        async def and_then(study: str, start: int = 0) -> Survey:
+            found = await objects(study, start)
+            asked.append(study)
+            if len(asked) == 2:  # the first time it looks at the digests, the second time at the rows
+                await node.store(ct_slice(size=32, StudyInstanceUID="1.2.0", SOPInstanceUID="1.2.0.99"))
+            return found
+
+        monkeypatch.setattr(node.vault, "objects", and_then)
+        assert await scrubbing(node).study(studies[0], deep=True) == (0, 0)
+        assert "1.2.0.99" in {row.sop_instance_uid for row in await node.index.instances(studies[0])}
+        assert not await node.events(EventKind.INTEGRITY_FAILED)
+
+
+@pytest.mark.parametrize("roots", [1, 3])
+async def test_what_a_crash_left_beside_a_pack_goes(tmp_path: Path, roots: int) -> None:
+    """A file that was to take the pack's place, of a rewriting that nobody remembers, is removed on every root."""
+    async with stocked(tmp_path, roots) as (node, studies):
+        packs = list(tmp_path.rglob(f"{studies[0]}.pack"))
+        for pack in packs:
+            pack.with_name(f".{pack.name}.new").write_bytes(b"half of it")
+        assert await scrubbing(node).study(studies[0]) == (0, 0)
+        assert len(packs) == roots
+        assert list(tmp_path.rglob(".*.new")) == []
 
 
 async def test_pass_goes_on_where_it_was_and_keeps_its_pace(tmp_path: Path) -> None:

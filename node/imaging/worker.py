@@ -234,6 +234,7 @@ def _serve(source: BinaryIO, sink: BinaryIO, passage: int | None) -> None:
 def main() -> None:
     """Serve until standard input closes. The argument, where there is one, is the descriptor of the passage."""
     Image.MAX_IMAGE_PIXELS = 256 * 1024 * 1024
+    Image.preinit()  # now, and not when somebody waits for the first picture
     np.seterr(all="ignore")
     passage = int(sys.argv[1]) if len(sys.argv) > 1 else None
     _widen_pipes()

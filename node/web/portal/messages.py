@@ -63,6 +63,7 @@ SPOKEN_PLACES: Final = (
     "node/imaging/tables.py",
     "node/imaging/viewport.py",
     "node/imaging/window.py",
+    "node/imaging/workers.py",
     "node/index",
     "node/openings.py",
     "node/records.py",

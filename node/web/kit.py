@@ -1,7 +1,7 @@
 """The frame around every HTTP door: what a floor's `api` module imports to build handlers, and `make_app`.
 
 From the outside in, a request passes: `trace` (request id, one log line, metrics), `language`, `problem` (errors to
-problem+json or a page), `limit` and `body` (size, time)
+problem+json or a page), `host` (is there one), `limit` and `body` (size, time)
 and `people` (session or bearer to Principal, CSRF).
 Routes are closed by default; see `limits` for the marks. A listener for machines (`people=False`) has no
 sessions, pages or languages. Nothing here knows a study.
@@ -116,7 +116,13 @@ def make_app(
     With `people=False` (peers, metrics) every route is open to whoever the listener's TLS lets in, errors are
     always problem+json, and there are no pages: the caller adds its own identification of the peer.
     """
-    outer = [_trace_middleware, language_middleware, _problem_middleware, _limit_middleware]
+    outer = [
+        _trace_middleware,
+        language_middleware,
+        _problem_middleware,
+        _host_middleware,
+        _limit_middleware,
+    ]
     inner = [people_middleware, _body_middleware] if people else [_body_middleware]
     app = web.Application(middlewares=[*outer, *inner], client_max_size=DEFAULT_BODY_BYTES)
     for key, service in services.items():
@@ -136,6 +142,13 @@ def make_app(
 
 
 _PEOPLE: web.AppKey[bool] = web.AppKey("people")
+
+CLIENT_GONE: Final = 499
+"""In our log and metrics alone: the client went before its answer. No fault of ours, so no 500."""
+
+
+class AnswerCutShort(ConnectionResetError):
+    """We cut the connection ourselves, since what we had begun to send cannot be completed."""
 
 
 def respond(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -165,6 +178,11 @@ async def _trace_middleware(request: web.Request, handler: Handler) -> web.Strea
         return response
     except web.HTTPException as redirect:
         status = redirect.status
+        raise
+    except AnswerCutShort:
+        raise
+    except ConnectionError:
+        status = CLIENT_GONE
         raise
     finally:
         _record(request, trace, status)
@@ -200,6 +218,8 @@ async def _problem_middleware(request: web.Request, handler: Handler) -> web.Str
     except ConnectionError:
         raise
     except Exception as error:
+        if _says_client_gone(error):
+            raise ConnectionResetError("the client has gone") from error
         _log.error("unexpected", error=type(error).__name__, at=where(error), request=request_id(request))
         _end_if_answered(request, error)
         return _answer(request, problem_of(error))
@@ -224,7 +244,22 @@ def _end_if_answered(request: web.Request, error: Exception) -> None:
     if request[TRACE].answered:
         if request.transport is not None:
             request.transport.abort()
-        raise ConnectionResetError("the answer could not be completed") from error
+        raise AnswerCutShort("the answer could not be completed") from error
+
+
+def _says_client_gone(error: Exception) -> bool:
+    """Whether a group of tasks ended because the client did, and for nothing else."""
+    return isinstance(error, ExceptionGroup) and error.split(ConnectionError)[1] is None
+
+
+@web.middleware
+async def _host_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse a request whose Host is none (RFC 9110 §7.2): answers name addresses of this node as the client knows it."""
+    try:
+        request.url.origin()
+    except ValueError:
+        raise web.HTTPBadRequest() from None
+    return await handler(request)
 
 
 @web.middleware

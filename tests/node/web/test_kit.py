@@ -9,11 +9,12 @@ import json
 import pytest
 import structlog
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 from yarl import URL
 
 from consent.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from consent.vocabulary import Action, EventKind, Grade, Outcome, Purpose, Right, Role
-from node.web.kit import Limits, body_limit, make_app, public, read_json, respond
+from node.web.kit import HttpMetrics, Limits, body_limit, make_app, public, read_json, respond, streaming
 from node.web.listener import Listener
 from node.web.pages import local_path
 from node.web.people import COOKIE
@@ -315,6 +316,50 @@ async def test_machine_listeners_have_no_pages_and_always_answer_with_problems()
         writer.close()
 
     assert b" 403 " in answer and b"application/problem+json" in answer and b"Because." in answer
+
+
+@pytest.mark.requirement("F4")
+@pytest.mark.parametrize("host", [b"\xff\xff\xff\xfflhost", b"a:port"], ids=["no-text", "no-port"])
+async def test_host_that_is_none_is_refused_and_no_fault_of_ours(host: bytes) -> None:
+    """Answers name addresses of this node as the client knows it: one that names none is told so, before any handler."""
+
+    async def address(request: web.Request) -> web.Response:
+        return respond({"at": str(request.url.origin())})
+
+    app = make_app(routes=[web.get("/address", address)], services={}, people=False)
+    async with Listener(app, "127.0.0.1", 0) as listener:
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+        writer.write(b"GET /address HTTP/1.1\r\nHost: " + host + b"\r\nConnection: close\r\n\r\n")
+        head = await reader.readline()
+        writer.close()
+    assert head.split()[1] == b"400"
+
+
+@pytest.mark.requirement("F4")
+async def test_client_that_goes_in_the_middle_of_its_body_is_no_error_of_ours() -> None:
+    """Counted under a status of its own, also when a group of tasks was reading; no operator is woken by a 500."""
+
+    async def take(request: web.Request) -> web.Response:
+        async with asyncio.TaskGroup():
+            await request.content.read()
+        return respond({})
+
+    metrics = HttpMetrics(CollectorRegistry())
+    routes = [web.post("/take", streaming(take)), web.post("/read", take)]
+    app = make_app(routes=routes, services={}, people=False, metrics=metrics)
+    async with Listener(app, "127.0.0.1", 0) as listener:
+        for path in ("/take", "/read"):
+            _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+            writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf".encode())
+            await asyncio.sleep(0.1)
+            writer.transport.abort()
+            count = metrics.requests.labels("POST", path, "499")
+            async with asyncio.timeout(5):
+                while not count._value.get():
+                    await asyncio.sleep(0.01)
+    assert all(
+        sample.labels["status"] == "499" for family in metrics.requests.collect() for sample in family.samples
+    )
 
 
 async def test_answer_that_breaks_off_is_cut_and_not_ended_well() -> None:

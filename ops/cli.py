@@ -38,7 +38,7 @@ WORDS: Mapping[str, tuple[str, str, str]] = {
     "replicas": ("replicas", "replicas", "The copies of the study packs on several roots."),
     "index": ("replicas", "index", "The index over the study packs."),
     "import": ("files", "import_files", "Take DICOM files into a node that is not running."),
-    "send": ("files", "send", "Send DICOM files by C-STORE."),
+    "send": ("files", "send", "Send DICOM files by C-STORE or STOW-RS."),
     "log": ("logs", "logs", "The tamper-evident log."),
     "deidentify": ("deidentify", "deidentify", "Remove identities by PS3.15 Annex E."),
     "hub": ("hub", "hub", "The hub of a region."),

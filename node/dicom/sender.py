@@ -35,8 +35,9 @@ REPORT_SECONDS = 60.0
 """How long a commitment report is waited for."""
 UNRECOGNIZED_OPERATION = 0x0211
 
-# PS3.4 Table B.2-1 and PS3.7 Annex C, without the low bits that vary.
+# PS3.4 Table B.2-1, PS3.7 Annex C and PS3.18 Table I.2-2, without the low bits that vary.
 _STATUS_WORDS = {
+    0x0110: "processing failed there",
     0x0111: "another instance with this UID is there already",
     0x0112: "no such instance",
     0x0122: "this kind of object is not taken there",
@@ -44,6 +45,8 @@ _STATUS_WORDS = {
     0x0211: "the operation is not known there",
     0xA7: "out of resources",
     0xA9: "the data set does not match its SOP class or UID",
+    0xC122: "its transfer syntax is not taken there",
+    0xB: "taken with a change or a remark",
     0xC: "it could not be understood",
 }
 
@@ -59,6 +62,8 @@ class Outgoing:
     data: bytes | None = field(default=None, repr=False)
     path: Path | None = None
     offset: int = 0
+    size_bytes: int = 0
+    """Of the whole file, header and all, when it was listed."""
 
     def read(self) -> bytes:
         """The data set. Blocks; raises OSError, or an error family of whoever keeps it."""
@@ -106,6 +111,7 @@ def outgoing(path: Path) -> Outgoing:
         head.transfer_syntax_uid,
         path=path,
         offset=head.dataset_offset,
+        size_bytes=size,
     )
 
 
@@ -116,6 +122,15 @@ def files_under(paths: Iterable[Path]) -> Iterator[Path]:
             yield from sorted(inner for inner in path.rglob("*") if inner.is_file())
         else:
             yield path
+
+
+async def readable(paths: Iterable[Path]) -> AsyncIterator[Outgoing | Sent]:
+    """The DICOM files among `paths` and below them; for a file that is none, why it is not sent."""
+    for path in files_under(paths):
+        try:
+            yield await asyncio.to_thread(outgoing, path)
+        except AccordError as error:
+            yield Sent(str(path), "", False, None, str(error))
 
 
 async def send(peer: Peer, instances: Sequence[Outgoing]) -> AsyncIterator[Sent]:
@@ -133,11 +148,11 @@ async def send(peer: Peer, instances: Sequence[Outgoing]) -> AsyncIterator[Sent]
 async def send_files(peer: Peer, paths: Iterable[Path]) -> AsyncIterator[Sent]:
     """Send every DICOM file among `paths` and below them; a file that is none is reported, not sent."""
     found: list[Outgoing] = []
-    for path in files_under(paths):
-        try:
-            found.append(await asyncio.to_thread(outgoing, path))
-        except AccordError as error:
-            yield Sent(str(path), "", False, None, str(error))
+    async for one in readable(paths):
+        if isinstance(one, Sent):
+            yield one
+        else:
+            found.append(one)
     async for sent in send(peer, found):
         yield sent
 
@@ -225,13 +240,16 @@ def _groups(instances: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
         yield group
 
 
-def _status_words(answer: Command) -> str:
-    status = answer.status
-    words = (
+def words_of(status: int) -> str:
+    """What a status of C-STORE, or a failure reason of STOW-RS, means."""
+    return (
         _STATUS_WORDS.get(status)
         or _STATUS_WORDS.get(status >> 8)
         or _STATUS_WORDS.get(status >> 12)
         or "refused"
     )
+
+
+def _status_words(answer: Command) -> str:
     comment = f": {answer.comment}" if answer.comment else ""
-    return f"Status {status:04X}, {words}{comment}"
+    return f"Status {answer.status:04X}, {words_of(answer.status)}{comment}"

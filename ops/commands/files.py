@@ -1,11 +1,13 @@
-"""`accord send` and `accord import`: DICOM files to a peer by C-STORE, and into this node directly."""
+"""`accord send` and `accord import`: DICOM files to a peer, and into this node directly. What is said to a peer, and how it is
+trusted by HTTPS, is in `sending`."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,40 +19,94 @@ from ops.console import JSON_OPTION, speaks, tell
 from ops.foundation import opened
 from ops.lock import sole_user
 
-if TYPE_CHECKING:
-    from node.dicom.sender import Peer, Sent
-
 
 @speaks
 def send(
-    host: Annotated[str, typer.Argument(metavar="HOST", help="Name or address of the receiver.")],
-    port: Annotated[int, typer.Argument(metavar="PORT", min=1, max=65535)],
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="DICOM files, or folders of them.")],
-    called: Annotated[str, typer.Option(metavar="AET", help="AE title of the receiver.")],
-    calling: Annotated[str, typer.Option(metavar="AET", help="AE title we call ourselves.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[HOST PORT] PATH…",
+            help="The receiver, unless --web names it; then DICOM files, or folders of them.",
+        ),
+    ],
+    called: Annotated[str, typer.Option(metavar="AET", help="AE title of the receiver.")] = "",
+    calling: Annotated[str, typer.Option(metavar="AET", help="AE title we call ourselves.")] = "",
     tls_certificate: Annotated[Path | None, typer.Option(help="Our certificate (PEM): turns TLS on.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
     tls_authority: Annotated[Path | None, typer.Option(help="Who vouches for the receiver (PEM).")] = None,
+    tls_name: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Name in the receiver's certificate: the node's id, or HOST, by default."
+        ),
+    ] = "",
     commit: Annotated[
         bool, typer.Option("--commit", help="Ask afterwards whether all is safe there (storage commitment).")
     ] = False,
+    web: Annotated[
+        str | None, typer.Option(metavar="URL", help="Send by DICOMweb (STOW-RS) to this service instead.")
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="With --web: file with a bearer token.")] = None,
+    login_file: Annotated[
+        Path | None, typer.Option(help="With --web: file with NAME:PASSWORD, for HTTP basic.")
+    ] = None,
+    pin: Annotated[
+        str | None, typer.Option(metavar="SHA256", help="The receiver's certificate, instead of a name.")
+    ] = None,
+    plain_http: Annotated[
+        bool, typer.Option("--plain-http", help="With --web: send in the clear to another machine.")
+    ] = False,
     as_json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
-    """Send DICOM files by C-STORE. Exits 1 when a file was not accepted, or with --commit is not safe there.
+    """Send DICOM files by C-STORE or STOW-RS. Exits 1 when a file was not accepted, or with --commit is not safe there.
 
     Example: accord send 10.1.2.3 2762 study/ --called GENERAL --calling CT1
     --tls-certificate ct1/CT1.crt --tls-key ct1/CT1.key --tls-authority ct1/ca.crt
     """
     from node.dicom.sender import Peer
+    from ops.commands import sending
 
-    peer = Peer(host, port, called, calling, _tls(tls_certificate, tls_key, tls_authority))
+    files = (tls_certificate, tls_key, tls_authority)
+    if web is not None:
+        if called or calling or commit or tls_name:
+            raise typer.BadParameter(
+                "--called, --calling, --commit and --tls-name are for DICOM, not for --web."
+            )
+        paths = _there(words)
+        trust = sending.web_trust(*files, pin)
+        authorization = sending.authorization(token_file, login_file)
+        results = asyncio.run(sending.by_web(web, trust, authorization, paths, plain=plain_http))
+    else:
+        if token_file or login_file or plain_http:
+            raise typer.BadParameter("--token-file, --login-file and --plain-http are for --web.")
+        host, port, paths = _receiver(words)
+        if not called or not calling:
+            raise typer.BadParameter("DICOM needs --called and --calling; DICOMweb needs --web.")
+        tls = _tls(*files)
+        pins, name = _expected(host, tls_authority, tls_name, pin)
+        peer = Peer(host, port, called, calling, tls, pins, name)
+        results = asyncio.run(sending.by_dicom(peer, paths, commit=commit))
+    _tell_sent(results, safe=commit, as_json=as_json)
+
+
+def _receiver(words: list[str]) -> tuple[str, int, list[Path]]:
+    if len(words) < 3 or not words[1].isdecimal() or not 1 <= int(words[1]) <= 65535:
+        raise typer.BadParameter("Name the receiver's HOST and PORT, then files; or --web URL, then files.")
+    return words[0], int(words[1]), _there(words[2:])
+
+
+def _there(words: list[str]) -> list[Path]:
+    paths = [Path(word) for word in words]
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise NotFound(f"{missing[0]} is not there.")
-    results = asyncio.run(_send(peer, paths, commit=commit))
+    return paths
+
+
+def _tell_sent(results: list[tuple[str, str]], *, safe: bool, as_json: bool) -> None:
     failed = [result for result in results if result[1]]
     words = [f"{label}: {reason}" for label, reason in failed]
-    words.append(f"{len(results) - len(failed)} {'safe there' if commit else 'accepted'}, {len(failed)} not.")
+    words.append(f"{len(results) - len(failed)} {'safe there' if safe else 'accepted'}, {len(failed)} not.")
     value = {
         "accepted": [label for label, reason in results if not reason],
         "failed": [{"path": label, "reason": reason} for label, reason in failed],
@@ -58,36 +114,6 @@ def send(
     tell("\n".join(words), value, as_json=as_json)
     if failed:
         raise typer.Exit(1)
-
-
-async def _send(peer: Peer, paths: list[Path], *, commit: bool) -> list[tuple[str, str]]:
-    from node.dicom.sender import send_files
-
-    sent = [one async for one in send_files(peer, paths)]
-    reasons = {one.label: "" if one.ok else one.reason for one in sent}
-    if commit:
-        reasons |= await _unsafe(peer, [one for one in sent if one.ok])
-    return list(reasons.items())
-
-
-async def _unsafe(peer: Peer, sent: list[Sent]) -> dict[str, str]:
-    """Why those among what was accepted that the receiver does not vouch for are not safe there."""
-    from node.dicom.commitment_forms import MAX_REFERENCES
-    from node.dicom.sender import commit
-
-    reasons: dict[str, str] = {}
-    for start in range(0, len(sent), MAX_REFERENCES):
-        part = sent[start : start + MAX_REFERENCES]
-        try:
-            report = await commit(peer, [one.reference for one in part])
-        except AccordError as error:
-            return reasons | {one.label: f"accepted; {error}" for one in sent[start:]}
-        safe = set(report.safe)
-        for one in part:
-            if one.reference not in safe:
-                reason = report.failed.get(one.reference, 0)
-                reasons[one.label] = f"accepted; not safe there (reason {reason:04X})"
-    return reasons
 
 
 def _tls(certificate: Path | None, key: Path | None, authority: Path | None) -> ssl.SSLContext | None:
@@ -106,6 +132,27 @@ def _tls(certificate: Path | None, key: Path | None, authority: Path | None) -> 
         return dicom_client_context(pair, [authority.read_text("ascii")])
     except (ssl.SSLError, ValueError) as error:
         raise Invalid(f"Certificate, key or authority cannot be used: {error}.") from error
+
+
+def _expected(host: str, authority: Path | None, name: str, pin: str | None) -> tuple[frozenset[str], str]:
+    """Fingerprints and name by which the receiver is known. An authority vouches for many: one must be said, or follow from it."""
+    from node.identity import node_of
+
+    if authority is None:
+        if name or pin:
+            raise Invalid("--tls-name and --pin go with --tls-certificate, --tls-key and --tls-authority.")
+        return frozenset(), ""
+    if pin is not None:
+        digits = pin.replace(":", "").lower()
+        if not re.fullmatch("[0-9a-f]{64}", digits):
+            raise Invalid("A pin is the SHA-256 of a certificate: 64 hexadecimal digits.")
+        return frozenset({digits}), name
+    if name:
+        return frozenset(), name
+    try:
+        return frozenset(), node_of(authority.read_text("ascii"))
+    except Invalid:  # some other receiver, under an authority that says nothing of who it is
+        return frozenset(), host
 
 
 @speaks

@@ -205,6 +205,26 @@ BAD = {
         7,
         "together",
     ),
+    "web without an authority": (
+        _nothing,
+        "send DIR --web https://localhost:1/dicom-web",
+        7,
+        "the SHA-256 of its certificate",
+    ),
+    "web in the clear": (_nothing, "send DIR --web http://10.1.2.3/dicom-web", 7, "--plain-http"),
+    "pin that is none": (_nothing, "send DIR --web https://localhost:1/ --pin 0011", 7, "64 hex digits"),
+    "no token to send with": (
+        _nothing,
+        "send DIR --web http://localhost:1/ --token-file none",
+        4,
+        "none is not there",
+    ),
+    "a login without a password": (
+        _nothing,
+        "send DIR --web http://localhost:1/ --login-file DIR/node.toml",
+        7,
+        "must hold one line",
+    ),
     "no project key": (_nothing, "deidentify DIR DIR/out --project-key none", 4, "head -c 32 /dev/urandom"),
 }
 
@@ -232,6 +252,28 @@ def test_exit_codes_differ_by_family_and_leave_the_shells_own_alone() -> None:
     codes = list(EXIT_CODES.values())
     assert len(set(codes)) == len(codes) and not {0, 1, 2}.intersection(codes)
     assert accord("log", "verify").code == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "send",
+        "send DIR",
+        "send localhost 104",
+        "send localhost many DIR --called A --calling B",
+        "send localhost 70000 DIR --called A --calling B",
+        "send localhost 104 DIR --called A",
+        "send localhost 104 DIR --called A --calling B --token-file x",
+        "send DIR --web http://localhost:1/ --called A",
+        "send DIR --web http://localhost:1/ --commit",
+        "send DIR --web http://localhost:1/ --token-file a --login-file b",
+        "send DIR --web https://localhost:1/ --pin 00 --tls-authority x",
+    ],
+)
+def test_send_is_told_whom_to_send_to_and_how(tmp_path: Path, line: str) -> None:
+    """A receiver by DICOM or by DICOMweb, with what belongs to that one: else wrong usage, and nothing is sent."""
+    said = accord(*shlex.split(line.replace("DIR", str(tmp_path))))
+    assert (said.code, said.out) == (2, "")
 
 
 def test_a_second_init_changes_nothing(folder: Path) -> None:

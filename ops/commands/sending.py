@@ -1,0 +1,128 @@
+"""How `accord send` reaches whom: DIMSE with storage commitment, or STOW-RS with its trust and credentials.
+
+Each way returns, for every file, why it did not arrive: "" for one that did. Credentials come from files alone:
+whoever lists processes sees the command line.
+"""
+
+from __future__ import annotations
+
+import ssl
+from base64 import b64encode
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from consent.errors import AccordError, Invalid, NotFound
+from node.dicom.sender import Peer, Sent, send_files
+
+if TYPE_CHECKING:
+    import aiohttp
+
+MAX_CREDENTIAL_BYTES = 8 * 1024
+
+Results = list[tuple[str, str]]
+"""File by file: its path, and why it did not arrive."""
+
+
+async def by_dicom(peer: Peer, paths: list[Path], *, commit: bool) -> Results:
+    """Send by C-STORE; with `commit` what the receiver does not vouch for afterwards has not arrived."""
+    sent = [one async for one in send_files(peer, paths)]
+    reasons = {one.label: "" if one.ok else one.reason for one in sent}
+    if commit:
+        reasons |= await _unsafe(peer, [one for one in sent if one.ok])
+    return list(reasons.items())
+
+
+async def by_web(
+    address: str,
+    trust: ssl.SSLContext | aiohttp.Fingerprint | None,
+    authorization: str,
+    paths: list[Path],
+    *,
+    plain: bool,
+) -> Results:
+    """Send by STOW-RS to the service at `address`."""
+    from node.dicom.stow_client import service, store_files
+
+    to = service(address, trust, authorization=authorization, plain=plain)
+    return [(one.label, "" if one.ok else one.reason) async for one in store_files(to, paths)]
+
+
+def web_trust(
+    certificate: Path | None, key: Path | None, authority: Path | None, pin: str | None
+) -> ssl.SSLContext | aiohttp.Fingerprint | None:
+    """Whom HTTPS trusts, and what it shows: an authority and a certificate of our own, or a pinned one; None: not said."""
+    from node.dicom.stow_client import pinned, trusting
+    from node.tls import KeyPair
+
+    if (certificate is None) != (key is None):
+        raise Invalid("A certificate of our own needs --tls-certificate and --tls-key together.")
+    if pin is not None:
+        if authority is not None or certificate is not None:
+            raise typer.BadParameter("--pin trusts one certificate: it goes with no other TLS option.")
+        return pinned(pin)
+    if authority is None:
+        if certificate is not None:
+            raise Invalid("A certificate of our own needs --tls-authority for the service's.")
+        return None
+    pair = None
+    if certificate is not None and key is not None:
+        pair = KeyPair(_read(certificate), _read(key))
+    try:
+        return trusting(_read(authority).decode("ascii"), pair)
+    except (ssl.SSLError, ValueError) as error:
+        raise Invalid(f"Certificate, key or authority cannot be used: {error}.") from error
+
+
+def authorization(token_file: Path | None, login_file: Path | None) -> str:
+    """The Authorization header that a file says; "" without one. Raises NotFound, and Invalid when it is not one line."""
+    if token_file is not None and login_file is not None:
+        raise typer.BadParameter("Either --token-file or --login-file.")
+    if token_file is not None:
+        return f"Bearer {_line(token_file)}"
+    if login_file is None:
+        return ""
+    login = _line(login_file)
+    if ":" not in login:
+        raise Invalid(f"{login_file} holds no NAME:PASSWORD.")
+    return f"Basic {b64encode(login.encode()).decode()}"
+
+
+def _line(file: Path) -> str:
+    """What a file of one line holds."""
+    content = _read(file)
+    try:
+        text = content.decode().strip()
+    except UnicodeDecodeError as error:
+        raise Invalid(f"{file} is not text.") from error
+    if not text or not text.isprintable() or len(content) > MAX_CREDENTIAL_BYTES:
+        raise Invalid(f"{file} must hold one line.")
+    return text
+
+
+def _read(file: Path) -> bytes:
+    if not file.is_file():
+        raise NotFound(f"{file} is not there.")
+    with file.open("rb") as opened:
+        return opened.read(1024 * 1024)
+
+
+async def _unsafe(peer: Peer, sent: list[Sent]) -> dict[str, str]:
+    """Why those among what was accepted that the receiver does not vouch for are not safe there."""
+    from node.dicom.commitment_forms import MAX_REFERENCES
+    from node.dicom.sender import commit
+
+    reasons: dict[str, str] = {}
+    for start in range(0, len(sent), MAX_REFERENCES):
+        part = sent[start : start + MAX_REFERENCES]
+        try:
+            report = await commit(peer, [one.reference for one in part])
+        except AccordError as error:
+            return reasons | {one.label: f"accepted; {error}" for one in sent[start:]}
+        safe = set(report.safe)
+        for one in part:
+            if one.reference not in safe:
+                reason = report.failed.get(one.reference, 0)
+                reasons[one.label] = f"accepted; not safe there (reason {reason:04X})"
+    return reasons

@@ -13,8 +13,8 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
@@ -35,6 +35,7 @@ from pynetdicom.sop_class import (
 
 from consent.vocabulary import EventKind
 from node.audit.log import Entry
+from node.dicom.sender import Peer, echo
 from node.ports import free_ports
 from node.tls import KeyPair
 from ops.demo.processes import accord
@@ -174,6 +175,11 @@ def written(folder: Path, *instances: Instance) -> list[Path]:
     for path, one in zip(paths, instances, strict=True):
         path.write_bytes(one.file())
     return paths
+
+
+def data_sets(*instances: Instance) -> dict[str, bytes]:
+    """What must come back, bit for bit."""
+    return {one.sop_instance_uid: one.data for one in instances}
 
 
 async def arrived(hospital: Hospital, study_uid: str, wanted: set[str]) -> dict[str, pydicom.Dataset]:
@@ -556,6 +562,28 @@ async def test_https_is_tls_1_3_under_the_nodes_own_authority(hospital: Hospital
             await asyncio.to_thread(shake, context)
 
 
+@pytest.mark.requirement("T1", "C3")
+@pytest.mark.parametrize("trust", ["authority", "pin"])
+async def test_we_send_to_a_node_by_dicomweb(hospital: Hospital, tmp_path: Path, trust: str) -> None:
+    """`accord send --web` over HTTPS, under the node's authority or to its certificate: what was sent is what comes back."""
+    made = study(name=f"interop/stow-{trust}", slices=3)
+    token = tmp_path / "chief.token"
+    token.write_text(hospital.node.token + "\n")
+    if trust == "authority":
+        whom: tuple[object, ...] = ("--tls-authority", hospital.ca)
+    else:
+        pem = await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", hospital.node.http_port))
+        whom = ("--pin", sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest())
+    paths = written(tmp_path / "files", *made)
+    service = f"{hospital.node.web}/dicom-web"
+    done = await accord("send", *paths, "--web", service, "--token-file", token, *whom)
+    assert len(done["accepted"]) == 3 and not done["failed"]
+    back = await arrived(
+        hospital, str(made[0].dataset().StudyInstanceUID), {one.sop_instance_uid for one in made}
+    )
+    assert all(back[one.sop_instance_uid].PixelData == one.dataset().PixelData for one in made)
+
+
 # Orthanc
 
 
@@ -571,6 +599,24 @@ class Archive:
         """One request, whatever the answer's status."""
         url = f"http://127.0.0.1:{self.http_port}{path}"
         return requests.request(method, url, timeout=60, **more)  # type: ignore[arg-type]
+
+    @property
+    def web(self) -> str:
+        """Its DICOMweb service."""
+        return f"http://127.0.0.1:{self.http_port}/dicom-web"
+
+    def needs_dicomweb(self) -> None:
+        """Skip the test, visibly, where Orthanc's plugin is not installed."""
+        if self.call("GET", "/dicom-web/servers").status_code != 200:
+            pytest.skip("Orthanc's DICOMweb plugin is not installed")
+
+    def held(self) -> dict[str, bytes]:
+        """The data sets that it holds, by SOP Instance UID."""
+        files = [
+            self.call("GET", f"/instances/{one}/file").content
+            for one in self.call("GET", "/instances").json()
+        ]
+        return {from_file(file).sop_instance_uid: from_file(file).data for file in files}
 
     async def up(self) -> bool:
         """Wait until it answers: False when it ended instead."""
@@ -619,10 +665,10 @@ async def start_orthanc(folder: Path, hospital: Hospital) -> Archive:
     return Archive(process, dicom, http)
 
 
-@asynccontextmanager
-async def orthanc(folder: Path, hospital: Hospital) -> AsyncIterator[Callable[..., requests.Response]]:
-    """A running Orthanc as a registered plain device; yields its REST interface."""
-    folder.mkdir()
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def archive(hospital: Hospital, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Archive]:
+    """A running Orthanc as a registered plain device; one for all tests, each of which has studies of its own."""
+    folder = tmp_path_factory.mktemp("orthanc")
     for attempt in range(3):
         archive = await start_orthanc(folder / str(attempt), hospital)
         try:
@@ -633,7 +679,7 @@ async def orthanc(folder: Path, hospital: Hospital) -> AsyncIterator[Callable[..
                 "--plain", "An old archive", "--port", str(archive.dicom_port), "--service", "store",
                 "--service", "commit", *QUERYING,
             )  # fmt: skip
-            yield archive.call
+            yield archive
             return
         finally:
             if archive.process.returncode is None:
@@ -646,82 +692,111 @@ async def orthanc(folder: Path, hospital: Hospital) -> AsyncIterator[Callable[..
 
 @needs_orthanc
 @pytest.mark.requirement("T1", "C1")
-async def test_orthanc_sends_and_asks(hospital: Hospital, tmp_path: Path) -> None:
-    """Orthanc echoes and stores by DICOM as a named plain device; by DICOMweb it stores, searches and takes back."""
-    by_dicom, by_web = study(name="interop/orthanc", slices=3), study(name="interop/orthanc-web", slices=2)
-    async with orthanc(tmp_path / "orthanc", hospital) as call:
+async def test_orthanc_sends_by_dicom(hospital: Hospital, archive: Archive) -> None:
+    """Orthanc echoes and stores as a named plain device."""
+    made = study(name="interop/orthanc", slices=3)
 
-        def talk() -> None:
-            held: dict[str, list[str]] = {}
-            for name, made in (("dicom", by_dicom), ("web", by_web)):
-                for one in made:
-                    answer = call("POST", "/instances", data=one.file())
-                    answer.raise_for_status()
-                    held.setdefault(name, []).append(answer.json()["ID"])
-            call("POST", "/modalities/node/echo", data="").raise_for_status()
-            stored = call("POST", "/modalities/node/store", json={"Resources": held["dicom"]})
-            stored.raise_for_status()
-            assert stored.json()["InstancesCount"] == 3 and stored.json()["FailedInstancesCount"] == 0
-            if call("GET", "/dicom-web/servers").status_code == 200:
-                call(
-                    "POST",
-                    "/dicom-web/servers/node/stow",
-                    json={"Resources": held["web"], "Synchronous": True},
-                ).raise_for_status()
-                found = call("POST", "/dicom-web/servers/node/qido", json={"Uri": "/studies"})
-                found.raise_for_status()
-                for held_id in held["web"]:
-                    call("DELETE", f"/instances/{held_id}").raise_for_status()
-                wanted = {
-                    "Resources": [{"Study": str(by_web[0].dataset().StudyInstanceUID)}],
-                    "Synchronous": True,
-                }
-                call("POST", "/dicom-web/servers/node/retrieve", json=wanted).raise_for_status()
-                for held_id, one in zip(held["web"], by_web, strict=True):
-                    back = pydicom.dcmread(BytesIO(call("GET", f"/instances/{held_id}/file").content))
-                    assert back.PixelData == one.dataset().PixelData
+    def talk() -> None:
+        held = [archive.call("POST", "/instances", data=one.file()).json()["ID"] for one in made]
+        archive.call("POST", "/modalities/node/echo", data="").raise_for_status()
+        stored = archive.call("POST", "/modalities/node/store", json={"Resources": held})
+        stored.raise_for_status()
+        assert stored.json()["InstancesCount"] == 3 and stored.json()["FailedInstancesCount"] == 0
 
-        await asyncio.to_thread(talk)
-    for made in (by_dicom, by_web):
-        uids = {one.sop_instance_uid for one in made}
-        back = await arrived(hospital, str(made[0].dataset().StudyInstanceUID), uids)
-        assert all(back[one.sop_instance_uid].PixelData == one.dataset().PixelData for one in made)
+    await asyncio.to_thread(talk)
+    back = await arrived(
+        hospital, str(made[0].dataset().StudyInstanceUID), {one.sop_instance_uid for one in made}
+    )
+    assert all(back[one.sop_instance_uid].PixelData == one.dataset().PixelData for one in made)
+
+
+@needs_orthanc
+@pytest.mark.requirement("T1", "C1")
+async def test_orthanc_stores_searches_and_retrieves_by_dicomweb(
+    hospital: Hospital, archive: Archive
+) -> None:
+    """Orthanc as user of the node's DICOMweb: STOW-RS, QIDO-RS that names the study, and WADO-RS of what it gave away."""
+    made = study(name="interop/orthanc-web", slices=2)
+    study_uid = str(made[0].dataset().StudyInstanceUID)
+    call = archive.call
+
+    def talk() -> None:
+        archive.needs_dicomweb()
+        held = [call("POST", "/instances", data=one.file()).json()["ID"] for one in made]
+        node = "/dicom-web/servers/node"
+        call("POST", f"{node}/stow", json={"Resources": held, "Synchronous": True}).raise_for_status()
+        query = {"Uri": "/studies", "Arguments": {"StudyInstanceUID": study_uid}}
+        (found,) = call("POST", f"{node}/qido", json=query).json()
+        assert found["0020000D"]["Value"] == study_uid
+        for held_id in held:
+            call("DELETE", f"/instances/{held_id}").raise_for_status()
+        wanted = {"Resources": [{"Study": study_uid}], "Synchronous": True}
+        call("POST", f"{node}/retrieve", json=wanted).raise_for_status()
+        assert archive.held().items() >= data_sets(*made).items()
+
+    await asyncio.to_thread(talk)
+    back = await arrived(hospital, study_uid, {one.sop_instance_uid for one in made})
+    assert all(back[one.sop_instance_uid].PixelData == one.dataset().PixelData for one in made)
+
+
+@needs_orthanc
+@pytest.mark.requirement("T1")
+async def test_we_send_to_orthanc_by_dicom(archive: Archive, tmp_path: Path) -> None:
+    """Our verification, then `accord send`: Orthanc holds every data set bit for bit."""
+    made = study(name="interop/to-orthanc", slices=3)
+    paths = written(tmp_path / "files", *made)
+    await echo(Peer("127.0.0.1", archive.dicom_port, ORTHANC_TITLE, AE))
+    done = await accord(
+        "send", "127.0.0.1", str(archive.dicom_port), *paths, "--called", ORTHANC_TITLE, "--calling", AE
+    )
+    assert len(done["accepted"]) == 3 and not done["failed"]
+    held = await asyncio.to_thread(archive.held)
+    assert held.items() >= data_sets(*made).items()
+
+
+@needs_orthanc
+@pytest.mark.requirement("T1")
+async def test_we_send_to_orthanc_by_dicomweb(archive: Archive, tmp_path: Path) -> None:
+    """`accord send --web` to Orthanc's STOW-RS: it holds every data set bit for bit, real patients' too."""
+    made = study(name="interop/stow-orthanc", slices=2)
+    paths = [*written(tmp_path / "files", *made), *pydicom_sample_paths()]
+    await asyncio.to_thread(archive.needs_dicomweb)
+    done = await accord("send", *paths, "--web", archive.web)
+    assert len(done["accepted"]) == len(paths) and not done["failed"]
+    held = await asyncio.to_thread(archive.held)
+    assert held.items() >= data_sets(*(from_file(path.read_bytes()) for path in paths)).items()
 
 
 @needs_orthanc
 @pytest.mark.requirement("T1", "C1", "C3")
-async def test_orthanc_queries_retrieves_and_asks_for_commitment(hospital: Hospital, tmp_path: Path) -> None:
+async def test_orthanc_queries_retrieves_and_asks_for_commitment(
+    hospital: Hospital, archive: Archive, tmp_path: Path
+) -> None:
     """Orthanc finds a study at the node, has it sent to itself by C-MOVE, and hears by a later association that what it
     stored is safe."""
     there, own = study(name="interop/qr", slices=3, patient_id="QR-2"), study(name="interop/commit", slices=2)
     await hospital.send(tmp_path / "there", *there)
-    async with orthanc(tmp_path / "orthanc", hospital) as call:
+    call = archive.call
 
-        def talk() -> None:
-            query = {"Level": "Study", "Query": {"PatientID": "QR-2", "StudyInstanceUID": ""}}
-            found = call("POST", "/modalities/node/query", json=query).json()["ID"]
-            assert len(call("GET", f"/queries/{found}/answers").json()) == 1
-            call(
-                "POST", f"/queries/{found}/answers/0/retrieve", json={"TargetAet": ORTHANC_TITLE}
-            ).raise_for_status()
-            instances = [
-                call("GET", f"/instances/{one}/tags?simplify").json()
-                for one in call("GET", "/instances").json()
-            ]
-            assert {one["SOPInstanceUID"] for one in instances} == {one.sop_instance_uid for one in there}
-            held = [call("POST", "/instances", data=one.file()).json()["ID"] for one in own]
-            call("POST", "/modalities/node/store", json={"Resources": held}).raise_for_status()
-            asked = call("POST", "/modalities/node/storage-commitment", json={"Resources": held})
-            asked.raise_for_status()
-            path = f"/storage-commitment/{asked.json()['ID']}"
-            for _ in range(150):
-                report = call("GET", path).json()
-                if report["Status"] != "Pending":
-                    break
-                time.sleep(0.1)
-            assert report["Status"] == "Success", report
-            assert {one["SOPInstanceUID"] for one in report["Success"]} == {
-                one.sop_instance_uid for one in own
-            }
+    def talk() -> None:
+        query = {"Level": "Study", "Query": {"PatientID": "QR-2", "StudyInstanceUID": ""}}
+        found = call("POST", "/modalities/node/query", json=query).json()["ID"]
+        assert len(call("GET", f"/queries/{found}/answers").json()) == 1
+        call(
+            "POST", f"/queries/{found}/answers/0/retrieve", json={"TargetAet": ORTHANC_TITLE}
+        ).raise_for_status()
+        assert archive.held().items() >= data_sets(*there).items()
+        held = [call("POST", "/instances", data=one.file()).json()["ID"] for one in own]
+        call("POST", "/modalities/node/store", json={"Resources": held}).raise_for_status()
+        asked = call("POST", "/modalities/node/storage-commitment", json={"Resources": held})
+        asked.raise_for_status()
+        path = f"/storage-commitment/{asked.json()['ID']}"
+        for _ in range(150):
+            report = call("GET", path).json()
+            if report["Status"] != "Pending":
+                break
+            time.sleep(0.1)
+        assert report["Status"] == "Success", report
+        assert {one["SOPInstanceUID"] for one in report["Success"]} == {one.sop_instance_uid for one in own}
 
-        await asyncio.to_thread(talk)
+    await asyncio.to_thread(talk)

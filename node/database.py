@@ -9,6 +9,7 @@ block has ended without an error, what it wrote is durable.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -18,12 +19,12 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, BigInteger, Connection, Dialect, MetaData, create_engine, event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.types import TypeDecorator
 
-from consent.errors import Unavailable
+from consent.errors import AccordError, Corrupt, Unavailable
 
 Tx = AsyncConnection
 """A connection inside a transaction. Functions that take a `Tx` never commit."""
@@ -42,6 +43,12 @@ BUSY_TIMEOUT_SECONDS = 15
 READ_THREADS = 2
 READ_MEND = "Try again; if it lasts, look at the disk and run `accord doctor`."
 WRITE_MEND = "Free disk space or end the other process that uses this folder, then try again."
+RUNBOOK = "Run `accord doctor`, and follow the runbook for a damaged database: damaged-database.md."
+DAMAGED = "database-damaged"
+"""The code of the error for a database whose own pages do not hold together."""
+_DAMAGED_SQLITE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_DAMAGED_STATES = frozenset({"XX001", "XX002"})
+"""PostgreSQL, Appendix A: data_corrupted, index_corrupted."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CARRIED = "accord-carried"
 
@@ -117,7 +124,7 @@ class Database:
         """
         with_it = Carried()
         try:
-            with _errors_in_words("write", WRITE_MEND):
+            with errors_in_words("write", WRITE_MEND):
                 async with self._writer, self._engine.connect() as connection:
                     connection.info[_CARRIED] = with_it
                     try:
@@ -143,7 +150,7 @@ class Database:
         if self._in_one is None:
             async with self.write() as tx:
                 return await tx.run_sync(work)
-        with _errors_in_words("write", WRITE_MEND):
+        with errors_in_words("write", WRITE_MEND):
             async with self._writer:
                 return await self._in_one.write(work)
 
@@ -155,7 +162,7 @@ class Database:
         """
         with_it = Carried()
         try:
-            with _errors_in_words("be read", READ_MEND):
+            with errors_in_words("be read", READ_MEND):
                 async with self._engine.connect() as connection:
                     connection.info[_CARRIED] = with_it
                     if self._engine.dialect.name == "sqlite":
@@ -173,7 +180,7 @@ class Database:
         if self._in_one is None:
             async with self.read() as tx:
                 return await tx.run_sync(work)
-        with _errors_in_words("be read", READ_MEND):
+        with errors_in_words("be read", READ_MEND):
             return await self._in_one.read(work)
 
     async def look_up(self, work: Callable[[Connection], T]) -> T:
@@ -183,7 +190,7 @@ class Database:
         """
         if self._in_one is None:
             return await self.read_in_one(work)
-        with _errors_in_words("be read", READ_MEND):
+        with errors_in_words("be read", READ_MEND):
             return self._in_one.look_up(work)
 
     async def purge_journal(self) -> bool:
@@ -193,10 +200,16 @@ class Database:
         """
         if self._engine.dialect.name != "sqlite":
             return True
-        with _errors_in_words("write", WRITE_MEND):
+        with errors_in_words("write", WRITE_MEND):
             async with self._engine.connect() as connection:
                 busy, *_ = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).one()
         return not busy
+
+    @asynccontextmanager
+    async def writers_waiting(self) -> AsyncIterator[None]:
+        """Let no writer of this process have its turn, for work on the database as a whole."""
+        async with self._writer:
+            yield
 
     async def close(self) -> None:
         """Close every connection."""
@@ -264,17 +277,41 @@ class _InOne:
 
 
 @contextmanager
-def _errors_in_words(doing: str, mend: str) -> Iterator[None]:
+def errors_in_words(doing: str, mend: str) -> Iterator[None]:
+    """What a database raises, as Corrupt when its bytes are not what was written, else Unavailable; our own mistakes as
+    they are.
+    """
     try:
         yield
-    except (OperationalError, PoolTimeout) as error:
-        raise Unavailable(f"The database cannot {doing} now ({_reason(error)}).", mend=mend) from error
+    except (DBAPIError, PoolTimeout, sqlite3.DatabaseError) as error:
+        known = _in_words(error, doing, mend)
+        if known is None:
+            raise
+        raise known from error
 
 
-def _reason(error: OperationalError | PoolTimeout) -> str:
+def _in_words(
+    error: DBAPIError | PoolTimeout | sqlite3.DatabaseError, doing: str, mend: str
+) -> AccordError | None:
     if isinstance(error, PoolTimeout):
-        return "every connection is in use"
-    return str(error.orig).split("\n", maxsplit=1)[0]
+        return Unavailable(f"The database cannot {doing} now (every connection is in use).", mend=mend)
+    raised = error.orig if isinstance(error, DBAPIError) else error
+    if _is_damage(raised):
+        return Corrupt("The database is damaged.", mend=RUNBOOK, code=DAMAGED)
+    if isinstance(error, OperationalError | sqlite3.OperationalError):
+        reason = str(raised).split("\n", maxsplit=1)[0]
+        return Unavailable(f"The database cannot {doing} now ({reason}).", mend=mend)
+    return None
+
+
+def _is_damage(raised: BaseException | None) -> bool:
+    code = getattr(raised, "sqlite_errorcode", None) or 0
+    if code & 0xFF in _DAMAGED_SQLITE or getattr(raised, "sqlstate", None) in _DAMAGED_STATES:
+        return True
+    # The driver's own words for text that is none; they go on with the value, which nobody may read.
+    return isinstance(raised, sqlite3.OperationalError) and str(raised).startswith(
+        "Could not decode to UTF-8"
+    )
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -10,25 +10,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import structlog
+from sqlalchemy.exc import IntegrityError
+
 from consent.errors import Corrupt, Invalid, NotFound, Unavailable
 from consent.vocabulary import EventKind, Outcome
 from node.arrival import instance_pairs
 from node.audit.log import Event, Log
-from node.database import Database
+from node.database import DAMAGED, RUNBOOK, Database
 from node.descriptions import kept_metadata
 from node.index import Entry, Index
+from node.index.tables import INSTANCES, SERIES, STUDIES
 from node.recovery import entry_in
+from node.soundness import keep_sound
 from node.vault.vault import Vault
+
+INDEX_TABLES = tuple(table.name for table in (STUDIES, SERIES, INSTANCES))
+"""What can be filled from the packs. Everything else in the database lies there alone."""
+logger = structlog.get_logger()
 
 
 @dataclass
 class Rebuilt:
-    """What was found: studies and instances looked at, studies whose rows differed, and what could not be made, with reasons."""
+    """What was found: studies and instances looked at, studies whose rows differed, and what could not be made, with reasons.
+
+    `damaged` are the parts of the database that SQLite cannot read as they were written, `lost` those of them that neither
+    their tables nor the packs can make good.
+    """
 
     studies: int = 0
     instances: int = 0
     differing: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    damaged: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
 
 
 class _Alike(Exception):
@@ -45,11 +60,13 @@ class Rebuilding:
         self._database = database
 
     async def everything(self, actor: str, *, mend: bool = True) -> Rebuilt:
-        """Go through every pack; with `mend` rows that differ are put right, without it they are only named.
+        """Look at the database itself, then go through every pack; with `mend` what is damaged or differs is put right,
+        without it only named.
 
-        For a node that does not take anything in meanwhile.
+        For a node that does not take anything in meanwhile: a table of the index that is damaged is emptied first.
         """
-        result = Rebuilt()
+        kept = await keep_sound(self._database, self._log, actor, emptied=INDEX_TABLES, mend=mend)
+        result = Rebuilt(damaged=list(kept.found.names), lost=list(kept.left.names))
         studies = sorted(await self._vault.studies())
         for study, _ in studies:
             try:
@@ -61,8 +78,7 @@ class Rebuilding:
             result.instances += count
             if not alike:
                 result.differing.append(study)
-        known = await self._index.indexed_to()
-        for study in sorted(known.keys() - {study for study, _ in studies}):
+        for study in sorted(await self._known() - {study for study, _ in studies}):
             result.failed[study] = "The index knows this study, and there is no pack of it."
         await self._tell(result, actor, mend)
         return result
@@ -87,10 +103,28 @@ class Rebuilding:
                     raise _Alike
         except _Alike:
             return len(entries), alike
+        except (
+            IntegrityError
+        ) as error:  # a search tree shows rows that its table lacks, or lacks what that has
+            raise Corrupt("Rows of the index contradict one another.", mend=RUNBOOK, code=DAMAGED) from error
         self._index.remember(entries)
         return len(entries), alike
 
+    async def _known(self) -> set[str]:
+        try:
+            return set(await self._index.indexed_to())
+        except Corrupt:  # told of as damaged already
+            return set()
+
     async def _tell(self, result: Rebuilt, actor: str, mend: bool) -> None:
+        try:
+            await self._record(result, actor, mend)
+        except Corrupt as error:
+            if not result.damaged:
+                raise
+            logger.error("not on record", error=error.message)  # who asked hears it all the same
+
+    async def _record(self, result: Rebuilt, actor: str, mend: bool) -> None:
         faults = [(study, "Rows of the index were altered.") for study in result.differing]
         for study, words in [*(faults if not mend else []), *result.failed.items()]:
             await self._log.record(
@@ -102,5 +136,6 @@ class Rebuilding:
                 "instances": result.instances,
                 "differing": len(result.differing),
                 "failed": len(result.failed),
+                "damaged": len(result.lost),
             }
             await self._log.record(Event(EventKind.INDEX_REBUILT, actor, detail=detail))

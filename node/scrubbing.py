@@ -28,6 +28,7 @@ from node.compaction import Compaction
 from node.database import Database, UtcDateTime, metadata
 from node.index import Index
 from node.rebuilding import Rebuilding
+from node.soundness import keep_sound
 from node.vault.blobs import FileBlobs
 from node.vault.pack import pack_name
 from node.vault.reconcile import Pace
@@ -138,6 +139,9 @@ class Scrubbing:
         """Do the rest of a pass; return how it went."""
         studies = sorted(await self._vault.studies())
         progress = replace(progress, total=len(studies))
+        if progress.deep and not progress.reached:
+            kept = await keep_sound(self._database, self._log, ACTOR)
+            progress = replace(progress, faults=progress.faults + len(kept.left.names))
         for study, size in studies:
             if study <= progress.reached:
                 continue
@@ -161,6 +165,17 @@ class Scrubbing:
 
     async def study(self, study: str, *, deep: bool = False) -> tuple[int, int]:
         """Scrub one study; return how many bytes were healed and how many faults are left. Everything is on record."""
+        try:
+            return await self._scrubbed(study, deep)
+        except Corrupt as error:
+            words = error.message
+        except (ValueError, TypeError, LookupError):
+            words = "A row of the index holds what its column cannot."
+        await self._failed(study, words)
+        await self._mend_rows(study)
+        return 0, 1
+
+    async def _scrubbed(self, study: str, deep: bool) -> tuple[int, int]:
         await self._tidy(study)
         healed, faults = await self._ciphertext(study)
         if deep and not faults:
@@ -304,9 +319,13 @@ class Scrubbing:
             detail["objects"] = objects[:MAX_NAMED_OBJECTS]
         if offsets:
             detail["offsets"] = offsets
-        await self._log.record(
-            Event(EventKind.INTEGRITY_FAILED, ACTOR, Outcome.FAILED, study=study, reason=words, detail=detail)
+        event = Event(
+            EventKind.INTEGRITY_FAILED, ACTOR, Outcome.FAILED, study=study, reason=words, detail=detail
         )
+        try:
+            await self._log.record(event)
+        except Corrupt:  # the log is what is damaged: other packs are looked at all the same
+            logger.error("fault not on record", study=study, reason=words)
 
     async def _save(self, progress: Progress) -> None:
         """Remember it, with what somebody asked for meanwhile."""

@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Executable, Row, Select, create_engine, event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
-from consent.errors import Unavailable
-from node.database import Database
+from node.database import READ_MEND, Database, errors_in_words
 
 READERS = 4
 BUSY_TIMEOUT_MILLISECONDS = 5000
@@ -54,8 +53,8 @@ class Reads:
             if self._own is None:
                 self._own = self._engine.connect()
             return self._own.execute(statement, parameters or {}).all()
-        except OperationalError as error:
-            raise _unavailable() from error
+        except DBAPIError as error:
+            raise _in_words(error) from error
 
     async def values(self, statement: Select[Any], parameters: Parameters) -> Sequence[tuple[Any, ...]]:
         """`point` for the look-up that every instance makes: the columns as SQLite itself gives them."""
@@ -75,8 +74,8 @@ class Reads:
                 text, [parameters[name] for name in names]
             ).fetchall()
             return found
-        except (OperationalError, sqlite3.OperationalError) as error:
-            raise _unavailable() from error
+        except (DBAPIError, sqlite3.DatabaseError) as error:
+            raise _in_words(error) from error
 
     async def rows(self, statement: Executable, parameters: Parameters | None = None) -> Sequence[Row[Any]]:
         """A read that may touch many rows."""
@@ -97,8 +96,8 @@ class Reads:
         try:
             with engine.connect() as connection:
                 return connection.execute(statement, parameters or {}).all()
-        except OperationalError as error:
-            raise _unavailable() from error
+        except DBAPIError as error:
+            raise _in_words(error) from error
 
     async def _remote(self, statement: Executable, parameters: Parameters | None) -> Sequence[Row[Any]]:
         async with self._database.read() as tx:
@@ -117,7 +116,10 @@ def _prepare(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
-def _unavailable() -> Unavailable:
-    return Unavailable(
-        "The index cannot be read now.", mend="Try again; if it persists, run `accord doctor`."
-    )
+def _in_words(error: Exception) -> Exception:
+    """The family that it is of, or itself."""
+    try:
+        with errors_in_words("be read", READ_MEND):
+            raise error
+    except Exception as known:
+        return known

@@ -37,7 +37,7 @@ class RowSealer:
         try:
             place = _place(table, column, row)
             return self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], place)
-        except (InvalidTag, ValueError) as error:
+        except (InvalidTag, ValueError, TypeError) as error:  # not even bytes, where a row was damaged
             raise altered(table) from error
 
     def seal_json(self, table: str, row: str, value: dict[str, Any]) -> bytes:

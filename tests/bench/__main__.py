@@ -26,9 +26,9 @@ from tests.bench.mixed import mixed
 from tests.bench.nodes import Node, make, serving
 from tests.bench.results import Results
 from tests.bench.rewrap import rewrap
-from tests.bench.rivals import rivals
+from tests.bench.rivals import rivals, wire
 from tests.bench.scale import scale
-from tests.bench.servers import Stage, find
+from tests.bench.servers import Server, Stage, find
 from tests.bench.workload import SLICES
 
 TOGETHER = ("memory", "cstore", "stow", "wado", "metadata", "rendered", "mixed")
@@ -108,13 +108,22 @@ def _stage(folder: Path, nodes: Sequence[Node]) -> Iterator[Stage]:
         yield Stage([*ours, *stack.enter_context(rivals(folder, nodes[0].keys))], nodes[0].keys)
 
 
+@contextmanager
+def _floors(folder: Path) -> Iterator[list[Server]]:
+    """What C-STORE costs us at least."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(wire(folder, kind)) for kind in ("wire", "sealed")]
+
+
 def _measure(running: Stage, folder: Path, results: Results, given: argparse.Namespace) -> None:
     studies, runs = ingest.Studies(folder / "studies", given.slices), given.runs
     if "memory" in given.only:
         memory(running.ours(), results, IDLE)
     if "cstore" in given.only:
         _say("cstore")
-        ingest.cstore(running, studies, results, runs=runs, associations=(1, PARALLEL))
+        with _floors(folder) as floors:
+            beside = Stage([*running.servers, *floors], running.keys)
+            ingest.cstore(beside, studies, results, runs=runs, associations=(1, PARALLEL))
     if "stow" in given.only:
         _say("stow")
         ingest.stow(running, studies, results, runs=runs, parallel=(1, PARALLEL))

@@ -1,4 +1,4 @@
-"""The servers beside ours, each started in a folder of its own, and the floor under HTTPS.
+"""The servers beside ours, each started in a folder of its own, and the floors under C-STORE and HTTPS.
 
 Orthanc runs as it ships (SQLite, MD5, fsync of each file) but for TCP_NODELAY=1, without which DCMTK's two small writes an
 answer wait for the sender's delayed acknowledgement; its web is plain HTTP. A second Orthanc takes mutual DICOM TLS.
@@ -83,6 +83,15 @@ def storescp(folder: Path, keys: Keys, *, secure: bool) -> Iterator[Server]:
     with process([*arguments, port], port) as pid:
         door = Door(port, AE, keys if secure else None)
         yield Server("storescp", pid, None if secure else door, door if secure else None)
+
+
+@contextmanager
+def wire(folder: Path, kind: str) -> Iterator[Server]:
+    """See `tests.bench.wire`: `kind` is wire or sealed."""
+    (port,) = free_ports(1)
+    name = {"wire": "our wire alone", "sealed": "our wire and vault alone"}[kind]
+    with process([sys.executable, "-m", "tests.bench.wire", kind, port, folder / kind], port) as pid:
+        yield Server(name, pid, Door(port, AE))
 
 
 @contextmanager

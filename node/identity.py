@@ -5,7 +5,8 @@ learning (Flower node authentication). All grow from 32-byte seeds that the key 
 stored. The authority's certificate is made from its seed alone, so it is the same after every start.
 Leaves TLS contexts to `tls`. Format: docs/formats/identity.md.
 
-Invariant: no private key leaves this object except as a `KeyPair` in memory.
+Invariants: no private key leaves this object except as a `KeyPair` in memory; the node's id is an alternative name of the
+node's own certificates and of nothing else that its authority issues.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from hashlib import sha256
 from urllib.parse import quote
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hpke
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -56,6 +58,7 @@ __all__ = [
     "dicom_client_context",
     "dicom_server_context",
     "load_pair",
+    "node_of",
     "server_context",
 ]
 
@@ -154,27 +157,39 @@ class Identity:
         between 0 and MAX_LEAF_DAYS.
         """
         names = _host_names(dict.fromkeys((self.node_id, *hosts)))
-        return self._issue(self.node_id, names, now, days)
+        return self._issue(self.node_id, names, now, days, serves=True)
 
-    def issue_device_certificate(self, ae_title: str, now: datetime, *, days: float = DEVICE_DAYS) -> KeyPair:
+    def issue_device_certificate(
+        self, ae_title: str, now: datetime, *, days: float = DEVICE_DAYS, serves: bool = False
+    ) -> KeyPair:
         """A fresh key and certificate for a device, named by its AE title and by no host.
 
-        So it opens the DICOM door and can never speak for the node. Raises Invalid.
+        It opens the DICOM door. For a device that this node calls, `serves` makes it good for answering TLS too: then
+        only the names tell it from the node (`node_of`), and a peer that looks at the authority alone takes the one for
+        the other. Raises Invalid.
         """
         title = ae_title.strip()
         if not 1 <= len(title) <= 16 or not title.isascii() or not title.isprintable() or "\\" in title:
             raise Invalid("An AE title has 1 to 16 printable ASCII characters and no backslash.")
         uri = x509.UniformResourceIdentifier(f"urn:accord:{self.node_id}:device:{quote(title, safe='')}")
-        return self._issue(title, [uri], now, days)
+        return self._issue(title, [uri], now, days, serves=serves)
 
     def _issue(
-        self, common_name: str, names: Sequence[x509.GeneralName], now: datetime, days: float
+        self,
+        common_name: str,
+        names: Sequence[x509.GeneralName],
+        now: datetime,
+        days: float,
+        *,
+        serves: bool,
     ) -> KeyPair:
         if not 0 < days <= MAX_LEAF_DAYS:
             raise Invalid(f"A certificate lasts more than 0 and at most {MAX_LEAF_DAYS} days, not {days}.")
         key = ec.generate_private_key(ec.SECP256R1())
         authority_ski = self.authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-        usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        if serves:
+            usages.insert(0, ExtendedKeyUsageOID.SERVER_AUTH)
         certificate = (
             x509.CertificateBuilder()
             .subject_name(_name(common_name, self.node_id))
@@ -198,6 +213,27 @@ class Identity:
         return KeyPair(chain, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
+def node_of(authority: str) -> str:
+    """The id of the node whose own authority (PEM) this is: the name that its peers look for in its certificate.
+
+    Raises Invalid when it is not one authority, as `Identity` makes them.
+    """
+    try:
+        (certificate,) = x509.load_pem_x509_certificates(authority.encode("ascii"))
+        (organisation,) = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+        node_id = str(organisation.value)
+        certificate.verify_directly_issued_by(certificate)
+        if certificate.subject == _authority_name(node_id):
+            return node_id
+    except (ValueError, TypeError, InvalidSignature):
+        pass
+    raise Invalid(
+        "This is not the authority of a node.",
+        mend="Take the ca.crt that accord device issue-certificate wrote, and nothing else.",
+        code="node-authority",
+    )
+
+
 def origin_of(node_id: str) -> str:
     """The origin of a node's log."""
     return f"accord/{node_id}"
@@ -205,7 +241,7 @@ def origin_of(node_id: str) -> str:
 
 def _authority(node_id: str, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    name = _name(f"{node_id} authority", node_id)
+    name = _authority_name(node_id)
     return (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -222,6 +258,10 @@ def _authority(node_id: str, key: ec.EllipticCurvePrivateKey) -> x509.Certificat
         )
         .sign(key, SHA256(), ecdsa_deterministic=True)
     )
+
+
+def _authority_name(node_id: str) -> x509.Name:
+    return _name(f"{node_id} authority", node_id)
 
 
 def _name(common_name: str, node_id: str) -> x509.Name:

@@ -3,6 +3,9 @@
 HTTPS is TLS 1.3 only (RFC 8446). DICOM is TLS 1.2 or later with forward secrecy and AEAD suites, mutual: the
 non-downgrading BCP 195 profile of PS3.15 Annex B.12. Holds no key and no roster; which authorities to trust is
 an argument. Every context checks certificates strictly (RFC 5280).
+
+An authority vouches for many. Whom of them one speaks with is told by the alternative names of the certificate alone
+(RFC 9525 §1.2): the common name of a device is what the device calls itself, and counts for nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -74,7 +78,10 @@ def dicom_server_context(pair: KeyPair, authorities: Sequence[str]) -> ssl.SSLCo
 
 
 def dicom_client_context(pair: KeyPair, authorities: Sequence[str]) -> ssl.SSLContext:
-    """For a DICOM sender: mutual. The peer is known by its authority; DICOM peers are addressed by AE title."""
+    """For a DICOM sender: mutual. DICOM peers are addressed by AE title, so that the handshake compares no name.
+
+    Under these authorities may be many: which of them the peer must be is `node.dicom.requestor.Peer`'s to say.
+    """
     context = _context(ssl.PROTOCOL_TLS_CLIENT, ssl.TLSVersion.TLSv1_2)
     context.set_ciphers(DICOM_TLS12_SUITES)
     context.check_hostname = False
@@ -92,6 +99,18 @@ def add_authorities(context: ssl.SSLContext, authorities: Sequence[str]) -> None
             raise Invalid(
                 "A certificate authority is not a PEM certificate.", code="bad-certificate"
             ) from error
+
+
+def names_in(certificate: bytes) -> frozenset[str]:
+    """The DNS names, in small letters, and IP addresses among the alternative names of a certificate (DER)."""
+    try:
+        names = x509.load_der_x509_certificate(certificate).extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        )
+    except (ValueError, x509.ExtensionNotFound):
+        return frozenset()
+    hosts = map(str.lower, names.value.get_values_for_type(x509.DNSName))
+    return frozenset((*hosts, *map(str, names.value.get_values_for_type(x509.IPAddress))))
 
 
 def load_pair(context: ssl.SSLContext, pair: KeyPair) -> None:
@@ -113,6 +132,7 @@ def _context(protocol: int, minimum: ssl.TLSVersion) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = minimum
     context.verify_flags |= ssl.VERIFY_X509_STRICT
+    context.hostname_checks_common_name = False
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     return context
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from consent.errors import Conflict, Invalid, Sentence
 
@@ -54,6 +55,21 @@ def read_living_certificate(pem: str, now: datetime) -> tuple[str, str]:
 def certificate_end(pem: str) -> datetime:
     """The moment from which a certificate that `read_certificate` returned is no longer valid."""
     return x509.load_pem_x509_certificate(pem.encode("ascii")).not_valid_after_utc
+
+
+def require_serving(pem: str) -> None:
+    """Raise Invalid for a certificate that its device cannot answer a TLS call with (RFC 5280 §4.2.1.12)."""
+    certificate = x509.load_pem_x509_certificate(pem.encode("ascii"))
+    try:
+        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (x509.ExtensionNotFound, ValueError):
+        return  # not confined to any use; what else is wrong with it the handshake tells
+    if ExtendedKeyUsageOID.SERVER_AUTH not in usages:
+        raise Invalid(
+            "This node calls the device, and its certificate is not good for being called.",
+            mend="Issue it with --serves, or give one for server and client use.",
+            code="certificate-use",
+        )
 
 
 def check_overlap(overlap: timedelta) -> timedelta:

@@ -25,6 +25,7 @@ from node.access.certificates import (
     overlap_end,
     read_living_certificate,
     require_other,
+    require_serving,
 )
 from node.access.devices import (
     MAX_STATE_REASON_CHARACTERS,
@@ -85,8 +86,8 @@ class DeviceRegistry:
 
         A known device keeps its state and its agent; a retired one begins again, with another certificate.
         `services` and `purpose` are what it may ask for and why; `port` is where this node calls it. Raises Invalid
-        for one that is not allowed, for a bad AE title, address or certificate, or when neither a certificate nor a
-        reason for plain DICOM is given; Conflict when a retired device brings its old certificate.
+        for one that is not allowed, for a bad AE title, address or certificate (also one that a device cannot be called
+        with), or when neither a certificate nor a reason for plain DICOM is given; Conflict when a retired device brings its old certificate.
         """
         title, now = check_ae_title(ae_title), self._clock.now()
         if certificate_pem is None and plain_reason is None:
@@ -108,6 +109,8 @@ class DeviceRegistry:
             "port": check_port(port, check_address(address)),
             "registered": now,
         }
+        if pem is not None and port is not None:
+            require_serving(pem)
         async with self._rows.writing() as tx:
             known = (await self._rows.select(tx, _device_query(title).with_for_update())).one_or_none()
             intact = known is not None and await self._rows.holds(tx, device_table, known)
@@ -196,6 +199,8 @@ class DeviceRegistry:
             device = device_of(row)
             device.require_in_service()
             require_other(fingerprint, device.fingerprint)
+            if device.port is not None:
+                require_serving(pem)
             changes: dict[str, Any] = {"certificate": pem, "fingerprint": fingerprint} | NO_FORMER
             if device.certificate is not None and overlap > timedelta(0):
                 changes |= {

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Self
 
-from consent.errors import AccordError, Denied, Unavailable
+from consent.errors import AccordError, Denied, Invalid, Unavailable
+from node.tls import names_in
 
 from .association import Association, Event, State, Step, event_of
 from .channel import ANSWER_SECONDS, SLOWEST_BYTES_PER_SECOND
@@ -73,7 +74,9 @@ _REJECTIONS = {
 class Peer:
     """Whom to call, and as whom. With `tls` (`node.tls.dicom_client_context`) DICOM TLS.
 
-    With `fingerprints` (SHA-256 of DER, hex) the peer must show one of these certificates and no other.
+    An authority vouches for many, each of which could answer in the place of another. So a peer over TLS is one of
+    `fingerprints` (SHA-256 of DER, hex), or bears `name` (DNS name or IP address, RFC 9525 §6), or both; it proves that before
+    a word of DICOM is said. Raises Invalid when it is to prove nothing, or without TLS could not.
     """
 
     host: str
@@ -82,6 +85,15 @@ class Peer:
     calling: str
     tls: ssl.SSLContext | None = None
     fingerprints: frozenset[str] = frozenset()
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.tls is None) is bool(self.fingerprints or self.name):
+            raise Invalid(
+                "Over TLS, and only there, it must be said which certificate the peer shows.",
+                mend="Give the name that it bears, or its fingerprint.",
+                code="peer-certificate",
+            )
 
 
 class Call:
@@ -203,13 +215,20 @@ class Call:
 
     def _require_known(self) -> None:
         """Raise Denied unless the peer has shown a certificate that it is known by."""
-        tls = self._writer.get_extra_info("ssl_object")
-        if not self._peer.fingerprints or tls is None:
+        peer = self._peer
+        if peer.tls is None:
             return
-        if sha256(tls.getpeercert(binary_form=True)).hexdigest() not in self._peer.fingerprints:
+        shown = self._writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        if peer.fingerprints and sha256(shown).hexdigest() not in peer.fingerprints:
             raise Denied(
-                f"{self._peer.called} showed another certificate than the registered one.",
+                f"{peer.called} showed another certificate than the registered one.",
                 mend="Register the device's present certificate.",
+                code="peer-certificate",
+            )
+        if peer.name and peer.name.lower() not in names_in(shown):
+            raise Denied(
+                f"{peer.called} showed a certificate that does not bear the name {peer.name}: it is another machine.",
+                mend="Check address and port. If they are right, somebody answers in its place: call the security officer.",
                 code="peer-certificate",
             )
 

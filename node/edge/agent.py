@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from consent.errors import Conflict, Denied, Invalid, NotFound
+from consent.errors import AccordError, Conflict, Denied, Invalid, NotFound
 from consent.principals import Principal
 from consent.vocabulary import Outcome, Role
 from node.arrival import Arrival, Source
@@ -35,12 +35,13 @@ from node.clock import Clock
 from node.completion import to_its_end
 from node.dicom.gate import Gate, Limits
 from node.dicom.listener import Listener
-from node.dicom.sender import Peer
+from node.dicom.sender import Peer, echo
 from node.dicom.services import Services
 from node.durable import write_new
 from node.edge.forwarding import Forwarder
 from node.edge.settings import EdgeSettings
 from node.edge.spool import KEY_BYTES, Spool
+from node.identity import node_of
 from node.tls import KeyPair, dicom_client_context
 from node.vault.blobs import FileBlobs
 
@@ -65,6 +66,7 @@ class Agent:
             commit_seconds=settings.forward.commit_seconds,
         )
         self.refused = 0
+        self._found: tuple[str, int] | None = None
         gate = Gate(
             devices=_Loopback(settings),
             services=Services(_Taking(self), self),
@@ -101,20 +103,36 @@ class Agent:
         }
 
     async def _node(self) -> Peer:
-        """Where the node is. Found by its announcement it is still trusted by its certificate alone."""
+        """Where the node is. An address that is known is not looked for: nobody on the network can hide it."""
         named = self._settings.node
-        context, authority = node_context(self._settings)
-        host, port = named.host, named.port
-        # Whoever answers first on the network must not hide an address that is known.
-        if named.discover and not host:
-            from node.edge.announcement import find  # pays for zeroconf only where it is used
+        if named.host:
+            return node_at(self._settings, named.host, named.port)
+        if self._found is None or self.forwarder.progress.trouble:
+            self._found = await self._discovered()
+        return node_at(self._settings, *self._found)
 
-            found = await find(authority, interface=named.discover)
-            if found is not None:
-                host, port = found
-        if not host:
-            raise NotFound("The node was not found on this network.", mend="Name its address in edge.toml.")
-        return Peer(host, port, named.ae_title, self._settings.edge.ae_title, context)
+    async def _discovered(self) -> tuple[str, int]:
+        """Host and port of who announces the node and is it. Raises NotFound, or why who announces it is not taken for it."""
+        from node.edge.announcement import find  # pays for zeroconf only where it is used
+
+        refused: list[AccordError] = []
+
+        async def proves(host: str, port: int) -> bool:
+            try:
+                await echo(node_at(self._settings, host, port))
+            except AccordError as error:
+                refused.append(error)
+                return False
+            return True
+
+        authority = self._settings.node_authority.read_text("ascii")
+        found = await find(authority, proves, interface=self._settings.node.discover)
+        if found is None:
+            raise next(
+                iter(refused),
+                NotFound("The node was not found on this network.", mend="Name its address in edge.toml."),
+            )
+        return found
 
 
 class _Taking:
@@ -151,7 +169,7 @@ class _Loopback:
 @asynccontextmanager
 async def running(settings: EdgeSettings, clock: Clock) -> AsyncIterator[Mapping[str, str]]:
     """Run the agent; give its addresses. Raises NotFound for a missing key, Unavailable for a port in use."""
-    node_context(settings)  # a wrong certificate is said now, not at the first image
+    node_at(settings, LOOPBACK, settings.node.port)  # a wrong certificate is said now, not at the first image
     spool = Spool(
         FileBlobs(settings.spool_folder), read_spool_key(settings), clock, max_bytes=settings.spool.max_bytes
     )
@@ -171,11 +189,13 @@ async def running(settings: EdgeSettings, clock: Clock) -> AsyncIterator[Mapping
 def create(settings: EdgeSettings, certificate: bytes, key: bytes, authority: bytes) -> str:
     """Make the agent's folder: keys, certificates, an empty spool; return the agent's public key (hex).
 
-    Raises Conflict when there is an agent already, Invalid when certificate and key do not fit.
+    Raises Conflict when there is an agent already, Invalid when certificate and key do not fit, or the authority is no node's.
     """
     if settings.spool_key.exists() or settings.agent_key.exists():
         raise Conflict(f"{settings.folder} has an agent's keys already.", mend="Choose another folder.")
-    dicom_client_context(KeyPair(certificate, key), [authority.decode("ascii", "replace")])
+    vouching = authority.decode("ascii", "replace")
+    node_of(vouching)
+    dicom_client_context(KeyPair(certificate, key), [vouching])
     for folder in (settings.folder, settings.keys, settings.spool_folder):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
@@ -223,8 +243,12 @@ def agent_key_of(settings: EdgeSettings) -> str:
     return read_agent_key(settings).public_key().public_bytes_raw().hex()
 
 
-def node_context(settings: EdgeSettings) -> tuple[Any, str]:
-    """TLS to the node, and the PEM of the one authority that is trusted. Raises NotFound or Invalid."""
+def node_at(settings: EdgeSettings, host: str, port: int) -> Peer:
+    """The node, if it is the one that answers there: under its authority, which is trusted alone, with a certificate of its own.
+
+    Other devices have certificates under the same authority; what the agent takes for the node's word is its leave to
+    let images go. Raises NotFound or Invalid.
+    """
     try:
         pair = KeyPair(settings.device_certificate.read_bytes(), settings.device_key.read_bytes())
         authority = settings.node_authority.read_text("ascii")
@@ -234,7 +258,8 @@ def node_context(settings: EdgeSettings) -> tuple[Any, str]:
             mend="Make a new agent: accord edge init.",
             code="no-device-key",
         ) from error
-    return dicom_client_context(pair, [authority]), authority
+    context = dicom_client_context(pair, [authority])
+    return Peer(host, port, settings.node.ae_title, settings.edge.ae_title, context, name=node_of(authority))
 
 
 @asynccontextmanager

@@ -62,13 +62,22 @@ class Forwarder:
     """Forwards in the background between `start` and `stop`."""
 
     def __init__(
-        self, spool: Spool, reach: Reach, clock: Clock, *, retry_seconds: float, commit_seconds: float
+        self,
+        spool: Spool,
+        reach: Reach,
+        clock: Clock,
+        *,
+        retry_seconds: float,
+        commit_seconds: float,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        """`retry_seconds` is the longest pause between two attempts, `sleep` how one passes."""
         self._spool = spool
         self._reach = reach
         self._clock = clock
         self._retry_seconds = retry_seconds
         self._commit_seconds = commit_seconds
+        self._sleep = sleep
         self._task: asyncio.Task[None] | None = None
         self._broken_at: Counter[str] = Counter()
         self.progress = Progress()
@@ -97,7 +106,7 @@ class Forwarder:
                 moved = False
             pause = FIRST_PAUSE_SECONDS if moved else min(pause * 2, self._retry_seconds)
             if not moved:
-                await asyncio.sleep(pause)
+                await self._sleep(pause)
 
     async def _round(self, segments: list[Segment]) -> bool:
         """Forward each; whether the node has any more for good. One at which the association breaks off stops no other."""

@@ -210,8 +210,8 @@ def renew_certificate(
 
     async def run() -> Device:
         async with opened(folder) as node:
-            await node.registry.device(ae_title)  # before anything is written
-            given = pem or await _issue(node, ae_title, out or Path())
+            device = await node.registry.device(ae_title)  # before anything is written
+            given = pem or await _issue(node, ae_title, out or Path(), serves=device.port is not None)
             overlap = timedelta(days=overlap_days)
             return await node.registry.renew_certificate(ae_title, given, overlap=overlap, by=operator())
 
@@ -233,6 +233,9 @@ def issue_certificate(
     folder: Folder,
     ae_title: AeTitle,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write AET.crt, AET.key and ca.crt.")],
+    serves: Annotated[
+        bool, typer.Option("--serves", help="For a device that this node calls too (device add --port).")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a client certificate for a device from this node's own authority; then register the device with it.
@@ -243,7 +246,7 @@ def issue_certificate(
 
     async def run() -> None:
         async with opened(folder) as node:
-            await _issue(node, ae_title, out)
+            await _issue(node, ae_title, out, serves=serves)
 
     asyncio.run(run())
     stem = _stem(ae_title)
@@ -254,9 +257,9 @@ def issue_certificate(
     tell(words, {"folder": str(out), "files": files}, as_json=as_json)
 
 
-async def _issue(node: Foundation, ae_title: str, out: Path) -> str:
+async def _issue(node: Foundation, ae_title: str, out: Path, *, serves: bool) -> str:
     """Make a certificate from the node's own authority, on record; write it and its key; return it."""
-    pair = node.identity.issue_device_certificate(ae_title, node.clock.now())
+    pair = node.identity.issue_device_certificate(ae_title, node.clock.now(), serves=serves)
     certificate, stem = pair.certificate.decode(), _stem(ae_title)
     out.mkdir(parents=True, exist_ok=True)
     write_new(out / f"{stem}.key", pair.key)

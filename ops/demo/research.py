@@ -218,7 +218,7 @@ def _plan() -> dict[str, Any]:
 def _device(site: Site, folder: Path) -> Peer:
     pair = KeyPair((folder / "DX1.crt").read_bytes(), (folder / "DX1.key").read_bytes())
     context = dicom_client_context(pair, [(folder / "ca.crt").read_text("ascii")])
-    return Peer("127.0.0.1", site.ports["dicom"], site.ae_title, "DX1", context)
+    return Peer("127.0.0.1", site.ports["dicom"], site.ae_title, "DX1", context, name=site.id)
 
 
 def _outgoing(raw: bytes) -> Outgoing:

@@ -379,7 +379,7 @@ class Story:
     def _peer(self, calling: str, called: str) -> Peer:
         assert self.modality is not None
         context = dicom_client_context(self.modality, [self.region.authorities["a-general"]])
-        return Peer("127.0.0.1", self.a.ports["dicom"], called, calling, context)
+        return Peer("127.0.0.1", self.a.ports["dicom"], called, calling, context, name="a-general")
 
     async def _granted(self, wang: Person, li: Person, *, hours: int = 24, seconds: int | None = None) -> str:
         asked = await wang.post(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from consent.errors import Conflict, Corrupt, Invalid, NotFound, Unavailable
-from node.vault.blobs import Appendable, BlobStore, FileBlobs, Read
+from node.vault.blobs import OVERWRITE_BYTES, Appendable, BlobStore, FileBlobs, Read
 from tests.support.rack import Rack
 
 NAME, OTHER = "st_" + "a" * 26 + ".pack", "st_" + "b" * 26 + ".pack"
@@ -153,6 +153,30 @@ def test_deleted_blob_is_gone_and_its_writer_knows(reopen: Callable[[], BlobStor
     with pytest.raises(NotFound), store.opened(NAME):
         pass
     store.put(NAME, [b"new"])
+
+
+def test_deleted_blob_is_noise_to_whoever_still_holds_it(
+    reopen: Callable[[], BlobStore], tmp_path: Path
+) -> None:
+    """Every copy is overwritten where it lies, to its last byte, before its name goes: another link to it shows nothing."""
+    content = os.urandom(16) * (OVERWRITE_BYTES // 16 * 2) + b"the end of the blob"
+    store = reopen()
+    store.put(NAME, [content])
+    copies = list(tmp_path.rglob(NAME))
+    links = [tmp_path / f"link-{number}" for number, _ in enumerate(copies)]
+    for copy, link in zip(copies, links, strict=True):
+        link.hardlink_to(copy)
+        assert link.read_bytes() == content
+    held = [os.open(copy, os.O_RDONLY) for copy in copies]
+    store.delete(NAME)
+    for link, descriptor in zip(links, held, strict=True):
+        with os.fdopen(descriptor, "rb") as open_file:
+            found = open_file.read()
+        assert found == link.read_bytes()
+        assert len(found) == len(content)
+        assert content[:16] not in found
+        assert not found.endswith(b"the end of the blob")
+    assert links and not list(tmp_path.rglob(NAME))
 
 
 def test_names_lists_every_blob_with_its_size(reopen: Callable[[], BlobStore]) -> None:

@@ -46,8 +46,8 @@ from tests.support.served import AE, CHIEF, DIGITISER, SCANNER, Served
 
 ORTHANC = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
 ORTHANC_TITLE = "ORTHANC"
-SECURE_STATION, OLD_STATION, SECURE_STORE = "WS1", "WS2", "STORE1"
-"""Workstations over TLS and in plain, and a store over TLS that C-MOVE sends to."""
+SECURE_STATION, OLD_STATION, SECURE_STORE, ELSEWHERE = "WS1", "WS2", "STORE1", "MR9"
+"""Workstations over TLS and in plain, a store over TLS that C-MOVE sends to, a device that is registered at another address."""
 QUERYING = ("--service", "query", "--service", "retrieve")
 START_SECONDS = 40.0
 needs_dcmtk = pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is not installed")
@@ -130,12 +130,16 @@ async def hospital(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ho
         "--plain", "A workstation that cannot do TLS",
     )  # fmt: skip
     async with opened(folder) as made:
-        for title, port in ((SECURE_STATION, None), (SECURE_STORE, store_port)):
-            own = made.identity.issue_device_certificate(title, made.clock.now())
+        for title, address, port in (
+            (SECURE_STATION, "127.0.0.1", None),
+            (SECURE_STORE, "127.0.0.1", store_port),
+            (ELSEWHERE, "10.1.2.3", None),
+        ):
+            own = made.identity.issue_device_certificate(title, made.clock.now(), serves=port is not None)
             (keys / f"{title}.crt").write_bytes(own.certificate)
             (keys / f"{title}.key").write_bytes(own.key)
             await made.registry.add_device(
-                title, "127.0.0.1", own.certificate.decode(), services=["query", "retrieve"], port=port
+                title, address, own.certificate.decode(), services=["query", "retrieve"], port=port
             )
     await accord("user", "add", folder, "--name", CHIEF, "--role", "chief-physician")
     token = (await accord("token", "create", folder, "--user", CHIEF, "--scope", "dicomweb"))["token"]
@@ -242,35 +246,54 @@ async def test_dcmtk_in_plain_for_the_named_device_only(hospital: Hospital, tmp_
 @needs_dcmtk
 @pytest.mark.requirement("T1", "C1")
 @pytest.mark.parametrize(
-    ("calling", "called", "secured", "door"),
+    ("calling", "called", "secured", "door", "faults", "mend"),
     [
-        (SCANNER, "OTHER", True, "tls"),
-        ("NOBODY", AE, True, "tls"),
-        (DIGITISER, AE, True, "tls"),
-        ("NOBODY", AE, False, "plain"),
-        (SCANNER, AE, False, "tls"),
-        (SCANNER, AE, True, "plain"),
+        (SCANNER, "OTHER", "CT1", "tls", ['It called "OTHER"; the AE title of this node is "ACCORD"'], "Set the called AE title"),
+        ("NOBODY", AE, "CT1", "tls", ['No device with the AE title "NOBODY" is registered'], "register it"),
+        ("NOBODY", AE, "", "plain", ['No device with the AE title "NOBODY" is registered'], "register it"),
+        (DIGITISER, AE, "CT1", "tls", ["It came with TLS; this device is registered for plain"], "Register the device's certificate"),
+        (SECURE_STATION, AE, "CT1", "tls", ["Its certificate (SHA-256 ", "is not the registered one"], "present certificate"),
+        (ELSEWHERE, AE, "MR9", "tls", ["It came from 127.0.0.1; MR9 is registered at 10.1.2.3"], "register its new address"),
+        (ELSEWHERE, "OTHER", "CT1", "tls", ['It called "OTHER"', "It came from 127.0.0.1", "Its certificate"], "present certificate"),
+        (SCANNER, AE, "", "plain", ["It came in plain; this device is registered for TLS"], "Switch the device to DICOM TLS"),
+        (SCANNER, AE, "", "tls", ["The TLS handshake failed"], ""),
+        (SCANNER, AE, "CT1", "plain", ["type 16 is not known"], ""),
     ],
     ids=[
-        "wrong-called-title", "unregistered-with-a-good-certificate", "another-device's-certificate",
-        "unregistered-in-plain", "plain-to-the-tls-door", "tls-to-the-plain-door",
+        "wrong-called-title", "unregistered-with-a-good-certificate", "unregistered-in-plain",
+        "plain-device-over-tls", "another-device's-certificate", "another-address", "everything-wrong",
+        "tls-device-in-plain", "plain-to-the-tls-door", "tls-to-the-plain-door",
     ],
 )  # fmt: skip
 async def test_who_is_refused(
-    hospital: Hospital, calling: str, called: str, secured: bool, door: str
+    hospital: Hospital, calling: str, called: str, secured: str, door: str, faults: list[str], mend: str
 ) -> None:
-    """DCMTK gets no association, and the log says why."""
+    """DCMTK gets no association; the log says in words what was wrong, and how to mend it."""
     before = len(await all_entries(hospital.node.folder))
     port = hospital.node.tls_port if door == "tls" else hospital.node.plain_port
-    tls = hospital.tls() if secured else []
+    shown = {end: hospital.keys / f"{secured}.{end}" for end in ("crt", "key")}
+    tls = hospital.tls(certificate=shown["crt"], key=shown["key"]) if secured else []
     status, _ = await run(
         "echoscu", "-to", "5", "-ta", "5", "-td", "5",
         "-aet", calling, "-aec", called, *tls, "127.0.0.1", str(port),
     )  # fmt: skip
     assert status != 0
-    await asyncio.sleep(0.2)
+    refusal = await _refusal(hospital, faults)
+    assert mend in str(refusal.event.detail.get("mend", ""))
+    assert refusal.event.address == "127.0.0.1"
     new = (await all_entries(hospital.node.folder))[before:]
     assert not [entry for entry in new if entry.event.kind is EventKind.ASSOCIATION_ACCEPTED]
+
+
+async def _refusal(hospital: Hospital, words: list[str]) -> Entry:
+    """Wait until the log has a refusal in these words. Of those alike within a minute it has the first and their number."""
+    kinds = {EventKind.ASSOCIATION_REFUSED, EventKind.INPUT_REFUSED}
+    async with asyncio.timeout(10):
+        while True:
+            for entry in await all_entries(hospital.node.folder):
+                if entry.event.kind in kinds and all(one in entry.event.reason for one in words):
+                    return entry
+            await asyncio.sleep(0.1)
 
 
 @needs_dcmtk

@@ -62,7 +62,7 @@ async def _scan(region: Region) -> None:
     await asyncio.sleep(2.5)  # the node looks for newly registered certificates every two seconds
     pair = KeyPair((keys / "CT1.crt").read_bytes(), (keys / "CT1.key").read_bytes())
     context = dicom_client_context(pair, [region.authorities[a.id]])
-    peer = Peer("127.0.0.1", a.ports["dicom"], a.ae_title, "CT1", context)
+    peer = Peer("127.0.0.1", a.ports["dicom"], a.ae_title, "CT1", context, name=a.id)
     answers = [answer async for answer in send_files(peer, files)]
     assert len(answers) == SLICES and all(answer.ok for answer in answers)
 

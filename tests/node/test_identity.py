@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hpke
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
+    Encoding,
     load_pem_private_key,
     load_ssh_private_key,
     load_ssh_public_key,
@@ -30,8 +31,10 @@ from node.identity import (
     client_context,
     dicom_client_context,
     dicom_server_context,
+    node_of,
     server_context,
 )
+from node.tls import names_in
 from tests.support.seeds import seeds
 
 NOW = datetime.now(UTC)
@@ -73,8 +76,13 @@ async def test_openssl_verifies_leaf_and_device_certificates_strictly(tmp_path: 
     """An independent verifier accepts both chains under RFC 5280's strict rules, for their uses."""
     identity = await _identity()
     (tmp_path / "ca.pem").write_text(identity.authority_pem)
-    pairs = [identity.leaf(["localhost", "127.0.0.1"], NOW), identity.issue_device_certificate("CT 1", NOW)]
-    for pair in pairs:
+    calling = identity.issue_device_certificate("CT 1", NOW)
+    pairs = [
+        (identity.leaf(["localhost", "127.0.0.1"], NOW), {"sslserver", "sslclient"}),
+        (identity.issue_device_certificate("WS 1", NOW, serves=True), {"sslserver", "sslclient"}),
+        (calling, {"sslclient"}),
+    ]
+    for pair, purposes in pairs:
         (tmp_path / "leaf.pem").write_bytes(pair.certificate)
         for purpose in ("sslserver", "sslclient"):
             command = ["openssl", "verify", "-x509_strict", "-purpose", purpose, "-CAfile"]
@@ -84,7 +92,7 @@ async def test_openssl_verifies_leaf_and_device_certificates_strictly(tmp_path: 
                 text=True,
                 check=False,
             )
-            assert found.returncode == 0, found.stderr
+            assert (found.returncode == 0) == (purpose in purposes), found.stderr
 
 
 async def test_a_leaf_bears_the_node_and_its_hosts_and_is_short_lived() -> None:
@@ -105,6 +113,44 @@ async def test_a_device_certificate_cannot_speak_for_the_node() -> None:
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == []
     assert names.get_values_for_type(x509.UniformResourceIdentifier) == ["urn:accord:a-general:device:CT1"]
+
+
+@pytest.mark.requirement("T1", "T2")
+@pytest.mark.parametrize("title", ["a-general", "localhost"])
+async def test_a_device_named_as_a_host_does_not_answer_for_it(title: str) -> None:
+    """The common name of a certificate is its device's choice, and no client takes it for a host's name."""
+    a = await _identity()
+    server = server_context(a.issue_device_certificate(title, NOW, serves=True))
+    with pytest.raises(ssl.SSLCertVerificationError, match="ostname mismatch"):
+        await _exchange(server, client_context([a.authority_pem]), name=title)
+
+
+async def test_the_names_of_a_certificate_are_its_alternative_names_alone() -> None:
+    """A node's leaf bears the node and its hosts; a device's none, also when its common name is the node's id."""
+    a = await _identity()
+    der = [
+        x509.load_pem_x509_certificate(pair.certificate).public_bytes(Encoding.DER)
+        for pair in (a.leaf(["::1", "node.example"], NOW), a.issue_device_certificate("a-general", NOW))
+    ]
+    assert [names_in(one) for one in der] == [{"a-general", "::1", "node.example"}, set()]
+    assert names_in(b"no certificate") == set()
+
+
+async def test_an_authority_says_whose_it_is() -> None:
+    """Every authority that a node makes names the node; nothing else does, neither a leaf nor two at once."""
+    a, b = await _identity("a-general"), await _identity("b-central")
+    assert (node_of(a.authority_pem), node_of(b.authority_pem)) == ("a-general", "b-central")
+    leaf = a.leaf([], NOW).certificate.decode()
+    for wrong in (
+        "",
+        "-----BEGIN",
+        leaf,
+        leaf.partition("-----END")[0],
+        a.authority_pem + b.authority_pem,
+        "ü",
+    ):
+        with pytest.raises(Invalid, match="not the authority of a node"):
+            node_of(wrong)
 
 
 @pytest.mark.parametrize("ae_title", ["", " ", "A" * 17, "C\\T", "CTÜ", "C\nT"])

@@ -7,7 +7,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from sqlalchemy import insert, text
 
 from consent.signed import sign
@@ -73,6 +75,30 @@ def test_a_renewal_writes_the_new_key_and_keeps_both_certificates_for_the_overla
     assert "is not there" in said(4, *on(folder, "renew-certificate", "--certificate", tmp_path / "none")).err
     said(4, "device", "renew-certificate", folder, "--ae-title", "CT9", "--out", tmp_path / "third")
     assert not (tmp_path / "third").exists()
+
+
+def test_a_device_that_is_called_has_a_certificate_for_it(folder: Path, tmp_path: Path) -> None:
+    """One that only calls is refused for a device with a port, in words; what is issued for such a device, also later, serves."""
+    for name, more in (("calls", ()), ("serves", ("--serves",))):
+        said(0, "device", "issue-certificate", folder, "--ae-title", "CT1", "--out", tmp_path / name, *more)
+    line = ("device", "add", folder, "--ae-title", "CT1", "--address", "10.1.2.3", "--port", 104)
+    refused = said(7, *line, "--certificate", tmp_path / "calls" / "CT1.crt")
+    assert "is not good for being called. Issue it with --serves" in refused.err
+    said(0, *line, "--certificate", tmp_path / "serves" / "CT1.crt")
+    said(7, *on(folder, "renew-certificate", "--certificate", tmp_path / "calls" / "CT1.crt"))
+    said(0, *on(folder, "renew-certificate", "--out", tmp_path / "renewed"))
+    add(folder, "--certificate", tmp_path / "calls" / "CT1.crt")  # without a port nobody calls it
+    said(0, *on(folder, "renew-certificate", "--out", tmp_path / "again"))
+    shown = {
+        name: x509.load_pem_x509_certificate((tmp_path / name / "CT1.crt").read_bytes())
+        .extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+        .value
+        for name in ("calls", "serves", "renewed", "again")
+    }
+    assert {name for name, usages in shown.items() if ExtendedKeyUsageOID.SERVER_AUTH in usages} == {
+        "serves",
+        "renewed",
+    }
 
 
 def test_a_moved_device_is_at_its_new_address(folder: Path) -> None:

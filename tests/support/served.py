@@ -85,7 +85,7 @@ class Served:
     def secure(self) -> Peer:
         """Where our own sender finds the TLS door, as the registered scanner."""
         context = dicom_client_context(self.scanner, [self.authority_pem])
-        return Peer("127.0.0.1", self.tls_port, AE, SCANNER, context)
+        return Peer("127.0.0.1", self.tls_port, AE, SCANNER, context, name="a-general")
 
     def web_context(self) -> ssl.SSLContext:
         """Trusts this node's portal and nobody else."""

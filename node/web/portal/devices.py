@@ -135,7 +135,10 @@ async def renew_certificate(request: web.Request) -> web.StreamResponse:
     try:
         overlap = overlap_of(form.get("overlap_days", OVERLAP.days))
         if form.get("channel") == "issue":
-            issued = request.app[IDENTITY].issue_device_certificate(title, request.app[CLOCK].now())
+            device = await request.app[REGISTRY].device(title)
+            issued = request.app[IDENTITY].issue_device_certificate(
+                title, request.app[CLOCK].now(), serves=device.port is not None
+            )
             certificate = issued.certificate.decode()
         else:
             certificate = str(form.get("certificate", ""))

@@ -9,14 +9,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from consent.errors import Denied, Invalid
 from consent.vocabulary import EventKind
 from node.dicom.gate import Gate, Limits
 from node.dicom.listener import Listener
-from node.dicom.sender import Peer, send_files
+from node.dicom.sender import Peer, echo, send_files
 from node.dicom.services import Services
 from node.identity import Identity
 from node.tls import KeyPair, dicom_client_context, dicom_server_context
@@ -25,7 +29,7 @@ from tests.support.node import NodeFixture, small_node
 
 needs_dcmtk = pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is not installed")
 pytestmark = [pytest.mark.timeout(60)]
-AE = "ACCORD"
+AE, NODE = "ACCORD", "a-general"
 
 
 @dataclass
@@ -38,6 +42,8 @@ class Hospital:
     tls: Listener
     folder: Path
     scanner: KeyPair
+    leaf: bytes
+    """The node's own certificate, DER."""
 
     def key_files(self, pair: KeyPair, name: str) -> list[str]:
         """DCMTK's arguments for mutual TLS with `pair`."""
@@ -74,12 +80,14 @@ async def _doors(node: NodeFixture, folder: Path) -> AsyncIterator[Hospital]:
     await node.registry.add_device("OLD1", "127.0.0.1", plain_reason="A film digitiser that cannot do TLS")
     limits = Limits(artim_seconds=2.0, stop_seconds=2.0, handshake_seconds=2.0)
     gate = Gate(node.registry, Services(node.ingest, node.log), node.clock, AE, limits)
-    context = dicom_server_context(node.identity.leaf(["127.0.0.1"], now), [node.identity.authority_pem])
+    own = node.identity.leaf(["127.0.0.1"], now)
+    context = dicom_server_context(own, [node.identity.authority_pem])
+    leaf = x509.load_pem_x509_certificate(own.certificate).public_bytes(Encoding.DER)
     async with (
         Listener(gate, node.log, "127.0.0.1", 0) as plain,
         Listener(gate, node.log, "127.0.0.1", 0, tls=context) as tls,
     ):
-        yield Hospital(node, gate, plain, tls, folder, scanner)
+        yield Hospital(node, gate, plain, tls, folder, scanner, leaf)
 
 
 async def run(*arguments: str) -> tuple[int, str]:
@@ -187,7 +195,7 @@ async def test_pynetdicom_stores(hospital: Hospital) -> None:
 async def test_our_sender_over_mutual_tls(hospital: Hospital) -> None:
     """`accord send` to the node: durable, indexed, logged; the same again is a duplicate and fine."""
     context = dicom_client_context(hospital.scanner, [hospital.node.identity.authority_pem])
-    peer = Peer("127.0.0.1", hospital.tls.port, AE, "CT1", context)
+    peer = Peer("127.0.0.1", hospital.tls.port, AE, "CT1", context, name=hospital.node.node_id)
     paths = list(pydicom_sample_paths())
     for _ in range(2):
         sent = [one async for one in send_files(peer, paths)]
@@ -198,10 +206,41 @@ async def test_our_sender_over_mutual_tls(hospital: Hospital) -> None:
     assert registry.get_sample_value("accord_dicom_answers_total", {"status": "0000"}) == 2 * len(paths)
 
 
+@pytest.mark.requirement("T1")
+async def test_our_sender_says_nothing_to_a_peer_that_is_not_who_was_named(hospital: Hospital) -> None:
+    """A name of the certificate, whatever its case, or its fingerprint is enough; where one does not fit no word is said."""
+    context = dicom_client_context(hospital.scanner, [hospital.node.identity.authority_pem])
+    shown = sha256(hospital.leaf).hexdigest()
+
+    async def call(name: str = "", *fingerprints: str) -> None:
+        pins = frozenset(fingerprints)
+        await echo(Peer("127.0.0.1", hospital.tls.port, AE, "CT1", context, pins, name))
+
+    for name, *pins in ((NODE,), (NODE.upper(),), ("127.0.0.1",), ("", shown), ("", "0" * 64, shown)):
+        await call(name, *pins)
+    met = len(await hospital.node.events(EventKind.ASSOCIATION_ACCEPTED))
+    for name, *pins in (("CT1",), ("localhost",), ("", "0" * 64), (NODE, "0" * 64), ("b-central", shown)):
+        with pytest.raises(Denied) as refused:
+            await call(name, *pins)
+        assert refused.value.code == "peer-certificate"
+    assert len(await hospital.node.events(EventKind.ASSOCIATION_ACCEPTED)) == met == 5
+
+
+@pytest.mark.requirement("T1")
+async def test_peer_over_tls_is_named(hospital: Hospital) -> None:
+    """An authority alone tells nobody from anybody else under it; without TLS nothing can be proved."""
+    context = dicom_client_context(hospital.scanner, [hospital.node.identity.authority_pem])
+    with pytest.raises(Invalid):
+        Peer("127.0.0.1", 1, AE, "CT1", context)
+    for more in ({"name": NODE}, {"fingerprints": frozenset({"0" * 64})}):
+        with pytest.raises(Invalid):
+            Peer("127.0.0.1", 1, AE, "CT1", **more)  # type: ignore[arg-type]
+
+
 async def test_same_uid_with_other_bytes_is_refused_with_the_reason(hospital: Hospital) -> None:
     """The first one stays; the second is answered 0111 and logged."""
     context = dicom_client_context(hospital.scanner, [hospital.node.identity.authority_pem])
-    peer = Peer("127.0.0.1", hospital.tls.port, AE, "CT1", context)
+    peer = Peer("127.0.0.1", hospital.tls.port, AE, "CT1", context, name=hospital.node.node_id)
     first, second = hospital.folder / "first.dcm", hospital.folder / "second.dcm"
     first.write_bytes(study(slices=1)[0].file())
     second.write_bytes(study(slices=1, study_description="CT HEAD")[0].file())

@@ -125,7 +125,7 @@ async def test_nobody_there() -> None:
 async def test_tls_against_a_plain_port(door: Door) -> None:
     """The failure names TLS."""
     with pytest.raises(Unavailable):
-        await echo(_peer(door, tls=ssl.create_default_context()))
+        await echo(_peer(door, tls=ssl.create_default_context(), name="node"))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,11 @@ async def authority(seed: str) -> str:
     return (await Identity.load_or_create(seeds(seed), "a-general", "General Hospital")).authority_pem
 
 
+async def anybody(_host: str, _port: int) -> bool:
+    """Whoever answers is taken for the node."""
+    return True
+
+
 async def test_agent_finds_the_node_under_its_authority_and_no_other() -> None:
     """Another announcement on the same network is passed over."""
     trusted = await authority("two")
@@ -37,13 +42,13 @@ async def test_agent_finds_the_node_under_its_authority_and_no_other() -> None:
         liar("0"),
         announcing(interface=LOOPBACK, authority=trusted, port=2762),
     ):
-        assert await find(trusted, interface=LOOPBACK, seconds=20) == (LOOPBACK, 2762)
+        assert await find(trusted, anybody, interface=LOOPBACK, seconds=20) == (LOOPBACK, 2762)
 
 
 async def test_nobody_announces_it() -> None:
     """Looking ends in time, and a false announcement is no answer."""
     async with liar("1"):
-        assert await find(await authority("nobody"), interface=LOOPBACK, seconds=1) is None
+        assert await find(await authority("nobody"), anybody, interface=LOOPBACK, seconds=1) is None
 
 
 async def test_name_that_never_answers_holds_the_node_up_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,10 +63,10 @@ async def test_name_that_never_answers_holds_the_node_up_for_nobody(monkeypatch:
     trusted = await authority("slow")
     monkeypatch.setattr(mdns, "AsyncServiceInfo", Slow)
     async with liar("2"), announcing(interface=LOOPBACK, authority=trusted, port=2762):
-        assert await find(trusted, interface=LOOPBACK, seconds=20) == (LOOPBACK, 2762)
+        assert await find(trusted, anybody, interface=LOOPBACK, seconds=20) == (LOOPBACK, 2762)
 
 
 async def test_interface_that_is_not_there_is_named() -> None:
     """The forwarder says in words why it does not find the node."""
     with pytest.raises(Unavailable, match=r"192\.0\.2\.1"):
-        await find(await authority("none"), interface="192.0.2.1", seconds=1)
+        await find(await authority("none"), anybody, interface="192.0.2.1", seconds=1)

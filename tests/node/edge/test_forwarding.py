@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,41 @@ async def test_association_that_breaks_off_at_one_instance_holds_nobody_back(
         segment, _ = await one.waiting()
         await one_is_left(one, forwarder, segment)
         assert [each.sop_instance_uid for each in segment.left] == [poison]
+
+
+async def test_days_without_the_node_end_with_everything_forwarded(tmp_path: Path) -> None:
+    """Pauses double up to the longest that is set, and never pass it, for days; the first attempt after them succeeds."""
+    longest, days, clock = 60.0, timedelta(days=5), FakeClock()
+    back, pauses = clock.now() + days, list[float]()
+    (tmp_path / "node").mkdir()
+    async with archive_in(tmp_path / "node") as archive, spool(tmp_path / "spool") as one:
+
+        async def sleep(seconds: float) -> None:
+            pauses.append(seconds)
+            clock.tick(seconds=seconds)
+            await asyncio.sleep(0)
+
+        async def node() -> Peer:
+            if clock.now() < back:
+                raise Unavailable("The node cannot be reached.", code="peer-unreachable")
+            return Peer("127.0.0.1", archive.port, AE, SCANNER)
+
+        forwarder = Forwarder(one, node, clock, retry_seconds=longest, commit_seconds=10, sleep=sleep)
+        for number in (1, 2, 3):
+            await one.add(instance(number))
+        forwarder.start()
+        try:
+            async with asyncio.timeout(30):
+                while one.count:
+                    await asyncio.sleep(0.01)
+        finally:
+            await forwarder.stop()
+        assert forwarder.progress.committed == 3
+        assert forwarder.progress.trouble == ""
+        assert clock.now() - back < timedelta(seconds=longest)
+        assert pauses[:7] == [2, 4, 8, 16, 32, longest, longest]
+        assert set(pauses[5:]) == {longest}
+        assert len(pauses) == math.ceil((days.total_seconds() - sum(pauses[:5])) / longest) + 5
 
 
 async def test_an_association_that_was_let_in_is_no_refusal(tmp_path: Path) -> None:

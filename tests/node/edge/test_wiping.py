@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from node.access.wiping import KEY_DESTROYED, check_wipe
 from node.edge.agent import agent_key_of, create, read_agent_key, read_spool_key
 from node.edge.settings import EdgeSettings, new_edge
 from node.edge.spool import Spool
-from node.edge.wiping import DEVICE_KEY_DESTROYED, SPOOL_OVERWRITTEN, UNPROVEN_BACKUPS, wipe
+from node.edge.wiping import DEVICE_KEY_DESTROYED, SPOOL_OVERWRITTEN, UNPROVEN_BACKUPS, forget, wipe
 from node.vault.blobs import FileBlobs
 from tests.node.edge.conftest import ROOM, device, instance
 from tests.support.clock import FakeClock
@@ -59,6 +60,35 @@ async def test_wiped_spool_is_gone_and_the_registry_accepts_the_statement(agent:
         check_wipe(wiped.statement.token, ae_title="MR1", agent=key, last_seen=None, now=later)
     with pytest.raises(NotFound):
         read_spool_key(agent)
+
+
+async def test_wipe_leaves_nothing_of_the_bytes_behind_another_name_or_an_open_file(
+    agent: EdgeSettings, tmp_path: Path
+) -> None:
+    """Segments, leftovers and keys are overwritten where they lie, not only unlinked: who still holds them holds noise."""
+    await fill(agent, FakeClock())
+    stray = agent.spool_folder / "left-over.new"
+    stray.write_bytes(b"planted" * 300_000)  # more than is overwritten at once
+    (segment,) = agent.spool_folder.rglob("*.pack")
+    files = [segment, stray, agent.spool_key, agent.device_key, agent.agent_key]
+    before = [file.read_bytes() for file in files]
+    links = [tmp_path / f"link-{number}" for number, _ in enumerate(files)]
+    for file, link in zip(files, links, strict=True):
+        link.hardlink_to(file)
+    held = [os.open(file, os.O_RDONLY) for file in files]
+    try:
+        wipe(agent, read_agent_key(agent), FakeClock(), discard=True)
+        forget(agent)
+        assert not any(file.exists() for file in files)
+        for number, (link, descriptor) in enumerate(zip(links, held, strict=True)):
+            size = len(before[number])
+            found = os.pread(descriptor, size + 1, 0)
+            assert link.read_bytes() == found and len(found) == size
+            for start in range(0, size - 16, 16):
+                assert found[start : start + 16] != before[number][start : start + 16]
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
 
 
 async def test_spool_with_instances_is_not_wiped_by_mistake(agent: EdgeSettings) -> None:

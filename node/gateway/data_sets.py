@@ -13,6 +13,7 @@ from time import monotonic
 
 from consent.errors import Invalid
 from node.gateway.frames import Frames
+from node.gateway.held import Held
 from node.gateway.reading import MAX_WHOLE_BYTES, Reading
 from node.gateway.visits import Visits
 from node.imaging.attributes import read_attributes
@@ -27,6 +28,8 @@ BATCH_BYTES = 4 * 1024 * 1024
 """Data sets that are opened in one go: fewer hops between threads than one by one."""
 READ_AHEAD_BYTES = 12 * 1024 * 1024
 """What waits, opened, while something is being sent; one data set always may."""
+UNHELD_BYTES = 1024 * 1024
+"""What a stream has opened at a time when all together hold as much as they may: a small data set, or a piece."""
 ASK_SECONDS = 0.25
 """How often a stream asks whether it may still go on, at least."""
 
@@ -39,6 +42,7 @@ class DataSets:
         self._reading = reading
         self._frames = frames
         self._renderer = renderer
+        self._held = Held()
 
     async def instance(self, opening: Opening, sop_uid: str) -> InstanceBytes:
         """A data set as it arrived. The opening must be a DOWNLOAD."""
@@ -61,33 +65,44 @@ class DataSets:
         asked = 0.0
         try:
             while left or waiting:
-                batch = waiting.popleft() if waiting else await self._begin(opening, left.popleft())
+                if not waiting:
+                    waiting.append(await self._begin(opening, left.popleft()))
+                batch = waiting[0]
                 whole = await batch.task if batch.task is not None else []
                 # Only now: the first one need not share the processor with those behind it.
-                while left and _size(waiting) + _size_of(left[0]) <= READ_AHEAD_BYTES:
+                while left and self._may_read_ahead(waiting, left[0]):
                     waiting.append(await self._begin(opening, left.popleft()))
                 for number, row in enumerate(batch.rows):
                     if monotonic() - asked > ASK_SECONDS or not number:
                         visit, asked = await self._visits.taking(opening), monotonic()
                     if number < len(whole):
                         yield row, _single(whole[number])
-                    elif row.size_bytes > MAX_WHOLE_BYTES:
-                        yield row, self._reading.pieces(visit, row)
+                    elif row.size_bytes > (MAX_WHOLE_BYTES if batch.held_bytes else UNHELD_BYTES):
+                        yield row, self._reading.pieces(visit, row, UNHELD_BYTES)
                     else:
                         yield row, _single(await self._reading.read(visit, row))
                     _count(visit, row)
+                self._held.give_back(waiting.popleft().held_bytes)
         finally:
             tasks = [batch.task for batch in waiting if batch.task is not None]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._held.give_back(sum(batch.held_bytes for batch in waiting))
+
+    def _may_read_ahead(self, waiting: Sequence[_Batch], rows: Sequence[InstanceRow]) -> bool:
+        """Whether `rows` may be opened while the first of `waiting` is being sent."""
+        size = _size_of(rows)
+        behind = sum(_size_of(batch.rows) for batch in waiting) - _size_of(waiting[0].rows)
+        return behind + size <= READ_AHEAD_BYTES and self._held.has_room(size)
 
     async def _begin(self, opening: Opening, rows: Sequence[InstanceRow]) -> _Batch:
         """Begin to read a batch in the background; what is too large for that is read as it is sent."""
         visit = await self._visits.taking(opening)
-        if rows[0].size_bytes > MAX_WHOLE_BYTES:
+        held = self._held.take(_size_of(rows)) if rows[0].size_bytes <= MAX_WHOLE_BYTES else 0
+        if not held:
             return _Batch(rows, None)
-        return _Batch(rows, asyncio.create_task(self._reading.read_several(visit, rows)))
+        return _Batch(rows, asyncio.create_task(self._reading.read_several(visit, rows)), held)
 
     async def transcoded(self, opening: Opening, sop_uid: str, target: str) -> InstanceBytes:
         """A data set in another transfer syntax. The opening must be a DOWNLOAD. Raises Invalid when it cannot be."""
@@ -161,10 +176,11 @@ class DataSets:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Data sets that are read together, and the task that reads them; None for one that is read as it is sent."""
+    """Data sets that are read together, and the task that reads them; None for those that are read as they are sent."""
 
     rows: Sequence[InstanceRow]
     task: asyncio.Task[list[bytes]] | None
+    held_bytes: int = 0
 
 
 def _batches(rows: Sequence[InstanceRow]) -> Iterator[list[InstanceRow]]:
@@ -183,10 +199,6 @@ def _batches(rows: Sequence[InstanceRow]) -> Iterator[list[InstanceRow]]:
 
 def _size_of(rows: Sequence[InstanceRow]) -> int:
     return sum(row.size_bytes for row in rows)
-
-
-def _size(waiting: Iterable[_Batch]) -> int:
-    return sum(_size_of(batch.rows) for batch in waiting)
 
 
 def _count(visit: Visit, row: InstanceRow) -> None:

@@ -124,11 +124,13 @@ class Reading:
                 raise
             return await reading(now)
 
-    async def pieces(self, visit: Visit, row: InstanceRow) -> AsyncIterator[bytes]:
+    async def pieces(
+        self, visit: Visit, row: InstanceRow, piece_bytes: int = PIECE_BYTES
+    ) -> AsyncIterator[bytes]:
         """A large data set: read through once to verify its digest, then again to hand it over."""
         await self.require_digest(visit, row)
-        for start in range(0, row.size_bytes, PIECE_BYTES):
-            yield await self.read_range(visit, row, start, min(PIECE_BYTES, row.size_bytes - start))
+        for start in range(0, row.size_bytes, piece_bytes):
+            yield await self.read_range(visit, row, start, min(piece_bytes, row.size_bytes - start))
 
     async def require_digest(self, visit: Visit, row: InstanceRow) -> None:
         """Read a data set through, piece by piece. Raises Corrupt, on record, when it is not what arrived."""

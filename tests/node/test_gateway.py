@@ -20,7 +20,8 @@ from consent.principals import Principal
 from consent.verdict import Permit
 from consent.vocabulary import Action, EventKind, Grade, Outcome, Purpose, ResourceKind, Role
 from node.clearance import Clearance
-from node.gateway import data_sets, reading
+from node.gateway import data_sets
+from node.gateway.held import Held
 from node.index import Level, Query
 from node.index.tables import STUDIES
 from node.ingest import Receipt
@@ -325,7 +326,7 @@ async def test_large_instances_are_streamed_in_verified_pieces(
 ) -> None:
     """Past the whole-read bound an instance comes in pieces, and a wrong digest sends none of them."""
     monkeypatch.setattr(data_sets, "MAX_WHOLE_BYTES", 1000)
-    monkeypatch.setattr(reading, "PIECE_BYTES", 700)
+    monkeypatch.setattr(data_sets, "UNHELD_BYTES", 700)
     who, receipt = await treated(node)
     opening = await node.gateway.open(who, receipt.study, action=Action.DOWNLOAD)
     rows = await node.gateway.rows(opening, sop_uid=SOP)
@@ -341,6 +342,38 @@ async def test_large_instances_are_streamed_in_verified_pieces(
         async for _, pieces in node.gateway.stream(opening, rows):
             sent.extend([piece async for piece in pieces])
     assert sent == []
+
+
+@pytest.mark.requirement("F4")
+@pytest.mark.parametrize("room", [1, 30_000, 10**9], ids=["no-room", "room-for-some", "room"])
+async def test_readers_that_stop_hold_no_more_together_than_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """However many stop in the middle, what is opened for them is bounded; each gets every byte when it goes on."""
+    held = Held(room)
+    monkeypatch.setattr(data_sets, "Held", lambda: held)
+    monkeypatch.setattr(data_sets, "UNHELD_BYTES", 5000)  # less than an instance: its pieces are seen
+    monkeypatch.setattr(data_sets, "BATCH_BYTES", 20_000)
+    slices = [
+        ct_slice(size=64, StudyInstanceUID="1.2.3", SOPInstanceUID=f"1.2.3.{number}") for number in range(9)
+    ]
+    async with small_node(tmp_path) as node:
+        receipts = await node.store(*slices)
+        chief = await node.person(Role.CHIEF_PHYSICIAN)
+        opening = await node.gateway.open(chief, receipts[0].study, action=Action.DOWNLOAD)
+        rows = await node.gateway.rows(opening)
+        streams = [node.gateway.stream(opening, rows) for _ in range(6)]
+        first = [await anext(stream) for stream in streams]
+        assert held.held_bytes <= room
+        assert bool(held.held_bytes) == (room > len(slices[0].data))
+        await streams.pop().aclose()
+        for (row, pieces), stream in zip(first, streams, strict=False):
+            back = {row.sop_instance_uid: b"".join([piece async for piece in pieces])}
+            async for other, more in stream:
+                back[other.sop_instance_uid] = b"".join([piece async for piece in more])
+                assert held.held_bytes <= room
+            assert back == {one.sop_instance_uid: one.data for one in slices}
+        assert held.held_bytes == 0
 
 
 async def test_looking_is_not_taking(node: NodeFixture) -> None:

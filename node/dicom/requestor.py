@@ -95,6 +95,18 @@ class Peer:
                 code="peer-certificate",
             )
 
+    def doubt(self, certificate: bytes | None) -> str:
+        """Why whoever showed this certificate (DER) is not the peer, to follow its name; "" when it is."""
+        if self.tls is None:
+            return ""
+        if certificate is None:
+            return "showed no certificate"
+        if self.fingerprints and sha256(certificate).hexdigest() not in self.fingerprints:
+            return "showed another certificate than the registered one"
+        if self.name and self.name.lower() not in names_in(certificate):
+            return f"showed a certificate that does not bear the name {self.name}"
+        return ""
+
 
 class Call:
     """The requestor's side of one association, open inside `async with`."""
@@ -215,20 +227,12 @@ class Call:
 
     def _require_known(self) -> None:
         """Raise Denied unless the peer has shown a certificate that it is known by."""
-        peer = self._peer
-        if peer.tls is None:
-            return
-        shown = self._writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        if peer.fingerprints and sha256(shown).hexdigest() not in peer.fingerprints:
+        tls = self._writer.get_extra_info("ssl_object")
+        doubt = self._peer.doubt(tls.getpeercert(binary_form=True) if tls is not None else None)
+        if doubt:
             raise Denied(
-                f"{peer.called} showed another certificate than the registered one.",
-                mend="Register the device's present certificate.",
-                code="peer-certificate",
-            )
-        if peer.name and peer.name.lower() not in names_in(shown):
-            raise Denied(
-                f"{peer.called} showed a certificate that does not bear the name {peer.name}: it is another machine.",
-                mend="Check address and port. If they are right, somebody answers in its place: call the security officer.",
+                f"{self._peer.called} {doubt}.",
+                mend="Register its present certificate, if it has a new one. If not, somebody answers in its place: call the security officer.",
                 code="peer-certificate",
             )
 

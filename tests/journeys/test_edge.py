@@ -16,15 +16,18 @@ from typing import Any
 
 import pytest
 
-from node.dicom.sender import Peer, outgoing, send
+from node.dicom.sender import Outgoing, Peer, outgoing, send
+from node.dicom.services import OUT_OF_RESOURCES
 from node.ports import free_ports
 from ops.demo.studies import sample_files
 from tests.support.cli import Said, accord
+from tests.support.dicom import study
 from tests.support.served import AE, SCANNER, Served, make_node
 
 pytestmark = pytest.mark.requirement("C2")
 READY_SECONDS = 60.0
 ARRIVES_SECONDS = 40.0
+MIB = 1024 * 1024
 
 
 @dataclass
@@ -60,12 +63,12 @@ class Edge:
             os.kill(self.process.pid, number)
             await self.process.wait()
 
-    async def waiting(self, count: int) -> dict[str, Any]:
-        """Wait until its status says that so many instances wait."""
+    async def waiting(self, count: int, *, committed: int = 0) -> dict[str, Any]:
+        """Wait until its status, a second old at most, says that so many instances wait, and the node has so many or more."""
         async with asyncio.timeout(ARRIVES_SECONDS):
             while True:
                 status = json.loads((self.folder / "status.json").read_text())
-                if status["waiting"] == count:
+                if status["waiting"] == count and status["committed"] >= committed:
                     return dict(status)
                 await asyncio.sleep(0.1)
 
@@ -87,6 +90,21 @@ async def node(tmp_path: Path) -> AsyncIterator[Served]:
 @pytest.fixture
 async def edge(tmp_path: Path, node: Served) -> AsyncIterator[Edge]:
     """An agent for the node's scanner, not running yet; the node knows of it."""
+    agent = await make_edge(tmp_path, node)
+    yield agent
+    await agent.end(signal.SIGKILL)
+
+
+@pytest.fixture
+async def small_edge(tmp_path: Path, node: Served) -> AsyncIterator[Edge]:
+    """The same with the smallest spool that there is: 1 MiB."""
+    agent = await make_edge(tmp_path, node, "--max-gib", 1 / 1024)
+    yield agent
+    await agent.end(signal.SIGKILL)
+
+
+async def make_edge(tmp_path: Path, node: Served, *more: object) -> Edge:
+    """By commands, as in the manual."""
     keys = tmp_path / "ct1"
     keys.mkdir()
     (keys / "CT1.crt").write_bytes(node.scanner.certificate)
@@ -96,12 +114,11 @@ async def edge(tmp_path: Path, node: Served) -> AsyncIterator[Edge]:
     made = await command(
         "edge", "init", tmp_path / "edge", "--ae-title", SCANNER, "--node", f"127.0.0.1:{node.tls_port}",
         "--called", AE, "--certificate", keys / "CT1.crt", "--key", keys / "CT1.key",
-        "--authority", keys / "ca.crt", "--listen-port", port, "--listen-ae-title", "EDGE", "--json",
+        "--authority", keys / "ca.crt", "--listen-port", port, "--listen-ae-title", "EDGE", "--json", *more,
     )  # fmt: skip
     agent = Edge(tmp_path / "edge", port, made.value["agent"])
     await command("device", "set-agent", node.folder, "--ae-title", SCANNER, "--agent", agent.key, "--json")
-    yield agent
-    await agent.end(signal.SIGKILL)
+    return agent
 
 
 async def stored(edge: Edge, files: list[Path]) -> int:
@@ -154,6 +171,38 @@ async def test_what_the_modality_sent_outlives_node_outage_and_crash_and_reaches
     assert left.code == 0, left.err
     shown = (await command("device", "list", node.folder, "--json")).value
     assert {device["ae_title"]: device["state"] for device in shown["devices"]}[SCANNER] == "retired"
+
+
+async def test_full_spool_is_out_of_resources_and_nothing_of_it_is_lost(
+    node: Served, small_edge: Edge
+) -> None:
+    """The modality is told A700 and keeps what it was told so of; with the node back it sends again, and all of it arrives."""
+    edge, made = small_edge, study(name="edge/full", slices=12, size=256)
+    waiting = [
+        Outgoing("", one.sop_class_uid, one.sop_instance_uid, one.transfer_syntax_uid, data=one.data)
+        for one in made
+    ]
+    await edge.start()
+    first = [one async for one in send(edge.peer, waiting)]
+    assert {one.status for one in first} == {0, OUT_OF_RESOURCES}
+    taken = {one.sop_instance_uid for one in first if one.ok}
+    status = await edge.waiting(len(taken))
+    assert status["spool_bytes"] <= status["spool_max_bytes"] == MIB
+    assert sum(file.stat().st_size for file in (edge.folder / "spool").rglob("*.pack")) <= MIB
+    refused = [one for one in waiting if one.sop_instance_uid not in taken]
+    again = [one async for one in send(edge.peer, refused)]
+    assert {one.status for one in again} == {OUT_OF_RESOURCES}
+    await node.start()
+    await edge.waiting(0)
+    async with asyncio.timeout(ARRIVES_SECONDS):
+        while refused:
+            answers = [one async for one in send(edge.peer, refused)]
+            assert {one.status for one in answers} <= {0, OUT_OF_RESOURCES}
+            refused = [one for one, answer in zip(refused, answers, strict=True) if not answer.ok]
+    status = await edge.waiting(0, committed=len(made))
+    assert status["not_taken"] == {}
+    await node.stop()
+    assert instances(node) == len(made)
 
 
 @pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is not installed")

@@ -20,7 +20,7 @@ from datetime import datetime
 from functools import partial
 
 import structlog
-from sqlalchemy import delete, insert, select
+from sqlalchemy import ColumnElement, delete, insert, select, true
 
 from consent.errors import AccordError, Conflict, Unavailable
 from consent.vocabulary import EventKind, Grade
@@ -72,6 +72,7 @@ class Regrading(Rewriting):
         `recover` when only the database failed.
         """
         async with self._turn:
+            await self._finish(vault_regrade.c.study == study)  # perhaps an earlier try was cut short
             return await to_its_end(self._regrade(study, grade, actor, reason))
 
     async def recover(self) -> int:
@@ -79,17 +80,20 @@ class Regrading(Rewriting):
 
         Before anything is read or taken in, and as a duty: a database that could not be written then may be now.
         """
-        async with self.database.read() as tx:
-            rows = (await tx.execute(select(vault_regrade))).all()
-        if not rows or self._turn.locked():
+        if self._turn.locked():
             return 0
         async with self._turn:
-            for row in rows:
-                note = _Note(
-                    row.study, Grade(row.grade), row.generation, row.made_key, row.actor, row.created
-                )
-                await self._finished(row.study, partial(self._settled_later, note))
-        await self._purge()
+            return await self._finish(true())
+
+    async def _finish(self, which: ColumnElement[bool]) -> int:
+        """Settle what `which` notes name; return how many there were. Those that could not be settled stay."""
+        async with self.database.read() as tx:
+            rows = (await tx.execute(select(vault_regrade).where(which))).all()
+        for row in rows:
+            note = _Note(row.study, Grade(row.grade), row.generation, row.made_key, row.actor, row.created)
+            await self._finished(row.study, partial(self._settled_later, note))
+        if rows:
+            await self._purge()
         return len(rows)
 
     async def _regrade(self, study: str, grade: Grade, actor: str, reason: str) -> Regraded:
@@ -144,6 +148,13 @@ class Regrading(Rewriting):
                 vault_study_key.c.study == study, vault_study_key.c.grade == grade
             )
             made = (await tx.execute(known)).first() is None
+            noted = select(vault_regrade.c.study).where(vault_regrade.c.study == study)
+            if (await tx.execute(noted)).first() is not None:
+                raise Conflict(
+                    "An earlier change of this study's grade could not be finished yet.",
+                    mend="Try again in a moment; if it lasts, look at the disk and at the system's log.",
+                    code="busy-study",
+                )
             note = _Note(study, grade, generation, made, actor, self.clock.now())
             await self.keys.study_key(tx, study, grade, create=True)
             await tx.execute(

@@ -13,63 +13,22 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from consent.errors import AccordError, NotFound, Unavailable
 from consent.vocabulary import Action, Role
+from tests.faults.shim import ERRORS, failing
 from tests.faults.slices import slice_of, study_uid
 from tests.support.node import NodeFixture, arrival, small_node
 
 pytestmark = [pytest.mark.requirement("F4"), pytest.mark.slow]
-CALLS = ("open", "pwritev", "pwrite", "fdatasync", "fsync", "ftruncate", "link", "rename", "unlink", "mkdir")
-ERRORS = (errno.ENOSPC, errno.EIO)
 MAX_CALLS = 200
 STRACE_TRIALS = int(os.environ.get("ACCORD_STRACE_TRIALS", "3"))
 SQLITE_CALLS = ("pwrite64", "fdatasync", "ftruncate")
-
-
-@dataclass
-class Shim:
-    """Lets the n-th call fail, counting from when it was armed."""
-
-    at: int
-    error: int
-    calls: list[str] = field(default_factory=list)
-
-    @property
-    def fired(self) -> bool:
-        return len(self.calls) > self.at
-
-    def wrap(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        """`real`, counted."""
-
-        def counted(*arguments: Any, **named: Any) -> Any:
-            self.calls.append(name)
-            if len(self.calls) == self.at + 1:
-                raise OSError(self.error, os.strerror(self.error))
-            return real(*arguments, **named)
-
-        return counted
-
-
-@contextmanager
-def failing(at: int, error: int) -> Iterator[Shim]:
-    """The `at`-th file-system call from here on fails with `error`."""
-    shim = Shim(at, error)
-    patch = pytest.MonkeyPatch()
-    for name in CALLS:
-        patch.setattr(os, name, shim.wrap(name, getattr(os, name)))
-    try:
-        yield shim
-    finally:
-        patch.undo()
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
@@ -126,6 +85,7 @@ _SCRIPT = """
 import asyncio, sys
 from pathlib import Path
 from consent.errors import AccordError
+from tests.faults.shim import ERRORS, failing
 from tests.faults.slices import slice_of
 from tests.support.node import arrival, small_node
 

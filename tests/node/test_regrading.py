@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
 from consent.errors import AccordError, Conflict, Corrupt, NotFound, Unavailable
 from consent.vocabulary import Action, EventKind, Grade, Outcome, Role
@@ -58,6 +58,28 @@ async def grades_of(node: NodeFixture, name: str) -> set[int]:
     async with node.database.read() as tx:
         rows = await tx.execute(select(vault_study_key.c.grade).where(vault_study_key.c.study == name))
         return set(rows.scalars())
+
+
+@pytest.mark.requirement("V1", "F4")
+async def test_a_change_asked_for_again_first_finishes_the_one_that_was_cut_short(node: NodeFixture) -> None:
+    """A note that is left is settled before, where that can be done; until then the answer is a conflict in words."""
+    sent = study(slices=2)
+    (first, *_) = await node.store(*sent)
+    note = {"study": first.study, "grade": 3, "generation": 9, "made_key": False, "actor": "system"}
+    async with node.database.write() as tx:
+        await tx.execute(insert(vault_regrade).values(**note, created=node.clock.now()))
+    regrading = regrading_of(node)
+
+    def fails(name: str) -> None:
+        raise Unavailable("the disk fails")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(node.blobs, "tidy", fails)
+        with pytest.raises(Conflict, match="could not be finished yet"):
+            await regrading.regrade(first.study, Grade.SENSITIVE, "system")
+    done = await regrading.regrade(first.study, Grade.SENSITIVE, "system")
+    assert (done.before, done.after) == (Grade.ORDINARY, Grade.SENSITIVE)
+    await all_read(node, first.study, sent)
 
 
 @pytest.mark.requirement("V1", "V4")

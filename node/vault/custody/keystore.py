@@ -8,9 +8,12 @@ Invariant: the file is either the old one or the new one, never half of it. Form
 from __future__ import annotations
 
 import base64
+import fcntl
+import glob
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from node.vault.custody.envelope import CONTEXT
 from node.vault.wrapping import SUITE, open_key, seal_key
 
 FORMAT = "accord-keystore"
+NEW_SUFFIX = ".new"
 ROOT_BYTES = 32
 MIN_CREDENTIAL_BYTES = 8
 MAX_CREDENTIAL_BYTES = 4096
@@ -79,11 +83,12 @@ class Keystore:
 
     @classmethod
     def open(cls, path: Path, credential: bytes) -> Keystore:
-        """Open the file with its credential.
+        """Open the file with its credential; what a crash left beside it goes.
 
         Raises NotFound, Corrupt (not a keystore), Invalid (version, bounds) or Denied (wrong credential).
         """
         content, root = _opened(path, credential)
+        remove_leftovers(path)
         return cls(root, str(content["id"]))
 
     def wrap(self, key: bytes, context: bytes) -> bytes:
@@ -194,38 +199,78 @@ def read_file(path: Path, name: str) -> Json:
 
 
 def write_new_file(path: Path, data: bytes) -> None:
-    """Write a keystore that must not be there yet, durably. Raises Conflict, Unavailable."""
+    """Write a keystore that must not be there yet, durably. Raises Conflict; Unavailable: then there is none."""
     # Unlike rename, link never replaces a keystore that is there.
     _write(path, data, lambda temporary: os.link(temporary, path))
+    try:
+        _sync_name(path, "Nothing was made. Look at the disk, then try again.")
+    except Unavailable:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a keystore in the place of the one that is there: the old one or the new one, never half. Raises Unavailable."""
     _write(path, data, lambda temporary: temporary.replace(path))
+    _sync_name(
+        path, "The new file is in place; a power cut may bring the old one back: keep both credentials."
+    )
 
 
 def _write(path: Path, data: bytes, place: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{NEW_SUFFIX}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
             with open(descriptor, "wb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # by this `remove_leftovers` knows that somebody writes it
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            place(temporary)
+                place(temporary)
         finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+            with suppress(OSError):  # what is left goes when the keystore is opened
+                temporary.unlink(missing_ok=True)
     except FileExistsError as error:
         raise Conflict(
             f"There is a keystore at {path} already.", mend="Open it, or choose a place."
         ) from error
     except OSError as error:
-        raise Unavailable(
-            f"The keystore cannot be written to {path.parent} ({error.strerror}).",
-            mend="Check that the folder exists, is writable and has space.",
-        ) from error
+        raise _not_written(path, error, "Check that the folder exists, is writable and has space.") from error
+
+
+def _sync_name(path: Path, mend: str) -> None:
+    try:
+        sync_folder(path.parent)
+    except OSError as error:
+        raise _not_written(path, error, mend) from error
+
+
+def _not_written(path: Path, error: OSError, mend: str) -> Unavailable:
+    return Unavailable(
+        Sentence(
+            "The keystore cannot be written to %(folder)s (%(fault)s).",
+            folder=path.parent,
+            fault=error.strerror,
+        ),
+        mend=mend,
+    )
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a process that was killed left beside a keystore: it opens with a credential that may have been given up.
+
+    What cannot be removed now is another time.
+    """
+    with suppress(OSError):
+        for left in path.parent.glob(f"{glob.escape(path.name)}.????????{NEW_SUFFIX}"):
+            descriptor = os.open(left, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises while somebody writes it
+                left.unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)
 
 
 def _not_a_keystore(why: str) -> Corrupt:

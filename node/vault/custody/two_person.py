@@ -36,6 +36,7 @@ from node.vault.custody.keystore import (
     check_credential,
     new_kdf,
     read_file,
+    remove_leftovers,
     replace_file,
     stretch,
     text_of,
@@ -117,8 +118,10 @@ class TwoPersonKeystore:
 
     @classmethod
     def open(cls, path: Path) -> TwoPersonKeystore:
-        """Read the file; what comes is locked. Raises NotFound, Corrupt, Invalid."""
-        return cls(path, _read(path))
+        """Read the file; what comes is locked, and what a crash left beside it goes. Raises NotFound, Corrupt, Invalid."""
+        content = _read(path)
+        remove_leftovers(path)
+        return cls(path, content)
 
     @property
     def grade(self) -> Grade:
@@ -185,8 +188,10 @@ class TwoPersonKeystore:
             public = self._content["holders"][holder]["public"]
             holders = {**self._content["holders"], holder: {"public": public, **sealed}}
             content = {**self._content, "holders": holders}
-            replace_file(self._path, canonical_json(content) + b"\n")
-            self._content = content
+            try:
+                replace_file(self._path, canonical_json(content) + b"\n")
+            finally:  # also when it is in place and only its name may not last
+                self._content = _read(self._path)
 
     def wrap(self, key: bytes, context: bytes) -> bytes:
         """See `Custody.wrap`. Raises Unavailable while it is locked."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import structlog
+from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 
 from consent.errors import Corrupt, Invalid, NotFound, Unavailable
@@ -35,7 +36,7 @@ class Rebuilt:
     """What was found: studies and instances looked at, studies whose rows differed, and what could not be made, with reasons.
 
     `damaged` are the parts of the database that SQLite cannot read as they were written, `lost` those of them that neither
-    their tables nor the packs can make good.
+    their tables nor the packs can make good. `strays` are rows that belong to no study.
     """
 
     studies: int = 0
@@ -44,6 +45,7 @@ class Rebuilt:
     failed: dict[str, str] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)
 
 
 class _Alike(Exception):
@@ -78,8 +80,12 @@ class Rebuilding:
             result.instances += count
             if not alike:
                 result.differing.append(study)
-        for study in sorted(await self._known() - {study for study, _ in studies}):
+        without, strays = await self._without_pack({study for study, _ in studies})
+        for study in sorted(without):
             result.failed[study] = "The index knows this study, and there is no pack of it."
+        if mend and strays:
+            await self._remove(strays)
+        result.strays = sorted(strays)
         await self._tell(result, actor, mend)
         return result
 
@@ -110,11 +116,26 @@ class Rebuilding:
         self._index.remember(entries)
         return len(entries), alike
 
-    async def _known(self) -> set[str]:
+    async def _without_pack(self, packed: set[str]) -> tuple[set[str], set[str]]:
+        """Studies of the index that have no pack, and strays: names that some of its tables have and others do not, as when
+        a byte of a name was damaged.
+        """
         try:
-            return set(await self._index.indexed_to())
+            async with self._database.read() as tx:
+                named = [
+                    set((await tx.execute(select(table.c.study).distinct())).scalars())
+                    for table in (STUDIES, SERIES, INSTANCES)
+                ]
         except Corrupt:  # told of as damaged already
-            return set()
+            return set(), set()
+        whole = set.intersection(*named)
+        return whole - packed, set.union(*named) - whole - packed
+
+    async def _remove(self, strays: set[str]) -> None:
+        async with self._database.write() as tx:
+            for table in (STUDIES, SERIES, INSTANCES):
+                for study in strays:
+                    await tx.execute(delete(table).where(table.c.study == study))
 
     async def _tell(self, result: Rebuilt, actor: str, mend: bool) -> None:
         try:
@@ -126,6 +147,7 @@ class Rebuilding:
 
     async def _record(self, result: Rebuilt, actor: str, mend: bool) -> None:
         faults = [(study, "Rows of the index were altered.") for study in result.differing]
+        faults += [(study, "Rows of the index belong to no study.") for study in result.strays]
         for study, words in [*(faults if not mend else []), *result.failed.items()]:
             await self._log.record(
                 Event(EventKind.INTEGRITY_FAILED, actor, Outcome.FAILED, study=study, reason=words)

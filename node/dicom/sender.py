@@ -1,9 +1,9 @@
-"""Our own sender: C-STORE of files or data sets in memory, and storage commitment of what was sent (PS3.7 §9.1.1).
+"""Our own sender: C-STORE of files or data sets in memory, and C-ECHO (PS3.7 §9.1.1, §9.1.5).
 
 Bytes go out as they lie: nothing is decoded or converted, so each instance needs its own SOP class and transfer
 syntax accepted. One association carries up to 128 such pairs; more need another one. Each instance is
-answered before the next is sent, and one that is refused does not stop the others. `commit` asks whether they are safe
-there. Serves `accord send`.
+answered before the next is sent, and one that is refused does not stop the others. Whether they
+are safe there asks `commitment_request`. Serves `accord send`.
 """
 
 from __future__ import annotations
@@ -12,28 +12,19 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from uuid import uuid4
 
-from consent.errors import AccordError, Denied, Invalid, Unavailable
+from consent.errors import AccordError, Invalid, Unavailable
 from node.imaging.part10 import MAX_META_BYTES, read_part10
 from node.safety import Reference
 
-from .commitment_forms import INSTANCE, REQUEST, Asked, Report, read_report, write_asked
 from .messages import Command, Verb
-from .negotiation import (
-    LITTLE_ENDIAN,
-    STORAGE_COMMITMENT,
-    VERIFICATION,
-)
+from .negotiation import LITTLE_ENDIAN, VERIFICATION
 from .pdu import MAX_CONTEXTS
 from .requestor import Call
 from .requestor import Peer as Peer
 
 MAX_FILE_BYTES = 2 * 1024 * 1024 * 1024
 MAX_HEAD_BYTES = MAX_META_BYTES + 132
-REPORT_SECONDS = 60.0
-"""How long a commitment report is waited for."""
-UNRECOGNIZED_OPERATION = 0x0211
 
 # PS3.4 Table B.2-1, PS3.7 Annex C and PS3.18 Table I.2-2, without the low bits that vary.
 _STATUS_WORDS = {
@@ -157,47 +148,6 @@ async def send_files(peer: Peer, paths: Iterable[Path]) -> AsyncIterator[Sent]:
         yield sent
 
 
-async def commit(peer: Peer, references: Sequence[Reference], *, seconds: float = REPORT_SECONDS) -> Report:
-    """Ask `peer` whether these instances are safe with it, and wait for its report (PS3.4 Annex J).
-
-    Returns the report: what is not among its `safe` is not promised. Raises Unavailable when the peer offers no storage
-    commitment, cannot be reached, or does not report on this association within `seconds`; Denied when it refuses.
-    """
-    asked = Asked(f"2.25.{uuid4().int}", tuple(dict.fromkeys(references)))
-    async with Call(peer, [(STORAGE_COMMITMENT, LITTLE_ENDIAN)]) as call:
-        if not call.contexts:
-            raise Unavailable("The peer does not offer storage commitment.", code="no-commitment")
-        context = call.contexts[0]
-        request = Command(Verb.N_ACTION_RQ, 0, STORAGE_COMMITMENT, INSTANCE, has_data=True, type_id=REQUEST)
-        answer = await call.request(request, context, write_asked(asked, context.transfer_syntax))
-        if answer.status != 0:
-            raise Denied(
-                f"The peer does not take the request: {_status_words(answer)}.", code="not-committed"
-            )
-        return await _report(call, asked, seconds)
-
-
-async def _report(call: Call, asked: Asked, seconds: float) -> Report:
-    """The report of this transaction; others that come before it are answered and passed over."""
-    try:
-        async with asyncio.timeout(seconds):
-            while (message := await call.incoming(seconds)) is not None:
-                if message.command.verb != Verb.N_EVENT_REPORT_RQ:
-                    await call.respond(message, UNRECOGNIZED_OPERATION)
-                    continue
-                report = read_report(message.data, message.context.transfer_syntax)
-                await call.respond(message, 0)
-                if report.transaction == asked.transaction:
-                    return report
-    except TimeoutError:
-        pass
-    raise Unavailable(
-        "The peer did not report on this association in time.",
-        mend="It may report to a listening device; ask again later.",
-        code="no-report",
-    )
-
-
 async def echo(peer: Peer) -> None:
     """C-ECHO. Raises Unavailable or Denied when the peer does not answer with success."""
     async with Call(peer, [(VERIFICATION, syntax) for syntax in LITTLE_ENDIAN]) as call:
@@ -221,7 +171,7 @@ async def _store(call: Call, one: Outgoing) -> Sent:
         return Sent(one.label, one.sop_instance_uid, False, None, error.message)
     answer = await call.exchange(Verb.C_STORE_RQ, context, sop_instance=one.sop_instance_uid, data=data)
     ok = answer.status == 0 or answer.status >> 12 == 0xB  # 0xBxxx: stored, with a warning
-    reason = "" if answer.status == 0 else _status_words(answer)
+    reason = "" if answer.status == 0 else status_words(answer)
     return Sent(one.label, one.sop_instance_uid, ok, answer.status, reason, len(data), one.sop_class_uid)
 
 
@@ -250,6 +200,7 @@ def words_of(status: int) -> str:
     )
 
 
-def _status_words(answer: Command) -> str:
+def status_words(answer: Command) -> str:
+    """A response's status and comment for a person."""
     comment = f": {answer.comment}" if answer.comment else ""
     return f"Status {answer.status:04X}, {words_of(answer.status)}{comment}"

@@ -18,7 +18,8 @@ import structlog
 
 from consent.errors import AccordError
 from node.clock import Clock
-from node.dicom.sender import Outgoing, Peer, commit, send
+from node.dicom.commitment_request import commit
+from node.dicom.sender import Outgoing, Peer, send
 from node.edge.spool import Segment, Spool, Spooled
 from node.safety import Reference
 

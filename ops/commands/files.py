@@ -43,6 +43,10 @@ def send(
     commit: Annotated[
         bool, typer.Option("--commit", help="Ask afterwards whether all is safe there (storage commitment).")
     ] = False,
+    listen_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="With --commit: where the receiver calls us to report."),
+    ] = None,
     web: Annotated[
         str | None, typer.Option(metavar="URL", help="Send by DICOMweb (STOW-RS) to this service instead.")
     ] = None,
@@ -68,9 +72,9 @@ def send(
 
     files = (tls_certificate, tls_key, tls_authority)
     if web is not None:
-        if called or calling or commit or tls_name:
+        if called or calling or commit or tls_name or listen_port:
             raise typer.BadParameter(
-                "--called, --calling, --commit and --tls-name are for DICOM, not for --web."
+                "--called, --calling, --commit, --listen-port and --tls-name are for DICOM, not for --web."
             )
         paths = _there(words)
         trust = sending.web_trust(*files, pin)
@@ -82,10 +86,13 @@ def send(
         host, port, paths = _receiver(words)
         if not called or not calling:
             raise typer.BadParameter("DICOM needs --called and --calling; DICOMweb needs --web.")
+        if listen_port and not commit:
+            raise typer.BadParameter("--listen-port is for the report that --commit asks for.")
         tls = _tls(*files)
         pins, name = _expected(host, tls_authority, tls_name, pin)
         peer = Peer(host, port, called, calling, tls, pins, name)
-        results = asyncio.run(sending.by_dicom(peer, paths, commit=commit))
+        reports = sending.report_listener(peer, listen_port, *files) if listen_port else None
+        results = asyncio.run(sending.by_dicom(peer, paths, commit=commit, reports=reports))
     _tell_sent(results, safe=commit, as_json=as_json)
 
 

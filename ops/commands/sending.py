@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from base64 import b64encode
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,19 +20,41 @@ from node.dicom.sender import Peer, Sent, send_files
 if TYPE_CHECKING:
     import aiohttp
 
+    from node.dicom.report_listener import ReportListener
+
 MAX_CREDENTIAL_BYTES = 8 * 1024
 
 Results = list[tuple[str, str]]
 """File by file: its path, and why it did not arrive."""
 
 
-async def by_dicom(peer: Peer, paths: list[Path], *, commit: bool) -> Results:
-    """Send by C-STORE; with `commit` what the receiver does not vouch for afterwards has not arrived."""
+async def by_dicom(
+    peer: Peer, paths: list[Path], *, commit: bool, reports: ReportListener | None = None
+) -> Results:
+    """Send by C-STORE; with `commit` what the receiver does not vouch for afterwards has not arrived.
+
+    `reports` listens meanwhile for what the receiver says on an association of its own.
+    """
     sent = [one async for one in send_files(peer, paths)]
     reasons = {one.label: "" if one.ok else one.reason for one in sent}
     if commit:
-        reasons |= await _unsafe(peer, [one for one in sent if one.ok])
+        async with reports or nullcontext():
+            reasons |= await _unsafe(peer, [one for one in sent if one.ok], reports)
     return list(reasons.items())
+
+
+def report_listener(
+    peer: Peer, port: int, certificate: Path | None, key: Path | None, authority: Path | None
+) -> ReportListener:
+    """What hears the receiver's reports at `port`: over TLS, under the same authority, when it is called so."""
+    from node.dicom.report_listener import ReportListener
+    from node.tls import KeyPair, dicom_server_context
+
+    tls = None
+    if certificate is not None and key is not None and authority is not None:
+        pair = KeyPair(_read(certificate), _read(key))
+        tls = dicom_server_context(pair, [_read(authority).decode("ascii")])
+    return ReportListener(peer, port, tls=tls)
 
 
 async def by_web(
@@ -108,16 +131,16 @@ def _read(file: Path) -> bytes:
         return opened.read(1024 * 1024)
 
 
-async def _unsafe(peer: Peer, sent: list[Sent]) -> dict[str, str]:
+async def _unsafe(peer: Peer, sent: list[Sent], reports: ReportListener | None) -> dict[str, str]:
     """Why those among what was accepted that the receiver does not vouch for are not safe there."""
     from node.dicom.commitment_forms import MAX_REFERENCES
-    from node.dicom.sender import commit
+    from node.dicom.commitment_request import commit
 
     reasons: dict[str, str] = {}
     for start in range(0, len(sent), MAX_REFERENCES):
         part = sent[start : start + MAX_REFERENCES]
         try:
-            report = await commit(peer, [one.reference for one in part])
+            report = await commit(peer, [one.reference for one in part], reports=reports)
         except AccordError as error:
             return reasons | {one.label: f"accepted; {error}" for one in sent[start:]}
         safe = set(report.safe)

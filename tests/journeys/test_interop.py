@@ -45,7 +45,7 @@ from tests.support.dicom import EXPLICIT, Instance, from_file, pydicom_sample_pa
 from tests.support.served import AE, CHIEF, DIGITISER, SCANNER, Served
 
 ORTHANC = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
-ORTHANC_TITLE = "ORTHANC"
+ORTHANC_TITLE, ASKER = "ORTHANC", "ACCORDSCU"
 SECURE_STATION, OLD_STATION, SECURE_STORE, ELSEWHERE = "WS1", "WS2", "STORE1", "MR9"
 """Workstations over TLS and in plain, a store over TLS that C-MOVE sends to, a device that is registered at another address."""
 QUERYING = ("--service", "query", "--service", "retrieve")
@@ -617,6 +617,8 @@ class Archive:
     process: asyncio.subprocess.Process
     dicom_port: int
     http_port: int
+    report_port: int
+    """Where it calls whoever asked it for storage commitment as `ASKER`."""
 
     def call(self, method: str, path: str, **more: object) -> requests.Response:
         """One request, whatever the answer's status."""
@@ -654,7 +656,7 @@ class Archive:
 
 async def start_orthanc(folder: Path, hospital: Hospital) -> Archive:
     """An Orthanc that knows the node as a modality and as a DICOMweb server. It may find its ports taken meanwhile."""
-    dicom, http = free_ports(2)
+    dicom, http, report = free_ports(3)
     folder.mkdir()
     plugins = sorted(Path("/usr/share/orthanc/plugins").glob("*OrthancDicomWeb.so"))
     settings = {
@@ -665,7 +667,10 @@ async def start_orthanc(folder: Path, hospital: Hospital) -> Archive:
         "AuthenticationEnabled": False,
         "DicomAet": ORTHANC_TITLE,
         "DicomPort": dicom,
-        "DicomModalities": {"node": [AE, "127.0.0.1", hospital.node.plain_port]},
+        "DicomModalities": {
+            "node": [AE, "127.0.0.1", hospital.node.plain_port],
+            "asker": [ASKER, "127.0.0.1", report],
+        },
         "HttpsVerifyPeers": True,
         "HttpsCACertificates": str(hospital.ca),
         "Plugins": [str(plugin) for plugin in plugins],
@@ -685,7 +690,7 @@ async def start_orthanc(folder: Path, hospital: Hospital) -> Archive:
         process = await asyncio.create_subprocess_exec(
             ORTHANC, str(folder / "orthanc.json"), stdout=log, stderr=log
         )
-    return Archive(process, dicom, http)
+    return Archive(process, dicom, http, report)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -775,6 +780,17 @@ async def test_we_send_to_orthanc_by_dicom(archive: Archive, tmp_path: Path) -> 
     assert len(done["accepted"]) == 3 and not done["failed"]
     held = await asyncio.to_thread(archive.held)
     assert held.items() >= data_sets(*made).items()
+
+
+@needs_orthanc
+@pytest.mark.requirement("T1", "C3")
+async def test_orthanc_reports_to_us_that_it_is_safe(archive: Archive, tmp_path: Path) -> None:
+    """Orthanc makes its storage commitment report on an association of its own, and we hear it."""
+    made = study(name="interop/orthanc-commits", slices=2)
+    where = ("127.0.0.1", str(archive.dicom_port), *written(tmp_path / "files", *made))
+    how = ("--called", ORTHANC_TITLE, "--calling", ASKER, "--commit")
+    done = await accord("send", *where, *how, "--listen-port", str(archive.report_port))
+    assert len(done["accepted"]) == 2 and not done["failed"]
 
 
 @needs_orthanc

@@ -266,6 +266,7 @@ def test_exit_codes_differ_by_family_and_leave_the_shells_own_alone() -> None:
         "send localhost 104 DIR --called A --calling B --token-file x",
         "send DIR --web http://localhost:1/ --called A",
         "send DIR --web http://localhost:1/ --commit",
+        "send localhost 104 DIR --called A --calling B --listen-port 11112",
         "send DIR --web http://localhost:1/ --token-file a --login-file b",
         "send DIR --web https://localhost:1/ --pin 00 --tls-authority x",
     ],

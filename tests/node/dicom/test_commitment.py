@@ -23,9 +23,10 @@ from consent.vocabulary import EventKind
 from node.dicom import commitment, commitment_forms, promises
 from node.dicom.channel import Channel
 from node.dicom.commitment_forms import Asked, Report, read_asked, read_report, write_asked, write_report
+from node.dicom.commitment_request import commit
 from node.dicom.destinations import CallableDevice, CallableDevices
 from node.dicom.messages import Command
-from node.dicom.sender import Outgoing, Peer, commit, send
+from node.dicom.sender import Outgoing, Peer, send
 from node.ports import free_ports
 from node.safety import Fate, Reference
 from tests.node.dicom.archive import AE, SCANNER, UNCOMPRESSED, WORKSTATION, Archive, archive_in

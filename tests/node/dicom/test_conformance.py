@@ -16,10 +16,10 @@ from node.dicom import (
     services,
     suboperations,
 )
+from node.dicom.commitment_request import REPORT_SECONDS
 from node.dicom.gate import Limits
 from node.dicom.negotiation import SERVICES, STORAGE_CLASSES, STORAGE_COMMITMENT
 from node.dicom.pdu import MAX_DATA_BYTES
-from node.dicom.sender import REPORT_SECONDS
 from node.dicom.services import STATUS_OF_CODE, STATUS_OF_FAMILY
 from node.imaging.elements import TRANSFER_SYNTAXES
 from node.imaging.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME

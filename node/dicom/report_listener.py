@@ -1,0 +1,274 @@
+"""A short-lived listener for storage commitment reports that come on an association of their own (PS3.4 §J.3.3).
+
+Many archives report only so: they call whoever asked at an address and port that they have been told. It takes N-EVENT-REPORT
+of the transactions that are waited for, from the peer that was asked, and nothing else. The peer is known by both AE titles
+and, over TLS, by its certificate; the transaction's UID is new and random each time. Serves `accord send --listen-port`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Self
+
+from consent.errors import Invalid, Unavailable
+from node.tls import names_in
+
+from .association import Association, Event, State, Step, event_of
+from .commitment_forms import INSTANCE, MAX_ASKED_BYTES, Report, read_report
+from .messages import Assembler, Context, Message, Verb, encode_response, framed
+from .negotiation import LITTLE_ENDIAN, STORAGE_COMMITMENT
+from .pdu import (
+    APPLICATION_CONTEXT,
+    HEAD_BYTES,
+    Answer,
+    AssociateAc,
+    AssociateRj,
+    AssociateRq,
+    Kind,
+    PduFault,
+    Result,
+    Roles,
+    check_head,
+    decode,
+    pdvs,
+)
+from .requestor import Peer
+
+MAX_CONNECTIONS = 4
+"""At once: one peer is expected, and perhaps one that is none."""
+REQUEST_SECONDS = 10.0
+"""From the connection to a whole A-ASSOCIATE-RQ, the handshake before it likewise."""
+IDLE_SECONDS = 30.0
+LINGER_SECONDS = 2.0
+"""How long a peer has to release after its report."""
+UNRECOGNIZED_OPERATION, NO_SUCH_INSTANCE, INVALID_ARGUMENT = 0x0211, 0x0112, 0x0115
+_CALLED, _CALLING, _NO_DICOM = AssociateRj(1, 1, 7), AssociateRj(1, 1, 3), AssociateRj(1, 1, 2)
+
+
+class ReportListener:
+    """Listens inside `async with`, where this machine is reached by `peer`. With `tls` (which must ask for a certificate) DICOM TLS."""
+
+    def __init__(self, peer: Peer, port: int, *, tls: ssl.SSLContext | None = None) -> None:
+        if (tls is None) != (peer.tls is None):
+            raise ValueError("a report comes as it was asked for: both over TLS or neither")
+        if tls is not None and tls.verify_mode is not ssl.CERT_REQUIRED:
+            raise ValueError("DICOM TLS is mutual: the context must require client certificates")
+        self.peer = peer
+        self._port, self._tls = port, tls
+        self._expected: dict[str, asyncio.Future[Report]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.turned_away = ""
+        """Why the last caller that was not the peer was turned away; "" when there was none."""
+
+    async def __aenter__(self) -> Self:
+        host = await asyncio.to_thread(_own_address, self.peer)
+        seconds = REQUEST_SECONDS if self._tls is not None else None
+        try:
+            self._server = await asyncio.start_server(
+                self._connected, host, self._port, ssl=self._tls, ssl_handshake_timeout=seconds
+            )
+        except OSError as error:
+            raise Unavailable(
+                f"Nobody can listen on {host} port {self._port}: {error.strerror}.",
+                mend="End the other program that uses the port, or name the one that the archive knows.",
+                code="port-in-use",
+            ) from error
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._server.close()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=LINGER_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await self._server.wait_closed()
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on; chosen by the system when 0 was asked for."""
+        return int(self._server.sockets[0].getsockname()[1])
+
+    @contextlib.contextmanager
+    def expecting(self, transaction: str) -> Iterator[asyncio.Future[Report]]:
+        """The report of one transaction, while somebody waits for it."""
+        report: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
+        self._expected[transaction] = report
+        try:
+            yield report
+        finally:
+            del self._expected[transaction]
+            report.cancel()
+
+    def take(self, message: Message) -> int:
+        """Take one message of the peer; return the status to answer it with."""
+        command = message.command
+        if command.verb != Verb.N_EVENT_REPORT_RQ:
+            return UNRECOGNIZED_OPERATION
+        if command.sop_instance_uid != INSTANCE:
+            return NO_SUCH_INSTANCE
+        try:
+            if message.dropped:
+                return INVALID_ARGUMENT
+            report = read_report(message.data, message.context.transfer_syntax)
+        except Invalid:
+            return INVALID_ARGUMENT
+        expected = self._expected.get(report.transaction)
+        if expected is None:
+            return INVALID_ARGUMENT
+        if not expected.done():
+            expected.set_result(report)
+        return 0
+
+    def refusal(self, request: AssociateRq, certificate: bytes | None) -> AssociateRj | None:
+        """How to turn a caller away that is not the peer; None for the peer."""
+        if request.application_context != APPLICATION_CONTEXT:
+            return _NO_DICOM
+        if request.called != self.peer.calling:
+            self.turned_away = f'it called "{request.called}"'
+            return _CALLED
+        if request.calling != self.peer.called:
+            self.turned_away = f'it called itself "{request.calling}"'
+            return _CALLING
+        if certificate is not None and not self._is_peers(certificate):
+            self.turned_away = "it showed a certificate that is not the peer's"
+            return _CALLING
+        return None
+
+    def _is_peers(self, certificate: bytes) -> bool:
+        """Whether the peer that was called would have been known by it (`Peer`)."""
+        peer = self.peer
+        pinned = not peer.fingerprints or sha256(certificate).hexdigest() in peer.fingerprints
+        return pinned and (not peer.name or peer.name.lower() in names_in(certificate))
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._tasks) >= MAX_CONNECTIONS:
+            writer.transport.abort()
+            return
+        task = asyncio.create_task(_Reporting(self, reader, writer).run(), name="dicom-report")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Reporting:
+    """The acceptor's side of one association on which a report may come."""
+
+    def __init__(
+        self, listener: ReportListener, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._listener, self._reader, self._writer = listener, reader, writer
+        self._association = Association(requestor=False)
+        self._assembler = Assembler({}, 0)
+        self._max_length = 0
+
+    async def run(self) -> None:
+        """From the connection to its end, whatever the peer does."""
+        try:
+            self._carry_out(self._association.step(Event.EVT5_TRANSPORT_INDICATED))
+            async with asyncio.timeout(REQUEST_SECONDS):
+                kind, body = await self._read()
+            await self._serve(kind, body)
+        except PduFault as fault:
+            with contextlib.suppress(Exception):
+                self._carry_out(self._association.step(Event.EVT19_INVALID_PDU, fault=fault.reason))
+        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            pass  # it is gone, or silent
+        finally:
+            self._writer.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._writer.wait_closed()
+
+    async def _serve(self, kind: int, body: bytes) -> None:
+        while True:
+            if kind != Kind.DATA:
+                pdu = decode(kind, body)
+                step = self._association.step(event_of(pdu))
+                self._carry_out(step)
+                if isinstance(pdu, AssociateRq) and step.state is State.STA3_AWAITING_LOCAL_ANSWER:
+                    self._answer(pdu)
+                elif step.state is State.STA8_AWAITING_LOCAL_RELEASE:
+                    self._carry_out(self._association.step(Event.EVT14_RELEASE_RESPONSE))
+            elif self._association.state is State.STA6_ESTABLISHED:
+                self._association.step(Event.EVT10_DATA)
+                self._take(body)
+            else:
+                self._carry_out(self._association.step(Event.EVT10_DATA))
+            await self._writer.drain()
+            if self._association.state is not State.STA6_ESTABLISHED:
+                return
+            async with asyncio.timeout(IDLE_SECONDS):
+                kind, body = await self._read()
+
+    def _answer(self, request: AssociateRq) -> None:
+        """Accept the peer in the one service that is taken, as its user; turn away anybody else."""
+        tls = self._writer.get_extra_info("ssl_object")
+        certificate = tls.getpeercert(binary_form=True) if tls is not None else None
+        refusal = self._listener.refusal(request, certificate)
+        if refusal is not None:
+            self._carry_out(self._association.step(Event.EVT8_REJECT, refusal))
+            return
+        contexts, answers = {}, []
+        for proposal in request.contexts:
+            plain = [one for one in proposal.transfer_syntaxes if one in LITTLE_ENDIAN]
+            if proposal.abstract_syntax != STORAGE_COMMITMENT:
+                answers.append(
+                    Answer(proposal.id, Result.ABSTRACT_SYNTAX, next(iter(proposal.transfer_syntaxes), ""))
+                )
+            elif not plain:
+                answers.append(
+                    Answer(proposal.id, Result.TRANSFER_SYNTAXES, next(iter(proposal.transfer_syntaxes), ""))
+                )
+            else:
+                answers.append(Answer(proposal.id, Result.ACCEPTANCE, plain[0]))
+                contexts[proposal.id] = Context(proposal.id, STORAGE_COMMITMENT, plain[0])
+        # Who calls is the provider here: the requestor as SCP (PS3.4 §J.3.3.1).
+        roles = tuple(
+            Roles(one.sop_class, scu=False, scp=one.scp)
+            for one in request.roles
+            if one.sop_class == STORAGE_COMMITMENT
+        )
+        self._max_length = request.max_length
+        self._assembler = Assembler(contexts, MAX_ASKED_BYTES)
+        accepted = AssociateAc(request.called, request.calling, tuple(answers), roles=roles)
+        self._carry_out(self._association.step(Event.EVT7_ACCEPT, accepted))
+
+    def _take(self, body: bytes) -> None:
+        for pdv in pdvs(body, 0, len(body)):
+            message = self._assembler.take(pdv, memoryview(body))
+            if message is None:
+                continue
+            response = encode_response(message.command, self._listener.take(message))
+            self._association.step(Event.EVT9_DATA_REQUEST)
+            parts = framed(message.context.id, response, command=True, max_length=self._max_length)
+            self._writer.write(b"".join(parts))
+
+    async def _read(self) -> tuple[int, bytes]:
+        head = await self._reader.readexactly(HEAD_BYTES)
+        kind, length = head[0], int.from_bytes(head[2:], "big")
+        check_head(kind, length)
+        return kind, await self._reader.readexactly(length)
+
+    def _carry_out(self, step: Step) -> None:
+        if step.send:
+            self._writer.write(step.send)
+
+
+def _own_address(peer: Peer) -> str:
+    """The address by which this machine reaches the peer, and so by which the peer reaches it. No packet is sent."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(peer.host, peer.port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise Unavailable(
+            f"{peer.host} port {peer.port} cannot be reached: {error.strerror}.",
+            mend="Check address and port.",
+            code="peer-unreachable",
+        ) from error

@@ -50,7 +50,7 @@ async def store(request: web.Request, study_uid: str) -> tuple[int, bytes]:
     """
     source = Source(await permitted(request, Action.INGEST), "stow", address_of(request))
     ingest = request.app[INGEST]
-    outcome, room = Outcome(), Room(stow_room.MEMORY)
+    outcome, room = Outcome(), Room(stow_room.MEMORY, stow_room.IN_FLIGHT)
     broken: Exception | None = None
     try:
         async with asyncio.TaskGroup() as group:
@@ -92,7 +92,7 @@ async def _store_one(
     except AccordError as error:
         outcome.failed.append((head, error))
     finally:
-        await room.give_back(len(data))
+        room.give_back(len(data))
 
 
 def _arrival(head: Part10, data: Bytes, study_uid: str) -> Arrival:

@@ -11,12 +11,11 @@ Invariants: an append is answered only after an fdatasync that covers it; a fail
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from queue import SimpleQueue
 
 from consent.errors import Unavailable
 from node.clock import Clock
@@ -47,9 +46,8 @@ class GroupCommit:
         self._blobs = blobs
         self._clock = clock
         self._threads = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix="vault-sync")
-        self._arenas: SimpleQueue[Arena] = SimpleQueue()
-        for _ in range(SYNC_THREADS):
-            self._arenas.put(Arena())
+        # One for each thread; the last that was used comes first, so that one busy pack fills no more than one.
+        self._arenas = deque(Arena() for _ in range(SYNC_THREADS))
         self._packs: OrderedDict[str, _Pack] = OrderedDict()
         self._waiting_bytes = 0
         self._room = asyncio.Event()
@@ -100,7 +98,7 @@ class GroupCommit:
 
     def _write(self, pack: _Pack, drafts: list[Draft]) -> tuple[StoredObject, ...]:
         """In a thread: one group, sealed, written and durable."""
-        arena = self._arenas.get()
+        arena = self._arenas.pop()
         try:
             while True:
                 if pack.writer is None:
@@ -111,7 +109,7 @@ class GroupCommit:
                     pack.writer.close()
                     pack.writer = None
         finally:
-            self._arenas.put(arena)
+            self._arenas.append(arena)
 
     def _finished(self, pack: _Pack, group: list[tuple[Sequence[Draft], _Answer]], done: _Answer) -> None:
         pack.running = None

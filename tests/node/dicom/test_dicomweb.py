@@ -354,6 +354,34 @@ async def test_a_large_request_is_stored_with_bounded_memory(
     assert len(json.loads((await door.get(who, "/instances"))[2])) == 30
 
 
+async def test_requests_share_what_waits_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has one part on its way whatever others send, a second one only while there is room; who leaves gives all back."""
+    from node.dicom import stow_room
+
+    monkeypatch.setattr(stow_room, "MAX_IN_FLIGHT_BYTES", 100)
+    shared, memory = stow_room.InFlight(), Memory(10_000)
+    first, second = stow_room.Room(memory, shared), stow_room.Room(memory, shared)
+    for room in (first, second):
+        await room.read(160)
+        await room.take(80)
+    third = asyncio.create_task(second.take(80))
+    await asyncio.sleep(0)
+    assert not third.done()
+    first.close()
+    await asyncio.sleep(0)
+    assert not third.done()  # its own eighty are still on their way
+    second.give_back(80)
+    async with asyncio.timeout(1):
+        await third
+    second.close()
+    assert memory.held == 0
+    async with asyncio.timeout(1):
+        last = stow_room.Room(memory, shared)
+        for _ in range(2):
+            await last.read(50)
+            await last.take(50)
+
+
 @pytest.mark.requirement("V4")
 async def test_a_burst_of_requests_is_one_opening_in_the_log(door: Door) -> None:
     """Opening a study is on record once for a person, with what was taken at its end."""

@@ -21,8 +21,8 @@ from tests.faults.shim import ERRORS, chosen, failing
 from tests.faults.works import Archive, Work, compact, regrade
 from tests.support.node import small_node
 
-pytestmark = [pytest.mark.requirement("V2", "F4"), pytest.mark.slow]
 TRIALS = int(os.environ.get("ACCORD_CALL_TRIALS", "1"))
+pytestmark = [pytest.mark.requirement("V2", "F4"), pytest.mark.slow, pytest.mark.timeout(120 + TRIALS)]
 NEVER = 100_000
 FIRST = 999_999
 

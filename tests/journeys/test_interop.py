@@ -30,6 +30,7 @@ from PIL import Image
 from pynetdicom.sop_class import (
     CTImageStorage,
     StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
     Verification,
 )
 
@@ -420,16 +421,25 @@ async def test_dcmtk_moves(hospital: Hospital, stored: tuple[Instance, ...], tmp
 
 @pytest.mark.requirement("T1")
 async def test_pynetdicom_asks(hospital: Hospital, stored: tuple[Instance, ...], tmp_path: Path) -> None:
-    """Its command line programs find and get."""
+    """Its command line programs find, get, and have a study sent to themselves."""
     study_uid = str(stored[0].dataset().StudyInstanceUID)
     where = ("127.0.0.1", str(hospital.node.plain_port), "-aet", OLD_STATION, "-aec", AE)
     keys = ("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={study_uid}")
     program = (sys.executable, "-m", "pynetdicom")
     status, printed = await run(*program, "findscu", *where, "-S", *keys, "-v")
     assert status == 0 and study_uid in printed, printed
-    status, printed = await run(*program, "getscu", *where, "-S", *keys, "-od", tmp_path)
+    status, printed = await run(*program, "getscu", *where, "-S", *keys, "-od", tmp_path / "got")
     assert status == 0, printed
-    assert files_in(tmp_path).keys() == {one.sop_instance_uid for one in stored}
+    status, printed = await run(
+        *program, "movescu", *where, "-S", *keys, "-od", tmp_path / "moved", "-aem", OLD_STATION,
+        "--store", "--store-port", str(hospital.station_port), "--store-aet", OLD_STATION, "-v",
+    )  # fmt: skip
+    assert status == 0, printed
+    for folder in ("got", "moved"):
+        back = files_in(tmp_path / folder)
+        assert {uid: ds.PixelData for uid, ds in back.items()} == {
+            one.sop_instance_uid: one.dataset().PixelData for one in stored
+        }, printed
 
 
 @pytest.mark.requirement("T1", "C1")
@@ -468,6 +478,53 @@ async def test_pynetdicom_gets_over_mutual_tls(hospital: Hospital, stored: tuple
 
     assert await asyncio.to_thread(talk) == 0
     assert set(got) == {one.sop_instance_uid for one in stored}
+
+
+@pytest.mark.requirement("T1", "C1")
+async def test_pynetdicom_moves_over_mutual_tls(hospital: Hospital, stored: tuple[Instance, ...]) -> None:
+    """The workstation asks over TLS, and the store that it names is called over TLS: both ends prove who they are."""
+    got: dict[str, bytes] = {}
+
+    def take(event: pynetdicom.events.Event) -> int:
+        got[str(event.dataset.SOPInstanceUID)] = event.dataset.PixelData
+        return 0
+
+    def context(title: str, purpose: ssl.Purpose) -> ssl.SSLContext:
+        made = ssl.create_default_context(purpose, cafile=str(hospital.ca))
+        made.load_cert_chain(hospital.keys / f"{title}.crt", hospital.keys / f"{title}.key")
+        return made
+
+    def talk() -> list[tuple[int, int]]:
+        store = pynetdicom.AE(SECURE_STORE)
+        store.add_supported_context(CTImageStorage, EXPLICIT)
+        serving = context(SECURE_STORE, ssl.Purpose.CLIENT_AUTH)
+        serving.verify_mode = ssl.CERT_REQUIRED
+        server = store.start_server(
+            ("127.0.0.1", hospital.store_port), block=False, ssl_context=serving,
+            evt_handlers=[(pynetdicom.evt.EVT_C_STORE, take)],
+        )  # fmt: skip
+        entity = pynetdicom.AE(SECURE_STATION)
+        entity.add_requested_context(StudyRootQueryRetrieveInformationModelMove)
+        calling = context(SECURE_STATION, ssl.Purpose.SERVER_AUTH)
+        association = entity.associate(
+            "127.0.0.1", hospital.node.tls_port, ae_title=AE, tls_args=(calling, "localhost")
+        )
+        assert association.is_established
+        question = pydicom.Dataset()
+        question.QueryRetrieveLevel = "STUDY"
+        question.StudyInstanceUID = stored[0].dataset().StudyInstanceUID
+        try:
+            answers = association.send_c_move(
+                question, SECURE_STORE, StudyRootQueryRetrieveInformationModelMove
+            )
+            return [(answer.Status, answer.NumberOfCompletedSuboperations) for answer, _ in answers]
+        finally:
+            association.release()
+            server.shutdown()
+
+    answers = await asyncio.to_thread(talk)
+    assert answers[-1] == (0, len(stored)) and {status for status, _ in answers[:-1]} == {0xFF00}
+    assert got == {one.sop_instance_uid: one.dataset().PixelData for one in stored}
 
 
 @pytest.mark.requirement("T1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from node.access.devices import DeviceState
 from node.dicom import retrieve
 from node.gateway import data_sets, reading
 from node.ports import free_ports
+from node.tls import KeyPair, dicom_server_context
 from tests.node.dicom.archive import (
     READING_ROOM,
     SCANNER,
@@ -174,14 +176,16 @@ def get(
 
 
 @contextmanager
-def destination(port: int, *, leaves_after: int = -1, waits: Event_ | None = None) -> Iterator[Store]:
+def destination(
+    port: int, *, leaves_after: int = -1, waits: Event_ | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[Store]:
     """A listening store."""
     store = Store(port, leaves_after=leaves_after, waits=waits)
     entity = pynetdicom.AE(READING_ROOM)
     for one in (CT, MR):
         entity.add_supported_context(one, UNCOMPRESSED)
     server = entity.start_server(
-        ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, store.take)]
+        ("127.0.0.1", port), block=False, ssl_context=tls, evt_handlers=[(evt.EVT_C_STORE, store.take)]
     )
     try:
         yield store
@@ -196,9 +200,10 @@ def move(
     *,
     calling: str = WORKSTATION,
     cancels: Event_ | None = None,
+    tls: KeyPair | None = None,
 ) -> Outcome:
     """A C-MOVE, cancelled as in `get`; blocks."""
-    association = archive.associate([MOVE], calling=calling)
+    association = archive.associate([MOVE], calling=calling, tls=tls)
     try:
 
         def responses() -> Iterator[tuple[Dataset, Dataset | None]]:
@@ -391,6 +396,27 @@ async def test_move_sends_to_a_registered_device(archive: Archive) -> None:
     closed = (await archive.node.events(EventKind.STUDY_DOWNLOADED))[-1].event
     assert (opened.actor, opened.detail["to"]) == (f"device:{WORKSTATION}", f"device:{READING_ROOM}")
     assert (closed.detail["instances"], closed.detail["to"]) == (6, f"device:{READING_ROOM}")
+
+
+@pytest.mark.requirement("T1", "C1")
+async def test_move_over_tls_goes_to_the_registered_certificate_alone(archive: Archive) -> None:
+    """Asked over TLS, and sent over TLS to a store that shows its certificate; to one that shows another's nothing is sent."""
+    (port,) = free_ports(1)
+    asker = await archive.register_secure("WS7", ["query", "retrieve"])
+    store = await archive.register_secure("STORE7", ["retrieve"], port=port)
+    other = await archive.register_secure("STORE8", ["retrieve"], port=port)
+    authority = archive.node.identity.authority_pem
+
+    async def moved(shown: KeyPair) -> tuple[Outcome, set[str]]:
+        with destination(port, tls=dicom_server_context(shown, [authority])) as there:
+            done = await asyncio.to_thread(
+                move, archive, whole_study("g1"), "STORE7", calling="WS7", tls=asker
+            )
+            return done, there.uids
+
+    assert await moved(store) == (Outcome(0, "", 6, 0, 0, (), 7), {one.sop_instance_uid for one in CT_STUDY})
+    refused, got = await moved(other)
+    assert (refused.status, refused.completed, got) == (0x0124, 0, set())
 
 
 @pytest.mark.requirement("U1", "T1", "V4")

@@ -19,7 +19,7 @@ from cryptography.x509 import load_pem_x509_certificate
 
 from consent.errors import AccordError, Denied, Invalid, NotFound, Unavailable
 from consent.vocabulary import Role
-from node.dicom import stow_client
+from node.dicom import sender, stow_client
 from node.dicom.multipart import MultipartParser, parameters
 from node.dicom.sender import Sent
 from node.dicom.stow_client import Service, pinned, service, store_files, trusting
@@ -224,7 +224,7 @@ async def test_a_file_that_shrinks_is_left_out_and_the_rest_goes(
     """The request that it broke is sent again without it."""
     made = study(slices=3)
     paths = written(tmp_path, *made)
-    measured = stow_client.readable
+    measured = sender.readable
 
     async def shrinking(given: Any) -> AsyncIterator[Any]:
         async for one in measured(given):

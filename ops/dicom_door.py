@@ -35,7 +35,12 @@ def build_devices(base: Foundation, doors: Doors) -> CallableDevices:
     """The devices that this node calls."""
     settings = base.settings.node
     return CallableDevices(
-        base.registry, base.log, calling=settings.ae_title, node=base.identity.node_id, tls=doors.calling
+        base.registry,
+        base.log,
+        base.clock,
+        calling=settings.ae_title,
+        node=base.identity.node_id,
+        tls=doors.calling,
     )
 
 

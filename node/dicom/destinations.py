@@ -1,7 +1,8 @@
 """Devices that this node calls: where images of a C-MOVE and commitment reports go, and over what.
 
 Only a registered device in use, with an address of its own and a port, is called: over mutual TLS when its certificate is
-registered, which it must then show, and in plain only when it was registered for that with a reason.
+registered, which it must then show (or the former one while the two overlap), and in plain only when it was registered for that
+with a reason.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Protocol
 from consent.errors import NotFound
 from consent.principals import Principal
 from consent.vocabulary import EventKind, Outcome
-from node.access.devices import Device, DeviceState, shown
+from node.access.devices import Device, DeviceState, Former, shown
 from node.audit.event import Event
+from node.clock import Clock
 
 from .pdu import Roles
 from .requestor import Call, Peer
@@ -51,6 +53,7 @@ class CallableDevices:
         self,
         devices: Devices,
         log: EventLog,
+        clock: Clock,
         *,
         calling: str,
         node: str,
@@ -58,6 +61,7 @@ class CallableDevices:
     ) -> None:
         self._devices = devices
         self._log = log
+        self._clock = clock
         self._calling = calling
         self._node = node
         self._tls = tls
@@ -94,7 +98,7 @@ class CallableDevices:
         if device.host is None or device.port is None:
             raise _unknown("The destination is registered without address and port.")
         secure = device.certificate is not None
-        former = {device.former.fingerprint} if device.former else set()
+        former = {device.former.fingerprint} if device.former and self._overlaps(device.former) else set()
         peer = Peer(
             device.host,
             device.port,
@@ -104,6 +108,9 @@ class CallableDevices:
             frozenset({device.fingerprint or "", *former}) if secure else frozenset(),
         )
         return CallableDevice(device.principal(self._node), peer)
+
+    def _overlaps(self, former: Former) -> bool:
+        return self._clock.now() < former.until
 
 
 def _unknown(words: str) -> NotFound:

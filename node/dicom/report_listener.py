@@ -12,11 +12,9 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Iterator
-from hashlib import sha256
 from typing import Self
 
 from consent.errors import Invalid, Unavailable
-from node.tls import names_in
 
 from .association import Association, Event, State, Step, event_of
 from .commitment_forms import INSTANCE, MAX_ASKED_BYTES, Report, read_report
@@ -135,16 +133,10 @@ class ReportListener:
         if request.calling != self.peer.called:
             self.turned_away = f'it called itself "{request.calling}"'
             return _CALLING
-        if certificate is not None and not self._is_peers(certificate):
-            self.turned_away = "it showed a certificate that is not the peer's"
+        if doubt := self.peer.doubt(certificate):
+            self.turned_away = f"it {doubt}"
             return _CALLING
         return None
-
-    def _is_peers(self, certificate: bytes) -> bool:
-        """Whether the peer that was called would have been known by it (`Peer`)."""
-        peer = self.peer
-        pinned = not peer.fingerprints or sha256(certificate).hexdigest() in peer.fingerprints
-        return pinned and (not peer.name or peer.name.lower() in names_in(certificate))
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._tasks) >= MAX_CONNECTIONS:

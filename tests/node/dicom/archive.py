@@ -106,7 +106,9 @@ async def archive_in(
         def calling(device: Device) -> ssl.SSLContext:
             return dicom_client_context(leaf, [node.identity.authority_pem])
 
-        devices = CallableDevices(node.registry, node.log, calling=AE, node=node.node_id, tls=calling)
+        devices = CallableDevices(
+            node.registry, node.log, node.clock, calling=AE, node=node.node_id, tls=calling
+        )
         promises = Promises(node.database, await node.keys.secret("commitment"))
         commitment = Commitment(node.gateway, promises, devices, node.log, node.clock, node.ingest.flushed)
         retrieve = Retrieve(node.gateway, node.index.pseudonyms, node.renderer, devices)

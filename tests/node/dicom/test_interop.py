@@ -234,7 +234,7 @@ async def test_peer_over_tls_is_named(hospital: Hospital) -> None:
         Peer("127.0.0.1", 1, AE, "CT1", context)
     for more in ({"name": NODE}, {"fingerprints": frozenset({"0" * 64})}):
         with pytest.raises(Invalid):
-            Peer("127.0.0.1", 1, AE, "CT1", **more)  # type: ignore[arg-type]
+            Peer("127.0.0.1", 1, AE, "CT1", **more)
 
 
 async def test_same_uid_with_other_bytes_is_refused_with_the_reason(hospital: Hospital) -> None:

@@ -218,7 +218,7 @@ async def test_over_tls_only_the_peers_own_certificate_reports() -> None:
         with listener.expecting(TRANSACTION) as report:
             port = listener.port
             turned = await asyncio.to_thread(lambda: call(port, tls=other, authority=authority))
-            assert turned.is_rejected and "not the peer's" in listener.turned_away
+            assert turned.is_rejected and "does not bear the name" in listener.turned_away
             plain = await asyncio.to_thread(lambda: call(port))
             assert not plain.is_established
             status = await asyncio.to_thread(

@@ -42,7 +42,7 @@ bench: $(STAMP)
 # The fault tests at full length: 500 kills, 10,000 mutations of each kind; about an hour.
 faults: $(STAMP)
 	OMP_NUM_THREADS=1 ACCORD_CRASH_ROUNDS=500 ACCORD_HOSTILE_CASES=10000 ACCORD_STRACE_TRIALS=60 ACCORD_CALL_TRIALS=1000 \
-		ACCORD_SLOW_PEERS=full \
+		ACCORD_KEY_CRASH_ROUNDS=50 ACCORD_SLOW_PEERS=full \
 		$(BIN)/python -m pytest tests/faults --tb=native -s
 
 messages: $(STAMP)

@@ -15,6 +15,7 @@ import pytest
 
 from consent.errors import Denied
 from node.dicom.sender import Sent, send
+from tests.faults.conftest import Counts
 from tests.faults.examination import examine
 from tests.faults.slices import Truth, outgoing
 from tests.support.dicomweb import DicomWeb
@@ -94,7 +95,7 @@ async def _ended(node: Served) -> None:
 @pytest.mark.requirement("F4", "C3")
 @pytest.mark.parametrize("room", [_small_disk, _small_files], ids=["disk", "file-limit"])
 async def test_full_disk_refuses_and_recovers(
-    tmp_path: Path, room: Callable[[Path], Awaitable[Tight]]
+    tmp_path: Path, counts: Counts, room: Callable[[Path], Awaitable[Tight]]
 ) -> None:
     """A700 by DICOM and 503 by DICOMweb while full; what was acknowledged stays; freed, the next instance goes in."""
     truth = Truth()
@@ -115,6 +116,9 @@ async def test_full_disk_refuses_and_recovers(
         assert all(one.ok for one in await _send(node, truth, study=3, count=20))
         assert await node.stop() == 0, node.said()
         findings = await examine(node.folder, truth)
+    counts(
+        acknowledged=len(truth.acknowledged), lost=len(findings.lost), corrupt=len(findings.corrupt), sent=len(truth.sent)
+    )  # fmt: skip
     assert findings.clean, findings
     assert findings.read >= len(truth.acknowledged) > 30
 

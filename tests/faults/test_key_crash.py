@@ -27,6 +27,7 @@ from consent.vocabulary import Action, EventKind, Grade, Role
 from node.regrading import Regrading
 from node.rotation import Rotation
 from node.vault.key_tables import vault_kek, vault_regrade, vault_study_key
+from tests.faults.conftest import Counts
 from tests.support.clock import FakeClock
 from tests.support.dicom import Instance, study
 from tests.support.node import NodeFixture, small_node
@@ -152,9 +153,7 @@ async def regrade_up_and_down(node: NodeFixture) -> None:
 @pytest.mark.requirement("V1", "F4")
 @pytest.mark.timeout(120 + 10 * ROUNDS)
 @pytest.mark.parametrize("work", [rotate_and_rewrap, regrade_up_and_down])
-def test_no_key_and_no_image_is_lost_by_kill_9(
-    tmp_path: Path, work: Work, record_property: Callable[[str, object], None]
-) -> None:
+def test_no_key_and_no_image_is_lost_by_kill_9(tmp_path: Path, work: Work, counts: Counts) -> None:
     """Killed again and again at random moments: afterwards every study key opens and every byte is what was sent."""
     seed = int(os.environ.get("ACCORD_CRASH_SEED", secrets.randbits(32)))
     dice, seen = random.Random(seed), list[tuple[int, int]]()
@@ -162,10 +161,7 @@ def test_no_key_and_no_image_is_lost_by_kill_9(
     for _ in range(ROUNDS):
         assert killed(archive, work, dice.uniform(0.0, 2 * CALM_SECONDS)) == -signal.SIGKILL
         seen.append(asyncio.run(examine(archive)))
-    record_property("seed", seed)
-    record_property("unfinished", sum(1 for _, left in seen if left))
-    if os.environ.get("ACCORD_KEY_CRASH_ROUNDS"):
-        print(f"\nkills={ROUNDS} unfinished={sum(1 for _, left in seen if left)} seed={seed}")
+    counts(kills=ROUNDS, unfinished=sum(1 for _, left in seen if left), seed=seed)
 
 
 @pytest.mark.requirement("V1", "F4")

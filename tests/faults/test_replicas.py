@@ -19,7 +19,8 @@ import pytest
 from consent.vocabulary import Action, EventKind, Role
 from node.dicom.sender import Outgoing, send
 from node.rebuilding import Rebuilding
-from tests.faults.examination import all_entries, examine
+from tests.faults.conftest import Counts
+from tests.faults.examination import Findings, all_entries, examine
 from tests.faults.slices import Truth, outgoing, study_uid
 from tests.support.cli import accord
 from tests.support.dicom import ct_slice
@@ -119,6 +120,7 @@ FAULTS: dict[str, tuple[Callable[[Rooted, int], None], Callable[[Rooted, int], N
 @pytest.mark.parametrize("number", [0], ids=["the-root-that-is-read-first"])
 async def test_losing_a_root_in_the_middle_stops_nothing_and_loses_nothing(
     tmp_path: Path,
+    counts: Counts,
     number: int,
     fault: tuple[Callable[[Rooted, int], None], Callable[[Rooted, int], None]],
 ) -> None:
@@ -146,6 +148,7 @@ async def test_losing_a_root_in_the_middle_stops_nothing_and_loses_nothing(
         assert len(copies[0]) == STUDIES + 1
         findings = await examine(one.node.folder, truth)
         kinds = [entry.event.kind for entry in await all_entries(one.node.folder)]
+    _tell(counts, truth, findings)
     assert findings.clean, findings
     assert findings.read == (STUDIES + 1) * INSTANCES
     assert EventKind.REPLICA_DEGRADED in kinds
@@ -155,7 +158,9 @@ async def test_losing_a_root_in_the_middle_stops_nothing_and_loses_nothing(
 @pytest.mark.slow
 @pytest.mark.journey
 @pytest.mark.requirement("V2", "F4")
-async def test_below_the_quorum_nothing_is_acknowledged_and_a_later_try_heals(tmp_path: Path) -> None:
+async def test_below_the_quorum_nothing_is_acknowledged_and_a_later_try_heals(
+    tmp_path: Path, counts: Counts
+) -> None:
     """Two of three roots away: A700 in words, reading goes on; one back, and the same instance is taken."""
     truth = Truth()
     async with rooted(tmp_path) as one:
@@ -177,6 +182,7 @@ async def test_below_the_quorum_nothing_is_acknowledged_and_a_later_try_heals(tm
         assert await one.node.stop() == 0, one.node.said()
         findings = await examine(one.node.folder, truth)
         copies = [_files(root) for root in one.roots]
+    _tell(counts, truth, findings)
     assert findings.clean, findings
     assert copies[0] == copies[1] == copies[2]
 
@@ -184,7 +190,7 @@ async def test_below_the_quorum_nothing_is_acknowledged_and_a_later_try_heals(tm
 @pytest.mark.slow
 @pytest.mark.journey
 @pytest.mark.requirement("V2", "F4")
-async def test_killed_while_a_root_is_refilled_it_goes_on(tmp_path: Path) -> None:
+async def test_killed_while_a_root_is_refilled_it_goes_on(tmp_path: Path, counts: Counts) -> None:
     """SIGKILL in the middle of a refill, again and again: the root is whole in the end, and nothing is lost."""
     truth = Truth()
     async with rooted(tmp_path) as one:
@@ -202,6 +208,7 @@ async def test_killed_while_a_root_is_refilled_it_goes_on(tmp_path: Path) -> Non
         assert await one.node.stop() == 0, one.node.said()
         copies = [_files(root) for root in one.roots]
         findings = await examine(one.node.folder, truth)
+    _tell(counts, truth, findings)
     assert copies[0] == copies[1] == copies[2]
     assert findings.clean, findings
 
@@ -250,6 +257,10 @@ async def test_killed_while_packs_are_written_anew_nothing_is_lost(tmp_path: Pat
         copies = {root.blobs.read(f"{study}.pack", 0, 2**30) for root in node.replicas.quorum.in_sync}
         assert len(copies) == 1
         assert len(node.replicas.quorum.in_sync) == 3
+
+
+def _tell(counts: Counts, truth: Truth, findings: Findings) -> None:
+    counts(acknowledged=len(truth.acknowledged), lost=len(findings.lost), corrupt=len(findings.corrupt))
 
 
 async def _send(node: Served, truth: Truth, study: int, *, count: int = INSTANCES, side: int = 64) -> None:

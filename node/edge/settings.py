@@ -129,7 +129,7 @@ _FILE = SettingsFile(
     {
         "edge": "The device beside which this agent stands.",
         "listen": "Where the modality sends: plain DICOM on the loopback address and nowhere else.",
-        "node": "The hospital's node, reached over DICOM TLS. Only a certificate under keys/node.crt is trusted.",
+        "node": "The hospital's node, reached over DICOM TLS. Only its own certificate, under keys/node.crt, is trusted.",
         "spool": "What is kept, sealed, until the node has it.",
         "forward": "How the node is called.",
     },

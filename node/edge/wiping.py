@@ -19,7 +19,7 @@ from consent.signed import Signed, sign
 from node.access.wiping import KEY_DESTROYED, WIPE_LASTS, WipeCertificate, issuer_of
 from node.clock import Clock
 from node.edge.settings import EdgeSettings
-from node.vault.blobs import FileBlobs, sync_folder
+from node.vault.blobs import OVERWRITE_BYTES, FileBlobs, sync_folder
 
 SPOOL_OVERWRITTEN = "spool-overwritten"
 DEVICE_KEY_DESTROYED = "device-key-destroyed"
@@ -103,8 +103,9 @@ def _destroy(file: Path) -> None:
     except OSError as error:
         raise Unavailable(f"{file.name} cannot be destroyed: {error.strerror}.") from error
     try:
-        size = os.fstat(descriptor).st_size
-        os.pwrite(descriptor, os.urandom(size), 0)
+        size, done = os.fstat(descriptor).st_size, 0
+        while done < size:
+            done += os.pwrite(descriptor, os.urandom(min(OVERWRITE_BYTES, size - done)), done)
         os.fsync(descriptor)
         file.unlink()
         sync_folder(file.parent)

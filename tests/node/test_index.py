@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from consent.errors import Corrupt, Invalid, NotFound
 from consent.vocabulary import Grade
@@ -22,6 +22,7 @@ from node.imaging.attributes import Attributes
 from node.index import Entry, Index, Level, Placement, Pseudonyms, Query, Visible
 from node.index import index as index_module
 from node.index import names as names_module
+from node.index import search as search_module
 from node.index.names import NameTable, folded_groups, wildcard
 from node.index.query import dicom_json
 from node.index.tables import INSTANCES, SERIES, STUDIES
@@ -231,6 +232,45 @@ async def test_pages_follow_one_another(index: Index, database: Database) -> Non
 
 
 @pytest.mark.requirement("U1")
+@pytest.mark.requirement("F5")
+@pytest.mark.parametrize("few", [True, False], ids=["handed to the database", "picked out of the keys"])
+async def test_a_common_name_is_found_in_the_order_of_the_answer(
+    index: Index, database: Database, monkeypatch: pytest.MonkeyPatch, few: bool
+) -> None:
+    """Newest first, page by page, without those of other names, other dates, or whom the asker may not see."""
+    monkeypatch.setattr(search_module, "FIRST_KEYS", 3)
+    monkeypatch.setattr(search_module, "MORE_KEYS", 4)
+    asked: list[bool] = []
+    monkeypatch.setattr(search_module.Search, "_few", lambda *_: asked.append(few) or few)
+    grades = [Grade.ORDINARY, Grade.SENSITIVE]
+    for number in range(1, 26):
+        name = "Rare^One" if number % 5 == 0 else "Common^One"
+        await add(index, database, entry(number, grade=grades[number % 2], patient_name=name))
+    visible = Visible(grades=frozenset({Grade.ORDINARY}))
+    keys = {"PatientName": "comm*", "StudyDate": "20261104-20261124"}
+    wanted = [f"1.2.3.{n}" for n in range(24, 3, -1) if n % 5 and not n % 2]
+    found: list[str] = []
+    for offset in range(0, len(wanted) + 3, 3):
+        page = await index.search(Query.of(Level.STUDY, keys, limit=3, offset=offset), visible)
+        found += [str(match.values["StudyInstanceUID"]) for match in page.matches]
+        assert page.more == (offset + 3 < len(wanted))
+    assert found == wanted
+    assert asked
+
+
+@pytest.mark.requirement("F1")
+async def test_what_costs_less_is_done_for_a_name(index: Index, database: Database) -> None:
+    """A rare name is handed to the database, a common one looked for in the order of the answer."""
+    for number in range(1, 29):
+        await add(index, database, entry(number, patient_name="Rare^One" if number == 7 else "Common^One"))
+    statements: list[str] = []
+    event.listen(index._reads._engine, "before_cursor_execute", lambda *got: statements.append(got[2]))
+    for name, handed_over in (("rare*", True), ("common*", False)):
+        statements.clear()
+        await index.search(Query.of(Level.STUDY, {"PatientName": name}, limit=1))
+        assert ("study IN" in statements[0]) is handed_over, name
+
+
 async def test_a_search_finds_only_what_is_visible(index: Index, database: Database) -> None:
     """Visibility by patient and grade is part of the search, not a filter behind the limit."""
     await add(index, database, entry(1), entry(2, grade=Grade.RESTRICTED), entry(3))

@@ -24,7 +24,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.types import TypeDecorator
 
-from consent.errors import AccordError, Corrupt, Unavailable
+from consent.errors import AccordError, Corrupt, Sentence, Unavailable
 
 Tx = AsyncConnection
 """A connection inside a transaction. Functions that take a `Tx` never commit."""
@@ -43,7 +43,7 @@ BUSY_TIMEOUT_SECONDS = 15
 READ_THREADS = 2
 READ_MEND = "Try again; if it lasts, look at the disk and run `accord doctor`."
 WRITE_MEND = "Free disk space or end the other process that uses this folder, then try again."
-RUNBOOK = "Run `accord doctor`, and follow the runbook for a damaged database: damaged-database.md."
+RUNBOOK = Sentence("Run accord doctor, and follow the runbook for a damaged database: damaged-database.md.")
 DAMAGED = "database-damaged"
 """The code of the error for a database whose own pages do not hold together."""
 _DAMAGED_SQLITE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -297,7 +297,7 @@ def _in_words(
         return Unavailable(f"The database cannot {doing} now (every connection is in use).", mend=mend)
     raised = error.orig if isinstance(error, DBAPIError) else error
     if _is_damage(raised):
-        return Corrupt("The database is damaged.", mend=RUNBOOK, code=DAMAGED)
+        return Corrupt(Sentence("The database is damaged."), mend=RUNBOOK, code=DAMAGED)
     if isinstance(error, OperationalError | sqlite3.OperationalError):
         reason = str(raised).split("\n", maxsplit=1)[0]
         return Unavailable(f"The database cannot {doing} now ({reason}).", mend=mend)

@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 
-from consent.errors import Corrupt, Invalid, NotFound, Unavailable
+from consent.errors import Corrupt, Invalid, NotFound, Sentence, Unavailable
 from consent.vocabulary import EventKind, Outcome
 from node.arrival import instance_pairs
 from node.audit.log import Event, Log
@@ -112,7 +112,9 @@ class Rebuilding:
         except (
             IntegrityError
         ) as error:  # a search tree shows rows that its table lacks, or lacks what that has
-            raise Corrupt("Rows of the index contradict one another.", mend=RUNBOOK, code=DAMAGED) from error
+            raise Corrupt(
+                Sentence("Rows of the index contradict one another."), mend=RUNBOOK, code=DAMAGED
+            ) from error
         self._index.remember(entries)
         return len(entries), alike
 

@@ -141,7 +141,9 @@ async def keep_sound(
     mended = mend and left.sound
     names = (found if left.sound else left).names[:MAX_TOLD]
     logger.error("database damaged", names=names, mended=mended)
-    words = "Parts of the database were damaged and were made anew." if mended else "The database is damaged."
+    words = Sentence("The database is damaged.")
+    if mended:
+        words = Sentence("Parts of the database were damaged and were made anew.")
     detail: dict[str, Detail] = {"database": list(names), "mended": mended, "mendable": left.sound}
     event = Event(EventKind.INTEGRITY_FAILED, actor, Outcome.FAILED, reason=words, detail=detail)
     with suppress(Corrupt):

@@ -1,6 +1,7 @@
 """Conditions that are looked at on an interval, and become findings while they last.
 
-Disk, clock, timed duties, certificates of devices, and once a day the whole log. What is over is resolved by itself.
+Disk, clock, timed duties, certificates of devices, and once a day the whole log and the database under it. What is over is
+resolved by itself; damage to log or database stays open for a person.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from node.audit.log import Log
 from node.clock import TrustedClock
 from node.config import Settings
 from node.deeds import log_altered
+from node.soundness import damaged, keep_sound
 from ops.doctor import MAX_CLOCK_BEHIND_SECONDS, MIN_FREE_BYTES
 from ops.findings import Findings
 from ops.findingtables import FindingKind, Severity, Sighting
@@ -89,6 +91,14 @@ class Checks:
         found = await self.log.verify()
         if not found.ok:
             await self.log.record(log_altered(found.faults, "job:verify"))
+
+    async def verify_database(self) -> None:
+        """A job: have the database read every page of itself; search trees that are damaged are made anew. What was found is
+        on record, and so becomes a finding. Raises Corrupt when it cannot be mended, Unavailable.
+        """
+        left = (await keep_sound(self.log.database, self.log, "job:soundness")).left
+        if not left.sound:
+            raise damaged(left)
 
     def _disks(self, now: datetime) -> Iterable[Sighting]:
         for place, folder in self.folders.items():

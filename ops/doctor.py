@@ -1,6 +1,6 @@
 """`accord doctor`: a look at a node from outside, step by step, in words.
 
-Steps are settings, disk, version, keys, clock, roster, port (of each door), certificate and name. One that fails
+Steps are settings, disk, database, version, keys, clock, roster, port (of each door), certificate and name. One that fails
 says what to do; steps that need a failed one are left out. Nothing is changed: an older database stays as it is.
 """
 
@@ -20,6 +20,7 @@ from cryptography import x509
 from consent.errors import AccordError
 from node.config import Settings, load_settings
 from node.database import Database
+from node.soundness import MAX_TOLD, Soundness
 from node.tls import client_context
 from ops.foundation import Foundation, opened
 from ops.migrate import schema_of
@@ -28,6 +29,7 @@ MIN_FREE_BYTES = 2 * 1024**3
 MAX_CLOCK_BEHIND_SECONDS = 60.0
 MIN_CERTIFICATE_DAYS = 3
 ANSWER_SECONDS = 3.0
+LOOK_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,13 @@ class Step:
 
 
 async def examine(folder: Path) -> list[Step]:
-    """Examine the node in `folder`: settings, disk, version, keys, clock, roster, ports, certificate and names."""
+    """Examine the node in `folder`: settings, disk, database, version, keys, clock, roster, ports, certificate and names."""
     try:
         settings = load_settings(folder)
     except AccordError as error:
         return [Step("settings", False, error.message, error.mend)]
     steps = [Step("settings", True, f"{settings.node.name} ({settings.node.id})"), _disk(settings)]
+    steps += await _database(settings)
     versions = await _version(settings)
     if not versions.ok:
         return [*steps, versions]
@@ -82,6 +85,26 @@ async def _version(settings: Settings) -> Step:
         mend = "Stop the node and start it with this version: accord serve DIR upgrades it and keeps a copy."
         return Step("version", False, words, mend)
     return Step("version", True, f"{software}, schema {schema.head}")
+
+
+async def _database(settings: Settings) -> list[Step]:
+    """Whether the database can read every page of itself, as far as a short look goes; nothing where there is none yet."""
+    database = Database(settings.database_url)
+    try:
+        found = await Soundness(database).look(limit_seconds=LOOK_SECONDS)
+    except AccordError:  # the file is not there: the next step says so
+        return []
+    finally:
+        await database.close()
+    if not found.looked:
+        return []
+    if not found.finished:
+        words = f"no damage found in {LOOK_SECONDS:.0f} s; accord index check looks at everything"
+        return [Step("database", True, words)]
+    if not found.sound:
+        mend = f"accord index check {settings.folder} says more. Runbook: damaged-database.md"
+        return [Step("database", False, f"damaged: {', '.join(found.names[:MAX_TOLD])}", mend)]
+    return [Step("database", True, "every page and every search tree is whole")]
 
 
 def _disk(settings: Settings) -> Step:

@@ -83,6 +83,7 @@ def oversight_duties(
     return [
         Job("findings", FINDING_SECONDS, follow),
         Job("checks", CHECK_SECONDS, checks.look, delay_seconds=FINDING_SECONDS),
+        Job("soundness", VERIFY_SECONDS, checks.verify_database, delay_seconds=VERIFY_SECONDS / 48),
         Job("verify", VERIFY_SECONDS, checks.verify_log, delay_seconds=VERIFY_SECONDS / 24),
     ]
 

@@ -63,6 +63,7 @@ class FindingKind(StrEnum):
     INTEGRITY_FAILED = "integrity-failed"
     ROW_ALTERED = "row-altered"
     LOG_ALTERED = "log-altered"
+    DATABASE_DAMAGED = "database-damaged"
     WITNESS_ALARMED = "witness-alarmed"
     STORAGE_DEGRADED = "storage-degraded"
     SIGN_IN_RESET = "sign-in-reset"

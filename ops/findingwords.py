@@ -72,6 +72,19 @@ WORDS: Final[Mapping[str, Words]] = {
         "Verifying the log found that it was altered: %(reason)s",
         "Keep the disk as evidence. Restore the database from its backup; the witnesses know the true checkpoints.",
     ),
+    "database-mended": Words(
+        "Parts of the database were damaged and were made anew from what is whole: %(names)s.",
+        "Nothing is lost. The disk or the memory returned other bytes than were written: look at both, then resolve this.",
+    ),
+    "database-index": Words(
+        "The index is damaged: %(names)s. Searches may leave studies out.",
+        "Stop the node and run accord index rebuild: it is made anew from the packs.",
+    ),
+    "database-damaged": Words(
+        "The database is damaged: %(names)s.",
+        "Stop the node, keep a copy of the database, and restore it from its backup. The runbook damaged-database.md "
+        "says what is lost with which table.",
+    ),
     "witness": Words(
         "%(reason)s",
         "A log was cut back, rewritten or restored from an old backup. Compare it with the checkpoints that other "
@@ -143,6 +156,7 @@ TITLES: Final[Mapping[FindingKind, str]] = {
     FindingKind.INTEGRITY_FAILED: N_("Integrity check failed"),
     FindingKind.ROW_ALTERED: N_("Database altered"),
     FindingKind.LOG_ALTERED: N_("Log altered"),
+    FindingKind.DATABASE_DAMAGED: N_("Database damaged"),
     FindingKind.WITNESS_ALARMED: N_("Witness alarm"),
     FindingKind.STORAGE_DEGRADED: N_("Storage root out of sync"),
     FindingKind.SIGN_IN_RESET: N_("One-time sign-in for an account in use"),

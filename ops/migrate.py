@@ -41,8 +41,8 @@ async def schema_of(database: Database) -> Schema:
     known = _revisions()
     if database.engine.dialect.name == "sqlite" and not _file(database.url).exists():
         return Schema(None, known[-1])  # to connect would make it
-    async with database.engine.connect() as connection:
-        current = await connection.run_sync(_current)
+    async with database.read() as tx:
+        current = await tx.run_sync(_current)
     if current is not None and current not in known:
         raise Conflict(
             "The database was made by a newer version of Accord.",

@@ -29,6 +29,9 @@ Places = Mapping[str, str]
 """Which device stands at an address, where exactly one does."""
 
 STORAGE: Final = "storage"
+DATABASE: Final = "database"
+INDEX_NAMES: Final = ("index_", "ix_index_", "sqlite_autoindex_index_")
+"""How the names of the index's tables and search trees begin."""
 STRANGE_CODES: Final = frozenset({"tls-handshake", "no-request", "not-dicom-3"})
 
 
@@ -128,10 +131,31 @@ def _integrity(entry: Entry, places: Places) -> list[Sighting | Mended]:
         values = {"table": table}
         kind = FindingKind.ROW_ALTERED
         return [_sighting(entry, kind, grave, subject, "row-altered", values, key=f"{table} {row}")]
+    if "database" in detail:
+        return [_database(entry)]
     if "log" in detail:
         return [_sighting(entry, FindingKind.LOG_ALTERED, grave, "log", "log-verify", _reason(event))]
     subject = event.study or event.actor
     return [_sighting(entry, FindingKind.INTEGRITY_FAILED, grave, subject, "integrity", _reason(event))]
+
+
+def _database(entry: Entry) -> Sighting:
+    """Damage in the pages of the database: made good, to be made good from the packs, or neither."""
+    detail = entry.event.detail
+    names = detail["database"]
+    told = [str(name) for name in names] if isinstance(names, list | tuple) else []
+    index = bool(told) and all(name.startswith(INDEX_NAMES) for name in told)
+    code = "database-mended" if detail.get("mended") else "database-index" if index else "database-damaged"
+    severity = Severity.WARNING if detail.get("mended") else Severity.INCIDENT
+    kind, values = FindingKind.DATABASE_DAMAGED, {"names": ", ".join(told)[:MAX_REASON_CHARACTERS]}
+    return _sighting(entry, kind, severity, DATABASE, code, values, key=f"{DATABASE} {code}")
+
+
+def _rebuilt(entry: Entry, places: Places) -> list[Sighting | Mended]:
+    """The index was made anew, which looks at the whole database first: what it told of and the index alone is over."""
+    if entry.event.detail.get("damaged"):
+        return []
+    return [Mended((FindingKind.DATABASE_DAMAGED,), f"{DATABASE} database-index")]
 
 
 def _witness(entry: Entry, places: Places) -> list[Sighting | Mended]:
@@ -224,6 +248,7 @@ RULES: Final[Mapping[EventKind, Rule]] = {
     EventKind.SIGN_IN_RESET_CONFIRMED: _reset_confirmed,
     EventKind.SIGN_IN_RESET_DISOWNED: _reset_disowned,
     EventKind.DEVICE_CHANGED: _device_changed,
+    EventKind.INDEX_REBUILT: _rebuilt,
     EventKind.ROSTER_REFUSED: _roster,
     EventKind.PEER_REFUSED: _member,
 }

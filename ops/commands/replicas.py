@@ -7,15 +7,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consent.errors import Conflict, NotFound
+from consent.errors import Conflict, Corrupt, NotFound
 from consent.vocabulary import EventKind
 from node.audit.log import Event
+from node.config import load_settings
+from node.database import DAMAGED, Database
+from node.rebuilding import INDEX_TABLES, Rebuilt
 from node.replication import IN_SYNC, RootStatus, standing
 from node.scrubbing import Progress, loaded, request
+from node.soundness import MAX_TOLD, Soundness, damaged
 from node.vault.roots import (
     DatabaseLedger,
     Membership,
@@ -208,7 +213,9 @@ def accept(
 @index.command("rebuild")
 @speaks
 def rebuild(folder: Folder, as_json: Json = False) -> None:
-    """Make the index anew from the packs alone; the node must not run. Exits 1 when a pack could not be read.
+    """Make the index anew from the packs alone, and the database's search trees from its tables; the node must not run.
+
+    Exits 1 when a pack could not be read or a table of the database is lost.
 
     Example: accord index rebuild /srv/accord
     """
@@ -218,7 +225,9 @@ def rebuild(folder: Folder, as_json: Json = False) -> None:
 @index.command("check")
 @speaks
 def check(folder: Folder, as_json: Json = False) -> None:
-    """Hold every row of the index against the packs; the node must not run. Exits 1 when something differs.
+    """Look at every page of the database, and hold every row of the index against the packs; the node must not run.
+
+    Exits 1 when something differs or is damaged.
 
     Example: accord index check /srv/accord
     """
@@ -226,20 +235,55 @@ def check(folder: Folder, as_json: Json = False) -> None:
 
 
 def _index(folder: Folder, *, mend: bool, as_json: bool) -> None:
-    async def run() -> Any:
-        async with opened(folder) as node:
-            with sole_user(node.settings.folder):
-                async with _archive(node) as archive:
-                    return await archive.rebuilding.everything(operator(), mend=mend)
+    async def run() -> Rebuilt:
+        try:
+            return await _gone_through(folder, mend=mend)
+        except Corrupt as error:
+            if error.code != DAMAGED:
+                raise
+        # What the node needs to open is damaged: the database is mended before anything else is read.
+        await _mended(folder, mend=mend)
+        return await _gone_through(folder, mend=mend)
 
     found = asyncio.run(run())
-    words = [f"{study}: {reason}" for study, reason in found.failed.items()]
+    words = [f"database: {name} cannot be mended" for name in found.lost]
+    if found.damaged and not found.lost:
+        words.append(f"database: {', '.join(found.damaged)} {'made anew' if mend else 'damaged'}")
+    words += [f"{study}: {reason}" for study, reason in found.failed.items()]
     verb = "put right" if mend else "altered"
     words += [f"{study}: rows {verb}" for study in found.differing]
+    words += [f"{study}: rows that belong to no study{' removed' if mend else ''}" for study in found.strays]
     words.append(f"{found.studies} studies, {found.instances} instances; {len(found.differing)} {verb}.")
     tell("\n".join(words), asdict(found), as_json=as_json)
-    if found.failed or (found.differing and not mend):
+    if found.failed or found.lost or (not mend and (found.differing or found.damaged or found.strays)):
         raise typer.Exit(1)
+
+
+async def _gone_through(folder: Path, *, mend: bool) -> Rebuilt:
+    async with opened(folder) as node:
+        with sole_user(node.settings.folder):
+            async with _archive(node) as archive:
+                return await archive.rebuilding.everything(operator(), mend=mend)
+
+
+async def _mended(folder: Path, *, mend: bool) -> None:
+    """Mend the database of a node that does not open. Raises Corrupt when that cannot be, or is not wished."""
+    settings = load_settings(folder)
+    database = Database(settings.database_url)
+    try:
+        with sole_user(settings.folder):
+            soundness = Soundness(database)
+            found = await soundness.look()
+            left = await soundness.mend(found, emptied=INDEX_TABLES, keep=mend)
+    finally:
+        await database.close()
+    if left.sound and not mend:
+        names = ", ".join(found.names[:MAX_TOLD])
+        raise Corrupt(
+            f"The database is damaged: {names}.", mend=f"accord index rebuild {folder}", code=DAMAGED
+        )
+    if not left.sound:
+        raise damaged(left)
 
 
 @asynccontextmanager

@@ -25,6 +25,7 @@ from ops.foundation import opened
 from ops.lock import LOCK_NAME
 from tests.ops.test_migrate import later_version
 from tests.support.cli import accord
+from tests.support.pages import flip, leaves, roots
 
 
 def ports(folder: Path, **given: int) -> Settings:
@@ -217,3 +218,29 @@ def test_the_command_exits_1_when_a_step_fails_and_0_when_none_does(folder: Path
     said = accord("doctor", folder, "--json")
     assert said.code == 1
     assert [one["step"] for one in said.value["findings"] if not one["ok"]] == ["keys"]
+
+
+@pytest.mark.requirement("V2", "C3", "F6")
+def test_a_damaged_database_is_named_checked_and_mended_although_nothing_opens(folder: Path) -> None:
+    """Doctor and check say what is damaged and change nothing; rebuild makes it anew; a table that is lost stays named."""
+    file = folder / "accord.db"
+    settings = ports(folder)
+    flip(file, roots(file)["sqlite_autoindex_vault_secret_1"], 0)
+    spoilt = file.read_bytes()
+    said = accord("doctor", folder)
+    assert said.code == 1 and "database" in said.out and "vault_secret" in said.out
+    said = accord("index", "check", folder)
+    assert said.code == 6 and "The database is damaged: vault_secret" in said.err
+    assert "accord index rebuild" in said.err and file.read_bytes() == spoilt
+    assert accord("index", "rebuild", settings.folder).code == 0
+    assert accord("index", "check", folder).code == 0
+    assert accord("doctor", folder).code == 0
+
+    flip(file, leaves(file, roots(file)["person"])[0], 0)
+    for command in ("check", "rebuild"):
+        said = accord("index", command, folder, "--json")
+        assert said.code == 1 and said.value["lost"] == ["person"]
+    flip(file, 1, 100)
+    said = accord("index", "check", folder)
+    assert said.code == 6 and "damaged-database.md" in said.err
+    assert "damaged: database" in accord("doctor", folder).out

@@ -14,12 +14,13 @@ import pytest_asyncio
 from sqlalchemy import text
 
 import ops.findings as noun
-from consent.errors import Conflict, Invalid, NotFound
+from consent.errors import Conflict, Corrupt, Invalid, NotFound
 from consent.vocabulary import EventKind, Outcome
 from node.access.devices import DeviceState
 from node.audit.event import Event
 from node.config import NodeSection, Settings, StorageSection
 from node.jobs import JobStatus
+from node.rebuilding import Rebuilding
 from ops.checks import LOW_FREE_BYTES, Checks
 from ops.doctor import MIN_FREE_BYTES
 from ops.findings import MAX_WORDS_CHARACTERS, Findings
@@ -38,6 +39,7 @@ from ops.sightings import RULES, Overseer
 from tests.support.dicom import ct_slice
 from tests.support.door import Door, dicom_door
 from tests.support.node import NodeFixture, small_node
+from tests.support.pages import flip, roots
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.requirement("C1")]
 PLAIN = "A film digitiser that cannot do TLS"
@@ -165,6 +167,18 @@ EVENTS: Mapping[str, tuple[EventKind, dict[str, Any], FindingKind, Severity]] = 
         Severity.INCIDENT,
     ),
     "log": (EventKind.INTEGRITY_FAILED, {"log": True}, FindingKind.LOG_ALTERED, Severity.INCIDENT),
+    "tree": (
+        EventKind.INTEGRITY_FAILED,
+        {"database": ["ix_index_study_patient"], "mended": True},
+        FindingKind.DATABASE_DAMAGED,
+        Severity.WARNING,
+    ),
+    "table": (
+        EventKind.INTEGRITY_FAILED,
+        {"database": ["index_study", "log_entry"], "mended": False},
+        FindingKind.DATABASE_DAMAGED,
+        Severity.INCIDENT,
+    ),
     "witness": (
         EventKind.WITNESS_ALARMED,
         {"origin": "accord/a"},
@@ -277,6 +291,30 @@ async def test_a_verification_that_fails_is_an_incident(office: Office) -> None:
 
     [finding] = [one for one in await office.now() if one.kind is FindingKind.LOG_ALTERED]
     assert "Verifying the log found that it was altered" in tell(finding).summary
+
+
+@pytest.mark.requirement("V2", "C3")
+async def test_the_daily_look_mends_a_tree_and_names_a_table_until_it_is_made_anew(office: Office) -> None:
+    """A search tree: mended, and a warning about the disk. A table of the index: an incident that a rebuild ends."""
+    node = office.node
+    file = node.path / "node.db"
+    await node.store(ct_slice(size=8))
+    await node.database.purge_journal()
+    flip(file, roots(file)["ix_index_study_patient"], 0)
+    await checks(office).verify_database()
+    [mended] = await office.now()
+    assert (mended.code, mended.severity) == ("database-mended", Severity.WARNING)
+    await checks(office).verify_database()
+    assert [one.count for one in await office.now()] == [1]
+
+    await node.database.purge_journal()
+    flip(file, roots(file)["index_series"], 0)
+    with pytest.raises(Corrupt, match="index_series"):
+        await checks(office).verify_database()
+    named = {one.code: one for one in await office.now()}["database-index"]
+    assert named.severity is Severity.INCIDENT and "accord index rebuild" in tell(named).words[0][1]
+    await Rebuilding(node.vault, node.index, node.log, node.database).everything("system")
+    assert "database-index" not in {one.code for one in await office.now()}
 
 
 async def test_an_altered_device_row_is_an_incident_that_no_repair_resolves(office: Office) -> None:

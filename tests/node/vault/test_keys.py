@@ -13,6 +13,7 @@ from sqlalchemy import select, text, update
 import node.database
 from consent.errors import Corrupt, Denied, Invalid, NotFound, Unavailable
 from consent.vocabulary import Grade
+from node.vault.custody import Custody
 from node.vault.custody.keystore import Keystore
 from node.vault.keys import KeyRing, vault_kek, vault_secret, vault_study_key
 from tests.node.vault.conftest import CREDENTIAL, STUDY, Rig
@@ -98,6 +99,54 @@ async def test_key_made_in_a_transaction_that_rolled_back_is_forgotten(rig: Rig)
     kept = await rig.keys.study_key(None, STUDY, Grade.SENSITIVE, create=True)
     assert kept != lost
     assert await rig.fresh_ring().study_key(None, STUDY, Grade.SENSITIVE) == kept
+
+
+class Counting:
+    """A keystore that counts how often it is asked, and under which context."""
+
+    def __init__(self, custody: Custody) -> None:
+        self._custody = custody
+        self.asked: list[bytes] = []
+
+    def wrap(self, key: bytes, context: bytes) -> bytes:
+        self.asked.append(context)
+        return self._custody.wrap(key, context)
+
+    def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
+        self.asked.append(context)
+        return self._custody.unwrap(wrapped, context)
+
+    def describe(self) -> str:
+        return self._custody.describe()
+
+    def close(self) -> None:
+        self._custody.close()
+
+
+@pytest.mark.requirement("V1")
+async def test_only_operations_on_keks_touch_custody(rig: Rig) -> None:
+    """Making, reading after a restart, rotating and rewrapping: 50 study keys ask custody no oftener than 2 do."""
+    asked: dict[int, list[int]] = {}
+    for grade, count in ((Grade.ORDINARY, 2), (Grade.RESTRICTED, 50)):
+        keystore = Counting(Keystore.open(rig.folder / "keystore", CREDENTIAL))
+        studies = [f"st_many{grade}n{number}" for number in range(count)]
+        steps = []
+        for step in ("make", "read", "rotate", "read again"):
+            before = len(keystore.asked)
+            ring = KeyRing(keystore, rig.database, rig.clock)
+            if step == "rotate":
+                await ring.rotate(grade)
+                while (await ring.rewrap_batch(7)).moved:
+                    pass
+                await ring.retire()
+            else:
+                for study in studies:
+                    await ring.study_key(None, study, grade, create=step == "make")
+            steps.append(len(keystore.asked) - before)
+        assert not [study for study in studies if any(study.encode() in one for one in keystore.asked)]
+        asked[count] = steps
+    assert asked[50] == asked[2] and min(asked[50]) >= 1
+    assert sum(asked[50]) < 10
 
 
 @pytest.mark.requirement("V1")

@@ -1,7 +1,7 @@
 """From any transfer syntax that can be decoded to an uncompressed or a lossless one. Runs in a rendering worker only.
 
 For peers that do not take an image as it is stored (PS3.4 §B.4.1, PS3.5 §8.2, PS3.18 §8.7.3): every picture element keeps its
-value, and the SOP Instance UID stays. Codecs come from pydicom's plug-ins; which syntaxes there are says `syntaxes`. What
+value, and the SOP Instance UID stays. Codecs come from pydicom's plug-ins and from `packing`; which syntaxes there are says `syntaxes`. What
 would grow past a bound is refused before it is decoded.
 """
 
@@ -25,6 +25,7 @@ from pydicom.uid import UID
 from consent.errors import Invalid
 
 from .elements import encoding_of
+from .packing import PACKED_HERE, pack
 from .part10 import part10_head
 from .syntaxes import EXPLICIT_LITTLE_ENDIAN, PACKED, TARGETS, reachable
 
@@ -70,7 +71,10 @@ def _convert(dataset: Dataset, transfer_syntax: str, target: str) -> None:
         if "PixelData" not in dataset:
             raise Invalid("This object has no pixels to compress.", code="no-pixels")
         dataset.file_meta.TransferSyntaxUID = UID(EXPLICIT_LITTLE_ENDIAN)
-        dataset.compress(UID(target), generate_instance_uid=False)
+        if target in PACKED_HERE:
+            pack(dataset, target)
+        else:
+            dataset.compress(UID(target), generate_instance_uid=False)
 
 
 def _require_target(transfer_syntax: str, target: str) -> None:

@@ -7,12 +7,19 @@ import pytest
 from consent.errors import Invalid
 from node.dicom import accept
 from node.dicom.accept import DICOM, JSON, OCTETS, Form
-from node.imaging.syntaxes import DEFLATED, EXPLICIT_BIG_ENDIAN, JPEG_2000, JPEG_LS, RLE
+from node.imaging.syntaxes import (
+    DEFLATED,
+    EXPLICIT_BIG_ENDIAN,
+    HTJ2K,
+    JPEG_2000,
+    JPEG_LOSSLESS,
+    JPEG_LS,
+    RLE,
+)
 from node.imaging.syntaxes import EXPLICIT_LITTLE_ENDIAN as EXPLICIT
 from node.imaging.syntaxes import IMPLICIT_LITTLE_ENDIAN as IMPLICIT
 
-JPEG, JPEG_LOSSLESS = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.70"
-JPEG_2000_LOSSY, HTJ2K, MPEG4 = "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.102"
+JPEG, JPEG_2000_LOSSY, MPEG4 = (f"1.2.840.10008.1.2.4.{number}" for number in (50, 91, 102))
 RELATED = 'multipart/related; type="application/dicom"'
 FRAMES = 'multipart/related; type="application/octet-stream"'
 NOTHING = None
@@ -31,6 +38,10 @@ DATA_SETS = [
     ("any, quoted", f'{RELATED}; transfer-syntax="*"', {JPEG_2000}, False, Form(True, DICOM)),
     # A transfer syntax by name.
     ("named", f"{RELATED}; transfer-syntax={JPEG_LS}", {EXPLICIT}, False, Form(True, DICOM, JPEG_LS, True)),
+    ("jpeg lossless", f"{RELATED}; transfer-syntax={JPEG_LOSSLESS}", {EXPLICIT, JPEG_2000}, False,
+     Form(True, DICOM, JPEG_LOSSLESS, True)),
+    ("htj2k", f"{RELATED}; transfer-syntax={HTJ2K}", {IMPLICIT}, False, Form(True, DICOM, HTJ2K, True)),
+    ("htj2k not from lossy", f"{RELATED}; transfer-syntax={HTJ2K}", {JPEG_2000_LOSSY}, False, NOTHING),
     ("named and stored", f"{RELATED}; transfer-syntax={JPEG}", {JPEG}, False, Form(True, DICOM, "", True)),
     ("unpacked by name", f"{RELATED}; transfer-syntax={EXPLICIT}", {JPEG}, False, Form(True, DICOM, EXPLICIT, True)),
     ("never lossy", f"{RELATED}; transfer-syntax={JPEG}", {EXPLICIT}, False, NOTHING),
@@ -76,7 +87,12 @@ FRAME_FORMS = [
     ("jpeg lossless", "image/jpeg", JPEG_LOSSLESS, True, Form(False, "image/jpeg")),
     ("jpeg by name", f"image/jpeg; transfer-syntax={JPEG}", JPEG, True, Form(False, "image/jpeg")),
     ("another jpeg", f"image/jpeg; transfer-syntax={JPEG_LOSSLESS}", JPEG, True, NOTHING),
-    ("jpeg is not made", "image/jpeg", EXPLICIT, True, NOTHING),
+    ("jpeg is made lossless", "image/jpeg", EXPLICIT, True, Form(False, "image/jpeg", JPEG_LOSSLESS)),
+    ("jpeg lossless by name", f"image/jpeg; transfer-syntax={JPEG_LOSSLESS}", JPEG_LS, True,
+     Form(False, "image/jpeg", JPEG_LOSSLESS)),
+    ("baseline is not made", f"image/jpeg; transfer-syntax={JPEG}", EXPLICIT, True, NOTHING),
+    ("octets that are jpeg lossless", f"{FRAMES}; transfer-syntax={JPEG_LOSSLESS}", EXPLICIT, True,
+     Form(True, OCTETS, JPEG_LOSSLESS)),
     ("jp2", 'multipart/related; type="image/jp2"', JPEG_2000_LOSSY, True, Form(True, "image/jp2")),
     ("jp2 is made", 'multipart/related; type="image/jp2"', EXPLICIT, True, Form(True, "image/jp2", JPEG_2000)),
     ("jls is made", "image/jls", EXPLICIT, True, Form(False, "image/jls", JPEG_LS)),
@@ -84,6 +100,9 @@ FRAME_FORMS = [
     ("jls of lossy", "image/jls", JPEG, True, NOTHING),
     ("rle", "image/dicom-rle", RLE, True, Form(False, "image/dicom-rle")),
     ("htj2k", "image/jphc", HTJ2K, True, Form(False, "image/jphc")),
+    ("htj2k is made", "image/jphc", JPEG_2000, True, Form(False, "image/jphc", HTJ2K)),
+    ("htj2k of lossy", "image/jphc", JPEG_2000_LOSSY, True, NOTHING),
+    ("another htj2k", f"image/jphc; transfer-syntax={HTJ2K[:-1]}2", EXPLICIT, True, NOTHING),
     ("video", "video/mp4", MPEG4, True, Form(False, "video/mp4")),
     ("any image", "image/*", JPEG, True, Form(False, "image/jpeg")),
     ("any image of native", "image/*", EXPLICIT, True, NOTHING),

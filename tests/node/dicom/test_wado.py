@@ -16,7 +16,7 @@ import pytest_asyncio
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import HTJ2KLossless, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
 from consent.vocabulary import EventKind
 from node.dicom import wado
@@ -143,6 +143,34 @@ async def test_frames_come_packed_and_unpacked(door: Door, at: Place) -> None:
     assert np.array_equal(
         np.asarray(Image.open(BytesIO(jp2))).astype(int) - 32768, pixels[1]
     )  # Pillow lifts signed cells
+
+
+@pytest.mark.requirement("F5")
+@pytest.mark.parametrize(
+    ("media_type", "syntax"), [("image/jpeg", JPEGLosslessSV1), ("image/jphc", HTJ2KLossless)]
+)
+async def test_lossless_jpeg_and_high_throughput_jpeg_2000_are_made(
+    door: Door, at: Place, media_type: str, syntax: str
+) -> None:
+    """By name for an instance, and for a frame as the default of their media types; what does not go in is 406 with words."""
+    plain = ct_slice(study=at.name, number=1)
+    deep = ct_slice(study=at.name, number=2).dataset()
+    deep.BitsAllocated, deep.BitsStored, deep.HighBit = 32, 32, 31
+    deep.PixelData = bytes(4 * deep.Rows * deep.Columns)
+    out = BytesIO()
+    deep.save_as(out)
+    await door.node.store(plain, from_file(out.getvalue()))
+    who = await chief(door)
+    _, kind, stream = await door.get(who, f"{at.instance(1)}/frames/1", media_type)
+    wanted = f"application/dicom; transfer-syntax={syntax}"
+    _, _, file = await door.get(who, at.instance(1), wanted)
+    made = pydicom.dcmread(BytesIO(file))
+    refused, _, words = await door.get(who, at.instance(2), wanted)
+
+    assert kind["Content-Type"] == f"{media_type}; transfer-syntax={syntax}"
+    assert made.file_meta.TransferSyntaxUID == syntax and stream.rstrip(b"\0") in made.PixelData
+    assert np.array_equal(made.pixel_array, plain.dataset().pixel_array)
+    assert refused == 406 and "uncompressed little endian" in json.loads(words)["mend"]
 
 
 @pytest.mark.requirement("F5")

@@ -160,9 +160,10 @@ class _Sweep:
             self._fault(f"{what} cannot be read.")
             return ()
 
-    def _read_head(self, size: int, note: str, cosignatures: str) -> None:
+    def _read_head(self, size: int, note: object, cosignatures: str) -> None:
         try:
-            head, _ = open_checkpoint(note, [self._log.signer.verifier])
+            # A damaged row may hold no text at all.
+            head, _ = open_checkpoint(note if isinstance(note, str) else "", [self._log.signer.verifier])
         except AccordError:
             self._fault(f"Checkpoint {size} was altered: the log's signature does not hold.")
             return

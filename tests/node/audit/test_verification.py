@@ -79,6 +79,7 @@ async def test_an_empty_log_verifies(bench: Bench) -> None:
         ),
         ("UPDATE log_checkpoint SET size = 299 WHERE size = 300", "Checkpoint 299 was altered"),
         ("UPDATE log_checkpoint SET note = 'nonsense' WHERE size = 300", "Checkpoint 300 was altered"),
+        ("UPDATE log_checkpoint SET note = zeroblob(9) WHERE size = 300", "Checkpoint 300 was altered"),
         ("DELETE FROM log_checkpoint", "Checkpoint 300 is missing"),
         (
             "UPDATE log_cosignature SET line = replace(line, 'A', 'B')",

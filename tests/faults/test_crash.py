@@ -254,9 +254,9 @@ def _tell(counts: Counts, trial: Trial, findings: Findings, seed: int) -> None:
         read=findings.read,
         **{f"by_{door}": number for door, number in sorted(trial.acknowledged_by.items())},
         log_entries=findings.log_entries,
-        restart_p50_seconds=round(median(trial.restarts), 2),
-        restart_max_seconds=round(max(trial.restarts), 2),
-        restart_p50_cpu_seconds=round(median(trial.restarts_cpu), 2),
+        restart_p50_seconds=round(median(trial.restarts or [0]), 2),
+        restart_max_seconds=round(max(trial.restarts, default=0), 2),
+        restart_p50_cpu_seconds=round(median(trial.restarts_cpu or [0]), 2),
         load=round(os.getloadavg()[0] / (os.cpu_count() or 1), 1),
         seed=seed,
     )

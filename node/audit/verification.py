@@ -208,7 +208,8 @@ class _Sweep:
             at, event = read_record(record)
         except AccordError:
             self._fault(f"Entry {index} was altered: its record does not open.")
-            return row.leaf if len(row.leaf) == HASH_BYTES else _LOST
+            whole = isinstance(row.leaf, bytes) and len(row.leaf) == HASH_BYTES
+            return row.leaf if whole else _LOST
         if event.rows is not None:
             # A change has a count of its own, a note has not.
             noted = event.kind is EventKind.ACCESS_ROWS_SEALED

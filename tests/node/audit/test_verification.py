@@ -65,6 +65,7 @@ async def test_an_empty_log_verifies(bench: Bench) -> None:
             "FROM log_entry WHERE position = 7",
             "Entry -1 was put in",
         ),
+        ("UPDATE log_entry SET leaf = 7, sealed = 'text' WHERE position = 7", "Entry 7 was altered"),
         ("UPDATE log_hash SET hash = zeroblob(32)", "Hash 0 of tile level 1 does not fit"),
         ("DELETE FROM log_hash", "Hash 0 of tile level 1 is missing"),
         ("INSERT INTO log_hash VALUES (1, 1, zeroblob(32))", "Hash 1 of tile level 1 was put in"),

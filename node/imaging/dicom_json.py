@@ -76,7 +76,7 @@ def json_model(data: Buffer, transfer_syntax: str) -> Model:
     top = _top(model, size, encoding.form, charset_of(b""))
     for element in elements(source, encoding.form):
         if element.tag in PIXEL_DATA:
-            model[_name(element.tag)] = {"vr": reader.vr(element), "BulkDataURI": _uri(top, element)}
+            model[_name(element.tag)] = {"vr": _vr(top, element), "BulkDataURI": _uri(top, element)}
             break
         try:
             reader.add(top, element)
@@ -92,7 +92,7 @@ def element_model(data: Buffer, element: Element, form: Form, charset: Charset, 
     """
     model: Model = {}
     try:
-        _Reader(data, signed=signed).add(_top(model, len(data), form, charset), element)
+        _Reader(data).add(_top(model, len(data), form, charset, signed=signed), element)
     except Invalid:
         return {}
     return model
@@ -111,13 +111,17 @@ def bulk_uris(model: Any) -> Iterator[str]:
 
 @dataclass(slots=True)
 class _Level:
-    """An open data set (`target` is its model) or an open sequence (`target` is its list of items)."""
+    """An open data set (`target` is its model) or an open sequence (`target` is its list of items).
+
+    `charset` and `signed` hold for it and what is in it, never for what it is in.
+    """
 
     target: Any
     end: int | None
     limit: int
     form: Form
     charset: Charset
+    signed: bool
     path: str
     owner: Model | None
 
@@ -125,32 +129,19 @@ class _Level:
 class _Reader:
     """Turns elements into model entries, spending one budget over the whole data set."""
 
-    def __init__(self, data: Buffer, *, signed: bool = False) -> None:
+    def __init__(self, data: Buffer) -> None:
         self._data = data
         self._elements_left = MAX_MODEL_ELEMENTS
         self._bytes_left = MAX_MODEL_BYTES
-        self._signed = signed
-
-    def vr(self, element: Element) -> str:
-        """The VR to report: the one sent, else the dictionary's; choices are made as PS3.5 §A.1 says."""
-        vr = element.vr if element.vr not in ("", "UN") else vr_of(element.tag)
-        if " or " in vr:
-            return "OW" if "OW" in vr else ("SS" if self._signed else "US")
-        if element.length == UNDEFINED and vr == "UN":
-            return "SQ"
-        return vr
 
     def add(self, level: _Level, element: Element) -> None:
         """Put one top-level element, with all that is inside it, into `level`."""
-        if self._is_sequence(element):
+        if _vr(level, element) == "SQ":
             self._sequence(self._open(level, element), element.start)
         elif element.length == UNDEFINED or element.length > level.limit - element.start:
             raise Invalid("An element's length is wrong.", code="truncated")
         else:
             self._put(level, element)
-
-    def _is_sequence(self, element: Element) -> bool:
-        return self.vr(element) == "SQ"
 
     def _open(self, level: _Level, element: Element) -> _Level:
         end = None if element.length == UNDEFINED else element.start + element.length
@@ -165,6 +156,7 @@ class _Reader:
             level.limit if end is None else end,
             form,
             level.charset,
+            level.signed,
             _uri(level, element),
             entry,
         )
@@ -195,7 +187,16 @@ class _Reader:
             item: Model = {}
             level.target.append(item)
             levels.append(
-                _Level(item, end, level.limit if end is None else end, level.form, level.charset, path, None)
+                _Level(
+                    item,
+                    end,
+                    level.limit if end is None else end,
+                    level.form,
+                    level.charset,
+                    level.signed,
+                    path,
+                    None,
+                )
             )
         else:
             raise Invalid("A sequence holds something that is not an item.", code="bad-data-set")
@@ -208,12 +209,15 @@ class _Reader:
             return element.start
         if element.tag >> 16 == 0xFFFE:
             raise Invalid("A delimiter stands where an element should.", code="bad-data-set")
-        if self._is_sequence(element):
+        if _vr(level, element) == "SQ":
             levels.append(self._open(level, element))
             check_depth(len(levels) // 2 + 1)
             return element.start
         if element.length == UNDEFINED:  # encapsulated pixels of an icon
-            level.target[_name(element.tag)] = {"vr": self.vr(element), "BulkDataURI": _uri(level, element)}
+            level.target[_name(element.tag)] = {
+                "vr": _vr(level, element),
+                "BulkDataURI": _uri(level, element),
+            }
             return past_sequence(self._data, element, level.limit, level.form, self._elements_left)[0]
         if element.length > level.limit - element.start:
             raise Invalid("An element is longer than its item.", code="truncated")
@@ -223,7 +227,7 @@ class _Reader:
     def _put(self, level: _Level, element: Element) -> None:
         if element.tag & 0xFFFF == 0:  # group lengths are not part of the model (PS3.18 §F.2.2)
             return
-        vr = self.vr(element)
+        vr = _vr(level, element)
         bulk = (vr in _BINARY and element.length > MAX_INLINE_BYTES) or (
             vr in _MAY_BE_BULK and element.length > MAX_LIST_BYTES
         )
@@ -245,7 +249,7 @@ class _Reader:
         if tag == CHARSET:
             level.charset = charset_of(raw)
         elif tag == PIXEL_REPRESENTATION and len(raw) >= 2:
-            self._signed = level.form.u16.unpack_from(raw)[0] == 1
+            level.signed = level.form.u16.unpack_from(raw)[0] == 1
 
     def _spend(self, count: int, size: int) -> None:
         self._elements_left -= count
@@ -254,8 +258,18 @@ class _Reader:
             raise Invalid("The data set's model is too large.", code="too-many-elements")
 
 
-def _top(model: Model, limit: int, form: Form, charset: Charset) -> _Level:
-    return _Level(model, None, limit, form, charset, "bulkdata", None)
+def _top(model: Model, limit: int, form: Form, charset: Charset, *, signed: bool = False) -> _Level:
+    return _Level(model, None, limit, form, charset, signed, "bulkdata", None)
+
+
+def _vr(level: _Level, element: Element) -> str:
+    """The VR to report: the one sent, else the dictionary's; choices are made as PS3.5 §A.1 says."""
+    vr = element.vr if element.vr not in ("", "UN") else vr_of(element.tag)
+    if " or " in vr:
+        return "OW" if "OW" in vr else ("SS" if level.signed else "US")
+    if element.length == UNDEFINED and vr == "UN":
+        return "SQ"
+    return vr
 
 
 def _close(level: _Level) -> None:

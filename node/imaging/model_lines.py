@@ -46,6 +46,8 @@ class ModelLines:
             self._head = None if encoding.deflated else Head.of(data, encoding.form)
         except Invalid:
             return "{}"
+        if self._head is not None and not _says_plainly(self._head, model):
+            self._head = None
         if self._head is not None:
             self._fragments = [_fragment(model, tag) for tag in self._head.tags]
         return _text(model)
@@ -62,6 +64,12 @@ class ModelLines:
                 return None
             fragments[number] = fragment
         return "{" + ",".join(filter(None, fragments)) + "}"
+
+
+def _says_plainly(head: Head, model: Model) -> bool:
+    """Whether what says how others are read is an ordinary value: as a sequence or as bulk data it was not heeded."""
+    entries = [model.get(f"{tag:08X}") for tag in (CHARSET, PIXEL_REPRESENTATION) if tag in head.tags]
+    return all(entry is not None and entry["vr"] != "SQ" and "BulkDataURI" not in entry for entry in entries)
 
 
 def _changed(head: Head, changes: Changes) -> list[tuple[int, str]]:

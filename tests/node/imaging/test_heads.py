@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from consent.errors import Invalid
 from node.imaging import attributes as attributes_room
 from node.imaging.attributes import Attributes, AttributesReader, read_attributes
+from node.imaging.dicom_json import json_model
 from node.imaging.elements import EXPLICIT_LITTLE
 from node.imaging.heads import LONGER_BYTES, MAX_HEAD_BYTES, Head
 from node.imaging.model_lines import ModelLines
@@ -106,6 +108,39 @@ def test_signs_are_read_as_the_data_set_says() -> None:
     _agree(made[0], made[1], IMPLICIT)
     unsigned = made[1][: at + 8] + b"\x00\x00" + made[1][at + 10 :]
     _agree(made[0], unsigned, IMPLICIT)
+
+
+def _implicit(tag: int, value: bytes) -> bytes:
+    return struct.pack("<HHI", tag >> 16, tag & 0xFFFF, len(value)) + value
+
+
+def test_what_an_item_says_of_its_signs_is_not_said_of_its_data_set() -> None:
+    """Pixel Representation inside an item holds in there (PS3.5 §A.1), also where only a value behind it differs."""
+    within = _implicit(0x00081140, _implicit(0xFFFEE000, _implicit(0x00280103, b"\1\0")))
+    made = [within + _implicit(0x00280106, value) for value in (b"\xf0\xff", b"\xf1\xff")]
+    _agree(made[0], made[1], IMPLICIT)
+    model = json_model(made[1], IMPLICIT)
+    assert model["00280106"] == {"vr": "US", "Value": [0xFFF1]}
+    assert model["00081140"]["Value"] == [{"00280103": {"vr": "US", "Value": [1]}}]
+
+
+@pytest.mark.parametrize(
+    "signs",
+    [
+        element(0x00280103, b"OB", b"\1\0" * 600),
+        element(0x00280103, b"SQ", b""),
+        element(0x00280103, b"UN", b"\1\0"),
+        element(0x00080005, b"SQ", b""),
+        element(0x00080005, b"OB", b"ISO_IR 192" + b" " * 1024),
+    ],
+)
+def test_what_says_how_others_are_read_may_be_written_oddly(signs: bytes) -> None:
+    """As bulk data or as a sequence it is not heeded, by neither reading."""
+    made = [
+        signs + element(0x00280106, b"UN", value) + element(0x00204000, b"LT", text)
+        for value, text in ((b"\xf0\xff", b"\xc3\xbc"), (b"\xf1\xff", b"\xc3\xa4"))
+    ]
+    _agree(made[0], made[1], EXPLICIT)
 
 
 def test_what_is_alike_is_not_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:

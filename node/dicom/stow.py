@@ -12,6 +12,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from hashlib import sha256
+from time import monotonic
 
 import structlog
 from aiohttp import web
@@ -31,6 +32,8 @@ from node.web.keys import INGEST, RENDERER
 from node.web.people import address_of
 
 STALL_SECONDS = 60.0
+SLOWEST_BYTES_PER_SECOND = 8 * 1024
+"""Of a body, on average over the time that was spent waiting for it: held against once that is STALL_SECONDS."""
 MAX_JSON_REQUEST_BYTES = 64 * 1024 * 1024
 """JSON names its bulk data before or after it, so the whole has to be there."""
 MAX_REQUEST_BYTES = 256 * 1024**3
@@ -62,7 +65,7 @@ async def store(request: web.Request, study_uid: str) -> tuple[int, bytes]:
                         continue
                     await room.take(len(data))
                     group.create_task(_store_one(ingest, data, source, study_uid, outcome, room))
-            except (Invalid, Unavailable, TimeoutError) as error:
+            except (Invalid, Unavailable) as error:
                 broken = error  # the parts that came whole are finished first
         if isinstance(broken, Invalid):
             await ingest.refused(broken, source)
@@ -188,17 +191,32 @@ async def _whole(request: web.Request, room: Room, limit: int) -> bytearray:
 
 
 async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
-    """The body as it comes; a sender that stalls is cut off."""
-    total = 0
+    """The body as it comes. Raises Unavailable when the sender stalls or trickles, Invalid when there is too much of it."""
+    total, waited = 0, 0.0
     while True:
-        async with asyncio.timeout(STALL_SECONDS):
-            chunk = await request.content.readany()
+        began = monotonic()
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                chunk = await request.content.readany()
+        except TimeoutError:
+            raise _too_slow() from None
         if not chunk:
             return
         total += len(chunk)
+        waited += monotonic() - began
+        if waited > STALL_SECONDS and total < waited * SLOWEST_BYTES_PER_SECOND:
+            raise _too_slow()
         if total > MAX_REQUEST_BYTES:
             raise Invalid("This request is too large.", mend="Send the study in parts.", code="too-large")
         yield chunk
+
+
+def _too_slow() -> Unavailable:
+    return Unavailable(
+        "The request came too slowly; what came whole was stored.",
+        mend="Look at the network between the sender and the node, then send the rest again.",
+        code="too-slow",
+    )
 
 
 def _too_large() -> Invalid:

@@ -311,6 +311,36 @@ async def test_parallel_requests_share_one_bound_of_memory(
     assert memory.held == 0
 
 
+@pytest.mark.requirement("F4")
+async def test_a_body_that_trickles_is_cut_off(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it never pauses for long: what came whole is stored, and the connection is free again."""
+    from node.dicom import stow
+
+    monkeypatch.setattr(stow, "STALL_SECONDS", 0.4)
+    who = await chief(door)
+    token = {"Authorization": f"Bearer {await door.token(who)}"}
+    body, kind = multipart(*(one.file() for one in study(slices=2)))
+    whole = len(body) * 3 // 4
+    ended = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield body[:whole]
+        for at in range(whole, len(body) - 8):
+            if ended.is_set():
+                return
+            yield body[at : at + 1]
+            await asyncio.sleep(0.1)
+
+    async with asyncio.timeout(10):
+        async with door.http.post(
+            f"{door.url}/studies", data=slow(), headers={**token, "Content-Type": kind}
+        ) as answer:
+            ended.set()
+            assert answer.status == 503
+            assert "too slowly" in (await answer.json())["detail"]
+    assert len(json.loads((await door.get(who, "/instances"))[2])) == 1
+
+
 BAD_BODIES = {
     "no content type": (b"x", "", 415),
     "another type": (b"<a/>", "application/dicom+xml", 415),

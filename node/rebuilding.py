@@ -109,9 +109,8 @@ class Rebuilding:
                     raise _Alike
         except _Alike:
             return len(entries), alike
-        except (
-            IntegrityError
-        ) as error:  # a search tree shows rows that its table lacks, or lacks what that has
+        except IntegrityError as error:
+            # A search tree shows rows that its table lacks, or lacks what that has.
             raise Corrupt(
                 Sentence("Rows of the index contradict one another."), mend=RUNBOOK, code=DAMAGED
             ) from error

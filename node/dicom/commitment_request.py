@@ -25,7 +25,7 @@ from .sender import status_words
 REPORT_SECONDS = 60.0
 """How long a commitment report is waited for."""
 HERE_SECONDS = 3.0
-"""How long of that on the association of the request, when it may come on another one too."""
+"""How long before that on the association of the request, when it may come on another one too."""
 
 
 async def commit(

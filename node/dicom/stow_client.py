@@ -34,7 +34,6 @@ REQUEST_BYTES = 64 * 1024 * 1024
 REQUEST_INSTANCES = 500
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 FINGERPRINT_BYTES = 32
-UNREACHABLE = "peer-unreachable"
 
 _PER_INSTANCE = (200, 202, 409)
 """Statuses whose body says what became of each instance (PS3.18 Table 10.5.3-1)."""
@@ -316,7 +315,7 @@ def _unreachable(to: Service, error: Exception) -> AccordError:
     return Unavailable(
         f"{where} cannot be reached, or broke off: {_words(error)}.",
         mend="Check the address, its certificate and that the service runs; what it named as stored is stored.",
-        code=UNREACHABLE,
+        code="peer-unreachable",
     )
 
 

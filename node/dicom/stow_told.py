@@ -12,7 +12,7 @@ from typing import Any
 
 from .sender import words_of
 
-MAX_WORDS = 160
+MAX_WORDS_CHARACTERS = 160
 _FAILED, _OTHERS, _STORED = "00081198", "0008119A", "00081199"
 _WARNING, _REASON, _INSTANCE = "00081196", "00081197", "00081155"
 _PROBLEM_WORDS = ("detail", "Details", "Message", "message", "title")
@@ -62,7 +62,7 @@ def problem_of(answer: bytes) -> str:
     found = [problem.get(name) for name in _PROBLEM_WORDS] if isinstance(problem, dict) else []
     words = next((text for text in found if isinstance(text, str) and text), "")
     plain = "".join(character if character.isprintable() else " " for character in words)
-    return plain[:MAX_WORDS].strip().rstrip(".")
+    return plain[:MAX_WORDS_CHARACTERS].strip().rstrip(".")
 
 
 def _named(module: Mapping[str, Any], tag: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -1,8 +1,8 @@
 """From any transfer syntax that can be decoded to an uncompressed or a lossless one. Runs in a rendering worker only.
 
 For peers that do not take an image as it is stored (PS3.4 §B.4.1, PS3.5 §8.2, PS3.18 §8.7.3): every picture element keeps its
-value, and the SOP Instance UID stays. Codecs come from pydicom's plug-ins and from `packing`; which syntaxes there are says `syntaxes`. What
-would grow past a bound is refused before it is decoded.
+value, and the SOP Instance UID stays. Codecs come from pydicom's plug-ins and from `packing`; which syntaxes there are says
+`syntaxes`. What would grow past a bound is refused before it is decoded.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Executable, Row, Select, create_engine, event
@@ -53,8 +54,9 @@ class Reads:
             if self._own is None:
                 self._own = self._engine.connect()
             return self._own.execute(statement, parameters or {}).all()
-        except DBAPIError as error:
-            raise _in_words(error) from error
+        except DBAPIError:
+            with _errors_in_words():
+                raise
 
     async def values(self, statement: Select[Any], parameters: Parameters) -> Sequence[tuple[Any, ...]]:
         """`point` for the look-up that every instance makes: the columns as SQLite itself gives them."""
@@ -74,8 +76,9 @@ class Reads:
                 text, [parameters[name] for name in names]
             ).fetchall()
             return found
-        except (DBAPIError, sqlite3.DatabaseError) as error:
-            raise _in_words(error) from error
+        except (DBAPIError, sqlite3.DatabaseError):
+            with _errors_in_words():
+                raise
 
     async def rows(self, statement: Executable, parameters: Parameters | None = None) -> Sequence[Row[Any]]:
         """A read that may touch many rows."""
@@ -96,8 +99,9 @@ class Reads:
         try:
             with engine.connect() as connection:
                 return connection.execute(statement, parameters or {}).all()
-        except DBAPIError as error:
-            raise _in_words(error) from error
+        except DBAPIError:
+            with _errors_in_words():
+                raise
 
     async def _remote(self, statement: Executable, parameters: Parameters | None) -> Sequence[Row[Any]]:
         async with self._database.read() as tx:
@@ -116,10 +120,6 @@ def _prepare(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
-def _in_words(error: Exception) -> Exception:
-    """The family that it is of, or itself."""
-    try:
-        with errors_in_words("be read", READ_MEND):
-            raise error
-    except Exception as known:
-        return known
+def _errors_in_words() -> AbstractContextManager[None]:
+    """Entered where an error is on its way: every instance passes here, and pays nothing while all is well."""
+    return errors_in_words("be read", READ_MEND)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from node.dicom.stow_told import MAX_WORDS, problem_of, read_told
+from node.dicom.stow_told import MAX_WORDS_CHARACTERS, problem_of, read_told
 
 pytestmark = pytest.mark.requirement("F5")
 
@@ -37,4 +37,4 @@ def test_what_is_no_answer_says_nothing(answer: bytes) -> None:
 def test_the_words_of_a_refusal_are_printable_and_short() -> None:
     """They are shown on a terminal."""
     said = problem_of(json.dumps({"Message": "\x1b[31mNo\n" + "x" * 999}).encode())
-    assert said.startswith("[31mNo x") and len(said) <= MAX_WORDS
+    assert said.startswith("[31mNo x") and len(said) <= MAX_WORDS_CHARACTERS

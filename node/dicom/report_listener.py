@@ -42,6 +42,8 @@ MAX_CONNECTIONS = 4
 REQUEST_SECONDS = 10.0
 """From the connection to a whole A-ASSOCIATE-RQ, the handshake before it likewise."""
 IDLE_SECONDS = 30.0
+CLOSE_SECONDS = 1.0
+"""How long a peer has to close after the last word (ARTIM)."""
 LINGER_SECONDS = 2.0
 """How long a peer has to release after its report."""
 UNRECOGNIZED_OPERATION, NO_SUCH_INSTANCE, INVALID_ARGUMENT = 0x0211, 0x0112, 0x0115
@@ -165,6 +167,7 @@ class _Reporting:
             async with asyncio.timeout(REQUEST_SECONDS):
                 kind, body = await self._read()
             await self._serve(kind, body)
+            await self._left()
         except PduFault as fault:
             with contextlib.suppress(Exception):
                 self._carry_out(self._association.step(Event.EVT19_INVALID_PDU, fault=fault.reason))
@@ -196,6 +199,13 @@ class _Reporting:
                 return
             async with asyncio.timeout(IDLE_SECONDS):
                 kind, body = await self._read()
+
+    async def _left(self) -> None:
+        """Sta13: the peer closes once it has read the last word; who hangs up first may take that word away from it."""
+        if self._association.state is State.STA13_AWAITING_CLOSE:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                while await self._reader.read(HEAD_BYTES):
+                    pass
 
     def _answer(self, request: AssociateRq) -> None:
         """Accept the peer in the one service that is taken, as its user; turn away anybody else."""

@@ -29,7 +29,8 @@ from .messages import Command, Context, Message, Verb, at_once
 from .negotiation import LITTLE_ENDIAN, STORAGE_COMMITMENT
 from .pdu import Roles
 from .promises import Promise, Promises
-from .services import SUCCESS, EventLog
+from .services import EventLog
+from .statuses import SUCCESS
 
 HERE_AFTER_SECONDS = 0.1
 """How long the peer may take to release after its request, before it is reported to on the same association."""

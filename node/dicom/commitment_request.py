@@ -18,9 +18,10 @@ from node.safety import Reference
 from .commitment_forms import INSTANCE, REQUEST, Asked, Report, read_report, write_asked
 from .messages import Command, Verb
 from .negotiation import LITTLE_ENDIAN, STORAGE_COMMITMENT
-from .report_listener import UNRECOGNIZED_OPERATION, ReportListener
+from .report_listener import ReportListener
 from .requestor import Call, Peer
 from .sender import status_words
+from .statuses import UNRECOGNIZED_OPERATION
 
 REPORT_SECONDS = 60.0
 """How long a commitment report is waited for."""

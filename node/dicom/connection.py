@@ -45,18 +45,19 @@ from .pdu import (
     decode,
     pdvs,
 )
-from .services import NO_REFUSALS, SUCCESS, EventLog
+from .services import NO_REFUSALS, EventLog
+from .statuses import (
+    APPLICATION_CONTEXT_NOT_SUPPORTED,
+    CALLED_AE_NOT_RECOGNIZED,
+    CALLING_AE_NOT_RECOGNIZED,
+    LOCAL_LIMIT_EXCEEDED,
+    PROTOCOL_VERSION_NOT_SUPPORTED,
+    SUCCESS,
+    TEMPORARY_CONGESTION,
+)
 
 RECEIVE_BYTES = 1024 * 1024
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
-
-# PS3.8 Table 9-21: result, source, reason.
-CALLED_AE_NOT_RECOGNIZED = AssociateRj(1, 1, 7)
-CALLING_AE_NOT_RECOGNIZED = AssociateRj(1, 1, 3)
-APPLICATION_CONTEXT_NOT_SUPPORTED = AssociateRj(1, 1, 2)
-PROTOCOL_VERSION_NOT_SUPPORTED = AssociateRj(1, 2, 2)
-TEMPORARY_CONGESTION = AssociateRj(2, 3, 1)
-LOCAL_LIMIT_EXCEEDED = AssociateRj(2, 3, 2)
 
 Spawn = Callable[[Coroutine[Any, Any, object]], None]
 _logger = structlog.get_logger()

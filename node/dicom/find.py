@@ -32,7 +32,7 @@ from .identifiers import (
 )
 from .messages import CANCELLED, PENDING, Message
 from .negotiation import DATE_TIME, EMPTY_VALUE, FIND, Root
-from .services import OUT_OF_RESOURCES, SUCCESS
+from .statuses import OUT_OF_RESOURCES, SUCCESS
 
 MAX_ANSWERS = 10_000
 ANSWERED_AT_ONCE = 20

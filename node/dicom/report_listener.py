@@ -36,6 +36,14 @@ from .pdu import (
     pdvs,
 )
 from .requestor import Peer
+from .statuses import (
+    APPLICATION_CONTEXT_NOT_SUPPORTED,
+    CALLED_AE_NOT_RECOGNIZED,
+    CALLING_AE_NOT_RECOGNIZED,
+    INVALID_ARGUMENT,
+    NO_SUCH_SOP_INSTANCE,
+    UNRECOGNIZED_OPERATION,
+)
 
 MAX_CONNECTIONS = 4
 """At once: one peer is expected, and perhaps one that is none."""
@@ -46,8 +54,6 @@ CLOSE_SECONDS = 1.0
 """How long a peer has to close after the last word (ARTIM)."""
 LINGER_SECONDS = 2.0
 """How long a peer has to release after its report."""
-UNRECOGNIZED_OPERATION, NO_SUCH_INSTANCE, INVALID_ARGUMENT = 0x0211, 0x0112, 0x0115
-_CALLED, _CALLING, _NO_DICOM = AssociateRj(1, 1, 7), AssociateRj(1, 1, 3), AssociateRj(1, 1, 2)
 
 
 class ReportListener:
@@ -111,7 +117,7 @@ class ReportListener:
         if command.verb != Verb.N_EVENT_REPORT_RQ:
             return UNRECOGNIZED_OPERATION
         if command.sop_instance_uid != INSTANCE:
-            return NO_SUCH_INSTANCE
+            return NO_SUCH_SOP_INSTANCE
         try:
             if message.dropped:
                 return INVALID_ARGUMENT
@@ -128,16 +134,16 @@ class ReportListener:
     def refusal(self, request: AssociateRq, certificate: bytes | None) -> AssociateRj | None:
         """How to turn a caller away that is not the peer; None for the peer."""
         if request.application_context != APPLICATION_CONTEXT:
-            return _NO_DICOM
+            return APPLICATION_CONTEXT_NOT_SUPPORTED
         if request.called != self.peer.calling:
             self.turned_away = f'it called "{request.called}"'
-            return _CALLED
+            return CALLED_AE_NOT_RECOGNIZED
         if request.calling != self.peer.called:
             self.turned_away = f'it called itself "{request.calling}"'
-            return _CALLING
+            return CALLING_AE_NOT_RECOGNIZED
         if doubt := self.peer.doubt(certificate):
             self.turned_away = f"it {doubt}"
-            return _CALLING
+            return CALLING_AE_NOT_RECOGNIZED
         return None
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -169,8 +175,7 @@ class _Reporting:
             await self._serve(kind, body)
             await self._left()
         except PduFault as fault:
-            with contextlib.suppress(Exception):
-                self._carry_out(self._association.step(Event.EVT19_INVALID_PDU, fault=fault.reason))
+            self._carry_out(self._association.step(Event.EVT19_INVALID_PDU, fault=fault.reason))
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             pass  # it is gone, or silent
         finally:

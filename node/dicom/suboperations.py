@@ -22,7 +22,7 @@ from node.openings import Opening
 from .channel import OVER, Channel
 from .messages import PENDING, Command, Context, Message, Suboperations, Verb, at_once
 from .negotiation import LITTLE_ENDIAN
-from .services import CANNOT_SEND, SOME_FAILED, SUCCESS
+from .statuses import CANNOT_SEND, SOME_FAILED, SUCCESS
 
 MAX_CONVERTED_BYTES = 512 * 1024 * 1024
 """Larger ones go as they are stored or not at all."""

@@ -13,11 +13,12 @@ from node.dicom import (
     identifiers,
     promises,
     retrieve,
-    services,
+    statuses,
     suboperations,
 )
 from node.dicom.commitment_request import REPORT_SECONDS
 from node.dicom.gate import Limits
+from node.dicom.messages import CANCELLED
 from node.dicom.negotiation import SERVICES, STORAGE_CLASSES, STORAGE_COMMITMENT
 from node.dicom.pdu import MAX_DATA_BYTES
 from node.dicom.services import STATUS_OF_CODE, STATUS_OF_FAMILY
@@ -76,8 +77,8 @@ def test_identification_and_bounds_are_the_codes() -> None:
         f"waits {REPORT_SECONDS:g} s",
     ):
         assert words in TEXT, words
-    statuses = [status for _, status in STATUS_OF_FAMILY] + list(STATUS_OF_CODE.values())
-    for status in [*statuses, services.SOME_FAILED, find.CANCELLED]:
+    answered = [status for _, status in STATUS_OF_FAMILY] + list(STATUS_OF_CODE.values())
+    for status in [*answered, statuses.SOME_FAILED, CANCELLED]:
         assert f"| {status:04X} |" in TEXT, f"{status:04X}"
     for fate in set(Fate) - {Fate.SAFE}:
         assert f"| {fate:04X} |" in TEXT

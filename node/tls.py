@@ -11,6 +11,7 @@ An authority vouches for many. Whom of them one speaks with is told by the alter
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import ssl
 import tempfile
@@ -38,6 +39,7 @@ DICOM_TLS12_SUITES = ":".join(
         "ECDHE-RSA-CHACHA20-POLY1305",
     )
 )
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 class KeyPair(NamedTuple):
@@ -111,6 +113,18 @@ def names_in(certificate: bytes) -> frozenset[str]:
         return frozenset()
     hosts = map(str.lower, names.value.get_values_for_type(x509.DNSName))
     return frozenset((*hosts, *map(str, names.value.get_values_for_type(x509.IPAddress))))
+
+
+def read_fingerprint(text: str) -> str:
+    """The SHA-256 of a certificate's DER as somebody wrote it (hex, colons allowed), in small letters. Raises Invalid."""
+    digits = text.replace(":", "").lower()
+    if not _FINGERPRINT.fullmatch(digits):
+        raise Invalid(
+            "A certificate is pinned by its SHA-256: 64 hex digits.",
+            mend="openssl x509 -in CERTIFICATE -noout -fingerprint -sha256",
+            code="bad-fingerprint",
+        )
+    return digits
 
 
 def load_pair(context: ssl.SSLContext, pair: KeyPair) -> None:

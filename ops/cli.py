@@ -112,7 +112,7 @@ def main() -> None:
 def _loaded(word: str) -> click.Command:
     """The command as click knows it."""
     module, name, _ = WORDS[word]
-    _structlog()
+    _structlog()  # before a command's modules import it
     thing = getattr(import_module(f"ops.commands.{module}"), name)
     _quieten()
     if not gc.isenabled():

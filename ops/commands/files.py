@@ -1,17 +1,17 @@
-"""`accord send` and `accord import`: DICOM files to a peer, and into this node directly. What is said to a peer, and how it is
-trusted by HTTPS, is in `sending`."""
+"""`accord send` and `accord import`: DICOM files to a peer, and into this node directly.
+
+What is said to a peer, and by what it is known, is in `sending`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import re
-import ssl
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from consent.errors import AccordError, Invalid, NotFound
+from consent.errors import AccordError, NotFound
 from consent.principals import Principal
 from consent.vocabulary import Role
 from ops.commands.arguments import Folder, Json, operator
@@ -88,8 +88,8 @@ def send(
             raise typer.BadParameter("DICOM needs --called and --calling; DICOMweb needs --web.")
         if listen_port and not commit:
             raise typer.BadParameter("--listen-port is for the report that --commit asks for.")
-        tls = _tls(*files)
-        pins, name = _expected(host, tls_authority, tls_name, pin)
+        tls = sending.dicom_tls(*files)
+        pins, name = sending.expected(host, tls_authority, tls_name, pin)
         peer = Peer(host, port, called, calling, tls, pins, name)
         reports = sending.report_listener(peer, listen_port, *files) if listen_port else None
         results = asyncio.run(sending.by_dicom(peer, paths, commit=commit, reports=reports))
@@ -121,45 +121,6 @@ def _tell_sent(results: list[tuple[str, str]], *, safe: bool, as_json: bool) -> 
     tell("\n".join(words), value, as_json=as_json)
     if failed:
         raise typer.Exit(1)
-
-
-def _tls(certificate: Path | None, key: Path | None, authority: Path | None) -> ssl.SSLContext | None:
-    from node.tls import KeyPair, dicom_client_context
-
-    given = (certificate, key, authority)
-    if not any(given):
-        return None
-    if certificate is None or key is None or authority is None:
-        raise Invalid("Mutual TLS needs --tls-certificate, --tls-key and --tls-authority together.")
-    for file in (certificate, key, authority):
-        if not file.is_file():
-            raise NotFound(f"{file} is not there.")
-    try:
-        pair = KeyPair(certificate.read_bytes(), key.read_bytes())
-        return dicom_client_context(pair, [authority.read_text("ascii")])
-    except (ssl.SSLError, ValueError) as error:
-        raise Invalid(f"Certificate, key or authority cannot be used: {error}.") from error
-
-
-def _expected(host: str, authority: Path | None, name: str, pin: str | None) -> tuple[frozenset[str], str]:
-    """Fingerprints and name by which the receiver is known. An authority vouches for many: one must be said, or follow from it."""
-    from node.identity import node_of
-
-    if authority is None:
-        if name or pin:
-            raise Invalid("--tls-name and --pin go with --tls-certificate, --tls-key and --tls-authority.")
-        return frozenset(), ""
-    if pin is not None:
-        digits = pin.replace(":", "").lower()
-        if not re.fullmatch("[0-9a-f]{64}", digits):
-            raise Invalid("A pin is the SHA-256 of a certificate: 64 hexadecimal digits.")
-        return frozenset({digits}), name
-    if name:
-        return frozenset(), name
-    try:
-        return frozenset(), node_of(authority.read_text("ascii"))
-    except Invalid:  # some other receiver, under an authority that says nothing of who it is
-        return frozenset(), host
 
 
 @speaks

@@ -1,4 +1,4 @@
-"""How `accord send` reaches whom: DIMSE with storage commitment, or STOW-RS with its trust and credentials.
+"""How `accord send` reaches whom, and by what it knows them: DIMSE with storage commitment, or STOW-RS with its credentials.
 
 Each way returns, for every file, why it did not arrive: "" for one that did. Credentials come from files alone:
 whoever lists processes sees the command line.
@@ -33,14 +33,48 @@ async def by_dicom(
 ) -> Results:
     """Send by C-STORE; with `commit` what the receiver does not vouch for afterwards has not arrived.
 
-    `reports` listens meanwhile for what the receiver says on an association of its own.
+    `reports` listens meanwhile for what the receiver says on an association of its own: nothing is sent unless it can.
     """
-    sent = [one async for one in send_files(peer, paths)]
-    reasons = {one.label: "" if one.ok else one.reason for one in sent}
-    if commit:
-        async with reports or nullcontext():
+    async with reports or nullcontext():
+        sent = [one async for one in send_files(peer, paths)]
+        reasons = {one.label: "" if one.ok else one.reason for one in sent}
+        if commit:
             reasons |= await _unsafe(peer, [one for one in sent if one.ok], reports)
     return list(reasons.items())
+
+
+def dicom_tls(certificate: Path | None, key: Path | None, authority: Path | None) -> ssl.SSLContext | None:
+    """What DICOM TLS shows, and under whose authority the receiver must be; None without any of the three."""
+    from node.tls import KeyPair, dicom_client_context
+
+    if certificate is None and key is None and authority is None:
+        return None
+    if certificate is None or key is None or authority is None:
+        raise Invalid("Mutual TLS needs --tls-certificate, --tls-key and --tls-authority together.")
+    try:
+        pair = KeyPair(_read(certificate), _read(key))
+        return dicom_client_context(pair, [_read(authority).decode("ascii")])
+    except (ssl.SSLError, ValueError) as error:
+        raise Invalid(f"Certificate, key or authority cannot be used: {error}.") from error
+
+
+def expected(host: str, authority: Path | None, name: str, pin: str | None) -> tuple[frozenset[str], str]:
+    """Fingerprints and name by which the receiver is known. An authority vouches for many: one must be said, or follow from it."""
+    from node.identity import node_of
+    from node.tls import read_fingerprint
+
+    if authority is None:
+        if name or pin:
+            raise Invalid("--tls-name and --pin go with --tls-certificate, --tls-key and --tls-authority.")
+        return frozenset(), ""
+    if pin is not None:
+        return frozenset({read_fingerprint(pin)}), name
+    if name:
+        return frozenset(), name
+    try:
+        return frozenset(), node_of(_read(authority).decode("ascii"))
+    except Invalid:  # some other receiver, under an authority that says nothing of who it is
+        return frozenset(), host
 
 
 def report_listener(

@@ -90,9 +90,10 @@ def read_asked(data: Buffer, transfer_syntax: str) -> Asked:
 
 
 def read_report(data: Buffer, transfer_syntax: str) -> Report:
-    """Raises Invalid when it is malformed."""
+    """What is named as safe and as failed is not safe. Raises Invalid when it is malformed."""
     transaction, lists = _read(data, transfer_syntax)
-    return Report(transaction, tuple(one for one, _ in lists[_REFERENCED]), dict(lists[_FAILED]))
+    failed = dict(lists[_FAILED])
+    return Report(transaction, tuple(one for one, _ in lists[_REFERENCED] if one not in failed), failed)
 
 
 def _read(data: Buffer, transfer_syntax: str) -> tuple[str, dict[int, list[tuple[Reference, int]]]]:

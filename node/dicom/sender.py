@@ -202,5 +202,6 @@ def words_of(status: int) -> str:
 
 def status_words(answer: Command) -> str:
     """A response's status and comment for a person."""
-    comment = f": {answer.comment}" if answer.comment else ""
+    plain = "".join(character if character.isprintable() else " " for character in answer.comment).strip()
+    comment = f": {plain}" if plain else ""
     return f"Status {answer.status:04X}, {words_of(answer.status)}{comment}"

@@ -135,7 +135,11 @@ async def store_files(to: Service, paths: Iterable[Path]) -> AsyncIterator[Sent]
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
     connector = aiohttp.TCPConnector(limit=1, ssl=True if to.trust is None else to.trust)
     async with aiohttp.ClientSession(
-        connector=connector, timeout=timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
+        connector=connector,
+        timeout=timeout,
+        trust_env=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,  # a little that was compressed is a lot before it can be counted
     ) as session:
         gone: AccordError | None = None
         for number, group in enumerate(_requests(found)):
@@ -238,6 +242,7 @@ async def _blocks(one: Outgoing) -> AsyncGenerator[bytes, None]:
 async def _post(session: aiohttp.ClientSession, to: Service, body: _Body) -> tuple[int, bytes]:
     """Send one request; return status and body of the answer. Raises _Unread, Unavailable, Denied."""
     headers = {"Content-Type": body.content_type, "Content-Length": str(body.size), "Accept": JSON}
+    headers["Accept-Encoding"] = "identity"
     if to.authorization:
         headers["Authorization"] = to.authorization
     try:
@@ -289,7 +294,7 @@ def _outcome(to: Service, group: Sequence[Outgoing], status: int, answer: bytes)
 
 def _sent(one: Outgoing, told: Told) -> Sent:
     uid = one.sop_instance_uid
-    if uid in told.stored:
+    if uid in told.stored and uid not in told.failed:  # who says both has promised nothing
         warning = told.stored[uid]
         return Sent(one.label, uid, True, warning, told.words(warning), one.size_bytes, one.sop_class_uid)
     if uid in told.failed:

@@ -346,6 +346,14 @@ def test_forms_read_back(syntax: str) -> None:
 
 
 @pytest.mark.requirement("F4")
+def test_what_a_report_names_as_safe_and_as_failed_is_not_safe() -> None:
+    """Nothing is let go on the word of a peer that contradicts itself."""
+    one, two = Reference(CT, "1.2.3"), Reference(CT, "1.2.4")
+    said = write_report(Report("2.25.1", (one, two), {two: 0x0110}), EXPLICIT)
+    assert read_report(said, EXPLICIT) == Report("2.25.1", (one,), {two: 0x0110})
+
+
+@pytest.mark.requirement("F4")
 @pytest.mark.parametrize(
     "data",
     [

@@ -12,8 +12,9 @@ import pytest
 
 from consent.errors import Denied, Invalid, Unavailable
 from node.dicom import requestor
+from node.dicom.messages import Command, Verb
 from node.dicom.pdu import MAX_CONTEXTS, Abort, Answer, AssociateAc, encode
-from node.dicom.sender import Outgoing, Peer, Sent, echo, outgoing, send, send_files
+from node.dicom.sender import Outgoing, Peer, Sent, echo, outgoing, send, send_files, status_words
 from node.ports import free_ports
 from tests.node.dicom.conftest import Door
 from tests.support.dicom import IMPLICIT, Instance, ct_slice, pydicom_sample_paths, pydicom_samples, study
@@ -198,3 +199,10 @@ async def test_dcmtk_receives_what_we_send(tmp_path: Path) -> None:
         await process.wait()
     files = [path.read_bytes() for path in tmp_path.iterdir()]
     assert sorted(file[-len(instances[0].data) :] for file in files) == sorted(one.data for one in instances)
+
+
+@pytest.mark.requirement("F4")
+def test_a_peer_s_comment_steers_no_terminal() -> None:
+    """It is shown to whoever sends."""
+    answer = Command(Verb.C_STORE_RQ, 1, status=0xC000, comment="\x1b[2JNo\x07\r")
+    assert status_words(answer).endswith(": [2JNo")

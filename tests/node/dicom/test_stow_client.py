@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -270,6 +271,37 @@ async def test_nothing_is_accepted_that_was_not_named(case: str, tmp_path: Path)
     async with answering(answer) as url:
         (sent,) = await sent_to(service(url, None), *written(tmp_path, ct_slice()))
     assert not sent.ok and words in sent.reason and "secret" not in sent.reason
+
+
+@pytest.mark.requirement("F4")
+async def test_who_names_an_instance_as_stored_and_as_failed_has_not_promised_it(tmp_path: Path) -> None:
+    """A service that contradicts itself is believed in what it did not do."""
+
+    async def answer(request: web.Request) -> web.Response:
+        (uid,) = await uids_in(request)
+        return module([uid], {uid: 0x0110})
+
+    async with answering(answer) as url:
+        (sent,) = await sent_to(service(url, None), *written(tmp_path, ct_slice()))
+    assert not sent.ok and sent.status == 0x0110
+
+
+@pytest.mark.requirement("F4")
+async def test_a_compressed_answer_cannot_grow_in_memory(tmp_path: Path) -> None:
+    """Compression is not asked for; what comes so all the same is bounded as it came, and says nothing."""
+    bomb = zlib.compress(bytes(64 << 20))
+
+    async def answer(request: web.Request) -> web.Response:
+        assert request.headers["Accept-Encoding"] == "identity"
+        await request.read()
+        return web.Response(body=bomb, headers={"Content-Encoding": "deflate"})
+
+    async with answering(answer) as url:
+        tracemalloc.start()
+        (sent,) = await sent_to(service(url, None), *written(tmp_path, ct_slice()))
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert not sent.ok and most < 16 << 20
 
 
 WHOLE: dict[str, tuple[Answer, type[AccordError], str]] = {

@@ -25,7 +25,8 @@ from node.index.query import Level, Query
 from node.index.tables import INSTANCES, SERIES, STUDIES
 from node.rebuilding import INDEX_TABLES, Rebuilding
 from node.scrubbing import Progress
-from node.soundness import LOST, Damage, Soundness, keep_sound
+from node.search_trees import LOST, Damage
+from node.soundness import Soundness, keep_sound
 from tests.node.test_scrubbing import scrubbing
 from tests.support.dicom import ct_slice
 from tests.support.node import NodeFixture, arrival, small_node
@@ -270,7 +271,7 @@ async def test_a_look_ends_in_time_and_a_missing_file_is_not_made(
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
     async with few(tmp_path, 1) as (node, _):
         with monkeypatch.context() as patch:
-            patch.setattr("node.soundness._found", lambda one: one.execute(endless).fetchall())
+            patch.setattr("node.search_trees.look", lambda one: one.execute(endless).fetchall())
             assert (await Soundness(node.database).look(limit_seconds=0.1)).finished is False
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):

@@ -2,8 +2,8 @@
 
 A pass goes through the packs in order, at a bounded pace, and goes on after a restart where it was. It needs no key for
 the ciphertext: each record names the BLAKE3 of its body, and the index, whose rows are sealed, names it once more. A *deep*
-pass also opens every instance and holds it against the SHA-256 of what arrived, and compares the rows of the index with
-what the packs say. Leaves the log to its own daily check (`ops.checks`).
+pass has the database looked at first (`soundness`), opens every instance and holds it against the SHA-256 of what arrived, and
+compares the rows of the index with what the packs say. Leaves the log to its own daily check (`ops.checks`).
 
 Invariants: what is found is in the log, healed or not; a pack that changed while it was looked at is looked at again
 before anything is said of it. Leaves healing to `vault.upkeep`, rows to `rebuilding`.
@@ -169,8 +169,9 @@ class Scrubbing:
             return await self._scrubbed(study, deep)
         except Corrupt as error:
             words = error.message
-        except (ValueError, TypeError, LookupError):
+        except (ValueError, TypeError, LookupError) as error:
             words = "A row of the index holds what its column cannot."
+            logger.error("row not understood", study=study, error=type(error).__name__)
         await self._failed(study, words)
         await self._mend_rows(study)
         return 0, 1

@@ -19,7 +19,7 @@ import aiohttp
 from yarl import URL
 
 from consent.errors import AccordError, Denied, Invalid, NotFound, Unavailable
-from node.tls import DICOM_TLS12_SUITES, KeyPair, client_context
+from node.tls import DICOM_TLS12_SUITES, KeyPair, client_context, read_fingerprint
 
 from .accept import DICOM, JSON
 from .channel import ANSWER_SECONDS, SLOWEST_BYTES_PER_SECOND
@@ -33,7 +33,6 @@ REQUEST_BYTES = 64 * 1024 * 1024
 """How much goes in one request, unless one instance alone is more: a receiver may keep a request whole."""
 REQUEST_INSTANCES = 500
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
-FINGERPRINT_BYTES = 32
 
 _PER_INSTANCE = (200, 202, 409)
 """Statuses whose body says what became of each instance (PS3.18 Table 10.5.3-1)."""
@@ -107,17 +106,7 @@ def trusting(authority: str, pair: KeyPair | None = None) -> ssl.SSLContext:
 
 def pinned(fingerprint: str) -> aiohttp.Fingerprint:
     """Trust the one certificate whose DER has this SHA-256 (hex, colons allowed). Raises Invalid."""
-    try:
-        digest = bytes.fromhex(fingerprint.replace(":", ""))
-    except ValueError:
-        digest = b""
-    if len(digest) != FINGERPRINT_BYTES:
-        raise Invalid(
-            "A certificate is pinned by its SHA-256: 64 hex digits.",
-            mend="openssl x509 -in CERTIFICATE -noout -fingerprint -sha256",
-            code="bad-fingerprint",
-        )
-    return aiohttp.Fingerprint(digest)
+    return aiohttp.Fingerprint(bytes.fromhex(read_fingerprint(fingerprint)))
 
 
 async def store_files(to: Service, paths: Iterable[Path]) -> AsyncIterator[Sent]:

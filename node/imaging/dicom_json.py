@@ -56,7 +56,7 @@ _MAY_BE_BULK = frozenset({"DS", "FD", "FL", "IS", "LT", "SL", "SS", "ST", "SV", 
 _ONE_TEXT = frozenset({"LT", "ST", "UR", "UT"})
 _NUMBERS = {"FD": "d", "FL": "f", "SL": "i", "SS": "h", "SV": "q", "UL": "I", "US": "H", "UV": "Q"}
 _SIZES = {"d": 8, "f": 4, "i": 4, "h": 2, "q": 8, "I": 4, "H": 2, "Q": 8}
-_BYCHARSET = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
+_BY_CHARSET = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _NAME_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,15}")
 _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
@@ -293,7 +293,7 @@ def _values(tag: int, vr: str, raw: bytes, level: _Level) -> list[Any]:
         return [
             f"{group:04X}{number:04X}" for group, number in iter_unpack(level.form.order + "HH", _cut(raw, 4))
         ]
-    text = level.charset.text(raw, name=vr == "PN") if vr in _BYCHARSET else raw.decode("latin-1")
+    text = level.charset.text(raw, name=vr == "PN") if vr in _BY_CHARSET else raw.decode("latin-1")
     text = text.rstrip(" \0")
     if vr in _ONE_TEXT:
         return [text] if text else []

@@ -33,7 +33,7 @@ class JsonModel(NamedTuple):
 
 
 class Renderer:
-    """At most `workers` processes; use as `async with Renderer() as renderer`. `wake` has them started ahead of the work."""
+    """At most `workers` processes; use as `async with Renderer() as renderer`."""
 
     def __init__(
         self,
@@ -43,14 +43,20 @@ class Renderer:
         rest_seconds: float = REST_SECONDS,
     ) -> None:
         self._workers = Workers(workers, deadline_seconds=deadline_seconds, rest_seconds=rest_seconds)
-        self.wake = self._workers.wake
-        self.close = self._workers.close
 
     async def __aenter__(self) -> Renderer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def wake(self) -> None:
+        """Have every worker started, without waiting for it: somebody is about to look at pictures."""
+        self._workers.wake()
+
+    async def close(self) -> None:
+        """End every worker; work that is under way ends with a refusal."""
+        await self._workers.close()
 
     async def render(
         self,

@@ -46,7 +46,7 @@ from .statuses import (
 )
 
 MAX_CONNECTIONS = 4
-"""At once: one peer is expected, and perhaps one that is none."""
+"""At once: one peer is expected, and perhaps some that are none. Of those the one that has been silent longest gives way."""
 REQUEST_SECONDS = 10.0
 """From the connection to a whole A-ASSOCIATE-RQ, the handshake before it likewise."""
 IDLE_SECONDS = 30.0
@@ -68,6 +68,7 @@ class ReportListener:
         self._port, self._tls = port, tls
         self._expected: dict[str, asyncio.Future[Report]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._callers: list[_Reporting] = []
         self.turned_away = ""
         """Why the last caller that was not the peer was turned away; "" when there was none."""
 
@@ -147,12 +148,25 @@ class ReportListener:
         return None
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._tasks) >= MAX_CONNECTIONS:
-            writer.transport.abort()
-            return
-        task = asyncio.create_task(_Reporting(self, reader, writer).run(), name="dicom-report")
+        if len(self._callers) >= MAX_CONNECTIONS:
+            silent = next((one for one in self._callers if not one.admitted), None)
+            if silent is None:
+                writer.transport.abort()
+                return
+            self._callers.remove(silent)
+            silent.turn_out()
+        caller = _Reporting(self, reader, writer)
+        self._callers.append(caller)
+        task = asyncio.create_task(self._heard(caller), name="dicom-report")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _heard(self, caller: _Reporting) -> None:
+        try:
+            await caller.run()
+        finally:
+            if caller in self._callers:
+                self._callers.remove(caller)
 
 
 class _Reporting:
@@ -165,6 +179,15 @@ class _Reporting:
         self._association = Association(requestor=False)
         self._assembler = Assembler({}, 0)
         self._max_length = 0
+
+    @property
+    def admitted(self) -> bool:
+        """Whether this was taken for the peer."""
+        return self._association.state is State.STA6_ESTABLISHED
+
+    def turn_out(self) -> None:
+        """End the connection now: it is another's turn."""
+        self._writer.transport.abort()
 
     async def run(self) -> None:
         """From the connection to its end, whatever the peer does."""

@@ -248,16 +248,29 @@ async def test_junk_is_ended_and_harms_nobody(listening: ReportListener, junk: b
 
 @pytest.mark.requirement("F4")
 async def test_silent_and_many_callers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The silent are cut off after their deadline; of more than a few at once the rest get nothing."""
+    """The silent are cut off after their deadline, and at once when there are more than a few."""
     monkeypatch.setattr(report_listener, "REQUEST_SECONDS", 0.5)
     async with ReportListener(PEER, 0) as listener, asyncio.timeout(10):
         callers = [await asyncio.open_connection("127.0.0.1", listener.port) for _ in range(6)]
-        ended = [await asyncio.wait_for(reader.read(), 5) for reader, _ in callers[:4]]
-        for reader, _ in callers[4:]:
+        for reader, _ in callers:
             try:
                 assert await asyncio.wait_for(reader.read(), 5) == b""
             except ConnectionResetError:
                 pass
         for _, writer in callers:
             writer.close()
-        assert ended == [b""] * 4
+
+
+@pytest.mark.requirement("F4")
+async def test_callers_that_say_nothing_keep_no_report_out() -> None:
+    """Whoever holds every place in silence gives way to the peer."""
+    async with ReportListener(PEER, 0) as listener, asyncio.timeout(10):
+        callers = [
+            await asyncio.open_connection("127.0.0.1", listener.port)
+            for _ in range(report_listener.MAX_CONNECTIONS)
+        ]
+        with listener.expecting(TRANSACTION) as report:
+            assert await asyncio.to_thread(say, listener.port, told(TRANSACTION, "1.2.3")) == 0
+            assert report.done()
+        for _, writer in callers:
+            writer.close()

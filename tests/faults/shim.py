@@ -64,11 +64,14 @@ class Shim:
 
 
 @contextmanager
-def failing(at: int, error: int) -> Iterator[Shim]:
-    """The `at`-th file-system call from here on fails with `error`."""
+def failing(at: int, error: int, only: str = "") -> Iterator[Shim]:
+    """The `at`-th file-system call from here on fails with `error`; with `only` the `at`-th of that name.
+
+    Threads make calls of different names in another order each time; of one name there are as many.
+    """
     shim = Shim(at, error)
     patch = pytest.MonkeyPatch()
-    for name in calls_that(error):
+    for name in [only] if only else calls_that(error):
         patch.setattr(os, name, shim.wrap(name, getattr(os, name)))
     try:
         yield shim

@@ -46,11 +46,12 @@ async def test_each_call_of_writing_a_pack_anew_fails_in_turn(
         study = await archive.store(node, FIRST)
         with failing(NEVER, error) as undisturbed:
             await work(node, study)
-        for at in chosen(undisturbed.calls, TRIALS):
-            study = await archive.store(
-                node, at
-            )  # a new one each time: of the same size it takes the same calls
-            with failing(at, error) as shim:
+        for number in chosen(undisturbed.calls, TRIALS):
+            name = undisturbed.calls[number]
+            at = undisturbed.calls[:number].count(name)
+            # A new one each time: of the same size it takes the same calls.
+            study = await archive.store(node, number)
+            with failing(at, error, name) as shim:
                 try:
                     await work(node, study)
                 except Unavailable as refused:
@@ -58,17 +59,17 @@ async def test_each_call_of_writing_a_pack_anew_fails_in_turn(
                     outcomes["refused"] += 1
                 else:
                     outcomes["done" if shim.fired else "missed"] += 1
-            where, kept = (at, shim.calls[at : at + 1]), archive.of(FIRST, at)
-            reached |= set(where[1])
+            where, kept = (name, at), archive.of(FIRST, number)
+            reached |= {name} if shim.fired else set()
             losses = await losses_in(node, chief, kept)
             if work is regrade:  # until the duty has settled it, readers may be told to wait
                 losses = [one for one in losses if not one.startswith(WAITS)]
             assert losses == [], where
             await upkeep(node)
             assert leftovers(node) == [], where
-            await archive.store(node, at)
+            await archive.store(node, number)
             await work(node, study)
-            assert await losses_in(node, chief, archive.of(FIRST, at)) == [], where
+            assert await losses_in(node, chief, archive.of(FIRST, number)) == [], where
         assert await faults_in(node, archive.kept) == []
     async with small_node(tmp_path, roots=roots) as again:
         await upkeep(again)

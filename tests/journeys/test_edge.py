@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from node.dicom.sender import Outgoing, Peer, outgoing, send
-from node.dicom.services import OUT_OF_RESOURCES
+from node.dicom.statuses import OUT_OF_RESOURCES
 from node.ports import free_ports
 from ops.demo.studies import sample_files
 from tests.support.cli import Said, accord

@@ -32,6 +32,7 @@ V = TypeVar("V")
 MAX_WHOLE_BYTES = 64 * 1024 * 1024
 """Data sets up to this size are read at once; larger ones in pieces, twice: to verify, then to send."""
 PIECE_BYTES = 4 * 1024 * 1024
+"""What is read at a time to verify."""
 
 
 class Reading:
@@ -124,9 +125,7 @@ class Reading:
                 raise
             return await reading(now)
 
-    async def pieces(
-        self, visit: Visit, row: InstanceRow, piece_bytes: int = PIECE_BYTES
-    ) -> AsyncIterator[bytes]:
+    async def pieces(self, visit: Visit, row: InstanceRow, piece_bytes: int) -> AsyncIterator[bytes]:
         """A large data set: read through once to verify its digest, then again to hand it over."""
         await self.require_digest(visit, row)
         for start in range(0, row.size_bytes, piece_bytes):

@@ -260,6 +260,7 @@ async def test_a_large_instance_goes_in_pieces(archive: Archive, monkeypatch: py
     """Past the bound nothing is held whole: it is verified, read again and sent piece by piece, in order."""
     monkeypatch.setattr(data_sets, "MAX_WHOLE_BYTES", 1000)
     monkeypatch.setattr(reading, "PIECE_BYTES", 700)
+    monkeypatch.setattr(data_sets, "UNHELD_BYTES", 700)
     store = Store(0)
     done = await asyncio.to_thread(get, archive, store, whole_study("g1"))
 

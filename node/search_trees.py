@@ -4,13 +4,14 @@ A search tree holds nothing that its table does not: each gets a new, empty root
 fill from elsewhere are given up likewise. Leaves to `soundness` which connection, which thread and who hears of it.
 
 Invariants: a look writes nothing; what is mended is one transaction, kept only when SQLite finds what it leaves to be
-whole; no row of a table that is kept is written.
+whole; no row of a table that is kept is written; no tree is given up that contradicts an irreplaceable table.
 """
 
 from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from node.database import WRITE_MEND, errors_in_words
@@ -95,9 +96,21 @@ def _said(connection: sqlite3.Connection, table: str = "") -> list[str] | None:
     return [line for line in lines if line != "ok" and not line.startswith("***")]
 
 
-def mend(connection: sqlite3.Connection, damage: Damage, emptied: frozenset[str], *, keep: bool) -> Damage:
-    """New trees for every table that is damaged; what is left is the tables that are damaged themselves."""
-    broken: set[str] = set()
+def mend(
+    connection: sqlite3.Connection,
+    damage: Damage,
+    emptied: frozenset[str],
+    *,
+    keep: bool,
+    irreplaceable: frozenset[str] = frozenset(),
+) -> Damage:
+    """New trees for every table that is damaged; what is left is the tables that are damaged themselves.
+
+    So are those of the `irreplaceable` that one of their whole trees contradicts: it may be the tree that is right, and
+    the only place where a key's true name still stands.
+    """
+    suspects = irreplaceable.intersection(damage.tables)
+    broken = {table for table in suspects if _contradicted(connection, table)}
     while True:
         with errors_in_words("write", WRITE_MEND):
             connection.execute("BEGIN IMMEDIATE")
@@ -127,6 +140,31 @@ def _round(
     trees.end()
     left = tuple(sorted(broken - emptied))
     return "", Damage(left, left) if left else look(connection)
+
+
+def _contradicted(connection: sqlite3.Connection, table: str) -> bool:
+    """Whether a search tree that can be read has another key for a row than the table."""
+    schema = connection.execute(
+        "SELECT name FROM sqlite_schema WHERE type = 'index' AND tbl_name = ?", (table,)
+    )
+    for (index,) in schema.fetchall():
+        columns = [name for _, _, name in connection.execute(f"PRAGMA index_info({_quoted(index)})")]
+        listed = ", ".join(map(_quoted, columns))
+        wanted = f"SELECT rowid, {listed} FROM {_quoted(table)}"  # noqa: S608 - names out of the schema, quoted
+        try:
+            # Both columns and row number stand in the tree: the table is not asked.
+            tree = {
+                row: hash(key) for row, key in _tuples(connection, f"{wanted} INDEXED BY {_quoted(index)}")
+            }
+        except sqlite3.DatabaseError:
+            continue  # with this tree nothing can be decided, and nothing is lost
+        try:
+            rows = _tuples(connection, f"{wanted} NOT INDEXED")
+            if any(tree.get(row, hash(key)) != hash(key) for row, key in rows):
+                return True
+        except sqlite3.DatabaseError:
+            return True
+    return False
 
 
 class _Trees:
@@ -195,6 +233,11 @@ def compact(connection: sqlite3.Connection) -> Damage:
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return look(connection)
+
+
+def _tuples(connection: sqlite3.Connection, statement: str) -> Iterator[tuple[int, tuple[object, ...]]]:
+    """Row number and key of each row."""
+    return ((row, tuple(key)) for row, *key in connection.execute(statement))
 
 
 def _quoted(name: str) -> str:

@@ -31,11 +31,15 @@ from node.audit.event import Detail, Event
 from node.audit.log import Log
 from node.database import DAMAGED, READ_MEND, RUNBOOK, Database, errors_in_words
 from node.search_trees import LOST, Damage
+from node.vault.key_tables import vault_kek, vault_regrade, vault_secret, vault_study_key
 
 MAX_TOLD = 20
 BUSY_SECONDS = 15.0
 NICE = 10
 INTERRUPT_SECONDS = 0.05
+
+KEY_TABLES = frozenset(table.name for table in (vault_kek, vault_study_key, vault_secret, vault_regrade))
+"""What stands there stands nowhere else: not even a search tree of theirs is given up against doubt."""
 
 T = TypeVar("T")
 logger = structlog.get_logger()
@@ -75,7 +79,9 @@ class Soundness:
             left = damage
             if damage.tables:
                 tried = await _apart(
-                    self._file, lambda one: search_trees.mend(one, damage, trees, keep=keep), otherwise=damage
+                    self._file,
+                    lambda one: search_trees.mend(one, damage, trees, keep=keep, irreplaceable=KEY_TABLES),
+                    otherwise=damage,
                 )
                 left = tried or damage
             if keep and not left.tables and (left.file or left.unused):

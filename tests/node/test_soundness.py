@@ -222,6 +222,29 @@ async def test_a_damaged_table_that_the_packs_do_not_hold_is_named_and_left_alon
         await database.close()
 
 
+@pytest.mark.requirement("V1", "V2")
+@pytest.mark.parametrize("where", ["vault_study_key", "sqlite_autoindex_vault_study_key_1"])
+async def test_a_key_whose_tree_and_table_disagree_is_named_and_neither_is_believed(
+    tmp_path: Path, where: str
+) -> None:
+    """The tree may be the only place where the study's name still stands: its images open as before."""
+    file = tmp_path / "node.db"
+    async with few(tmp_path) as (node, studies):
+        (leaf,) = leaves(file, roots(file)[where])
+        page = file.read_bytes()[(leaf - 1) * PAGE : leaf * PAGE]
+        flip(file, leaf, page.index(studies[1].encode()) + 8, by=0x01)
+        spoilt = file.read_bytes()
+        await changed_by_another(node)
+        kept = await keep_sound(node.database, node.log, "system")
+        assert kept.left.tables == ("vault_study_key",)
+        (event,) = await node.events(EventKind.INTEGRITY_FAILED)
+        assert event.event.detail["mended"] is False
+        tables = {name: root for name, root in roots(file).items() if "vault_study_key" in name}
+        for root in tables.values():
+            at = slice((root - 1) * PAGE, root * PAGE)
+            assert file.read_bytes()[at] == spoilt[at]
+
+
 @pytest.mark.requirement("V2", "C3")
 async def test_a_deep_scrub_mends_the_trees_first_and_names_what_it_cannot_and_goes_on(
     tmp_path: Path,

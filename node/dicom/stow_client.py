@@ -90,7 +90,13 @@ def service(
             mend="Use an https address; or say --plain-http where the network is guarded otherwise.",
             code="plain-http",
         )
-    return Service(url, trust if url.scheme == "https" else None, authorization)
+    if url.scheme == "http" and trust is not None:
+        raise Invalid(
+            "A certificate or an authority was named, and plain HTTP looks at none.",
+            mend="Use an https address, or leave the TLS options out.",
+            code="plain-http",
+        )
+    return Service(url, trust, authorization)
 
 
 def trusting(authority: str, pair: KeyPair | None = None) -> ssl.SSLContext:

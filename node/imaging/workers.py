@@ -48,6 +48,7 @@ class Workers:
         self._deadline_seconds = deadline_seconds
         self._rest_seconds = rest_seconds
         self._waiting = 0
+        self._closed = False
         self._waking: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -60,6 +61,9 @@ class Workers:
             await self._turns.acquire()
         finally:
             self._waiting -= 1
+        if self._closed:
+            self._turns.release()
+            raise Unavailable("The node is stopping.", mend="Ask again when it is back.")
         worker = self._free.pop()
         try:
             async with asyncio.timeout(self._deadline_seconds):
@@ -79,11 +83,12 @@ class Workers:
 
     def wake(self) -> None:
         """Have every worker started, without waiting for it: somebody is about to look at pictures."""
-        if self._waking is None or self._waking.done():
+        if not self._closed and (self._waking is None or self._waking.done()):
             self._waking = asyncio.create_task(self._wake_all(), name="imaging-wake")
 
     async def close(self) -> None:
-        """End every worker; a job that is in work ends as if its worker had died."""
+        """End every worker, and start none again; a job that is in work ends as if its worker had died."""
+        self._closed = True
         for task in (self._waking, self._watching):
             if task is not None:
                 task.cancel()
@@ -112,7 +117,7 @@ class Workers:
         # One without a process is the last choice: the others are quicker.
         self._free.insert(len(self._free) if worker.running else 0, worker)
         self._turns.release()
-        if self._watching is None or self._watching.done():
+        if not self._closed and (self._watching is None or self._watching.done()):
             self._watching = asyncio.create_task(self._watch(), name="imaging-rest")
 
     async def _watch(self) -> None:

@@ -425,5 +425,7 @@ def test_plain_http_stays_on_this_machine_unless_it_is_asked_for() -> None:
     for address in ("http://localhost:80/", "http://127.0.0.9/x", "http://[::1]:8042/dicom-web"):
         assert service(address, None).trust is None
     assert str(service("http://pacs.example/dicom-web/", None, plain=True).studies).endswith("/studies")
+    with pytest.raises(Invalid, match="plain HTTP looks at none"):
+        service("http://localhost:80/", pinned("ab" * 32))
     with pytest.raises(Invalid, match="64 hex digits"):
         pinned("abc")

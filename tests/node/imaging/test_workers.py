@@ -167,6 +167,23 @@ async def test_closing_ends_what_starts_what_works_and_what_watches() -> None:
     await until(lambda: workers_now() == 0 and not tasks())
 
 
+async def test_who_waited_for_a_turn_starts_nothing_after_the_end() -> None:
+    """Closing with callers in the queue leaves no process behind, and they are told."""
+    pool = Workers(1)
+    first = asyncio.create_task(busy(pool, 30.0))
+    await until(lambda: workers_now() == 1)
+    waiting = [asyncio.create_task(busy(pool)) for _ in range(5)]
+    await asyncio.sleep(0)
+    await pool.close()
+    ended = await asyncio.gather(first, *waiting, return_exceptions=True)
+    assert all(isinstance(one, Unavailable) for one in ended)
+    assert workers_now() == 0
+    with pytest.raises(Unavailable):
+        await busy(pool)
+    pool.wake()
+    assert tasks() == set()
+
+
 async def test_what_a_worker_refuses_is_said_in_its_words() -> None:
     """An unknown kind of job is a fault of this one job; the worker stays."""
     pool = Workers(1)

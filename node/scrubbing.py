@@ -38,6 +38,8 @@ from node.vault.vault import INSTANCE, Vault
 
 ACTOR = "job:scrub"
 MAX_NAMED_OBJECTS = 20
+STUDY_BYTES = 1024 * 1024
+"""A study counts at least so much against the pace of a pass: among thousands of small ones it is not the bytes that cost."""
 SAVE_EVERY = 20
 """Packs after which the place that was reached is written down."""
 
@@ -145,6 +147,8 @@ class Scrubbing:
         for study, size in studies:
             if study <= progress.reached:
                 continue
+            if size < STUDY_BYTES:
+                await asyncio.to_thread(self._pace, STUDY_BYTES - size)
             healed, faults = await self.study(study, deep=progress.deep)
             progress = replace(
                 progress,

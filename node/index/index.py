@@ -104,8 +104,8 @@ class Index:
 
     async def load(self) -> None:
         """Read the sealed names into memory."""
-        rows = await self._reads.rows(select(STUDIES.c.study, STUDIES.c.sealed_name))
-        self._names.load((row.study, self._name(row.study, row.sealed_name)) for row in rows)
+        rows = await self._reads.rows(select(STUDIES.c.study, STUDIES.c.sealed_name, STUDIES.c.study_date))
+        self._names.load((row.study, self._name(row.study, row.sealed_name), row.study_date) for row in rows)
 
     def close(self) -> None:
         """Close the read connections."""
@@ -139,8 +139,7 @@ class Index:
     def remember(self, added: Iterable[Entry]) -> None:
         """Let names be found that were committed."""
         for entry in {entry.study: entry for entry in added}.values():
-            self._names.remove(entry.study, entry.attributes.patient_name)
-            self._names.add(entry.study, entry.attributes.patient_name)
+            self._names.add(entry.study, entry.attributes.patient_name, entry.attributes.study_date)
 
     async def set_indexed_to(self, tx: Tx, study: str, end: int) -> None:
         """Note that every object in the first `end` bytes of the study's pack is indexed."""

@@ -11,8 +11,9 @@ import asyncio
 import fnmatch
 import re
 import unicodedata
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
+from sys import intern
 
 MAX_NAMES = 1_000_000
 """Past this the table stops growing and says so: the search then opens rows instead."""
@@ -24,54 +25,62 @@ _WORD_ENDS = re.compile(r"[\s^=*?.,'`’()-]+")
 
 
 class NameTable:
-    """Folded names of studies, sorted. Not thread-safe: it lives on the event loop.
+    """Folded names of studies, sorted, with the date of each. Not thread-safe: it lives on the event loop.
 
     A search lets other work have its turn between slices, and goes on behind the last name that it saw: names
     that come or go meanwhile move nothing out of its way.
     """
 
     def __init__(self) -> None:
-        self._entries: list[tuple[str, str]] = []
+        self._entries: list[tuple[str, str, str]] = []
         self.complete = True
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def load(self, names: Iterable[tuple[str, str]]) -> None:
-        """Replace everything by (study, name) pairs."""
-        self._entries = sorted((folded, study) for study, name in names for folded in folded_groups(name))
+    def load(self, names: Iterable[tuple[str, str, str]]) -> None:
+        """Replace everything by (study, name, date) triples; dates are YYYYMMDD or ""."""
+        self._entries = sorted(
+            (folded, study, intern(date)) for study, name, date in names for folded in folded_groups(name)
+        )
         self.complete = len(self._entries) <= MAX_NAMES
         del self._entries[MAX_NAMES:]
 
-    def add(self, study: str, name: str) -> None:
-        """Add one study's name."""
+    def add(self, study: str, name: str, date: str) -> None:
+        """Add one study's name; one that is there keeps its date."""
         for folded in folded_groups(name):
+            at = bisect_left(self._entries, (folded, study))
+            if self._at(at) == (folded, study):
+                continue
             if len(self._entries) >= MAX_NAMES:
                 self.complete = False
                 return
-            insort(self._entries, (folded, study))
+            self._entries.insert(at, (folded, study, intern(date)))
 
     def remove(self, study: str, name: str) -> None:
         """Take one study's name out; nothing happens when it is not there."""
         for folded in folded_groups(name):
             at = bisect_left(self._entries, (folded, study))
-            if self._entries[at : at + 1] == [(folded, study)]:
+            if self._at(at) == (folded, study):
                 del self._entries[at]
 
-    async def match(self, pattern: str) -> frozenset[str] | None:
-        """Studies one of whose name groups matches; None when the table is not complete.
+    def _at(self, place: int) -> tuple[str, str] | None:
+        return self._entries[place][:2] if place < len(self._entries) else None
+
+    async def match(self, pattern: str) -> dict[str, str] | None:
+        """Studies one of whose name groups matches, with their dates; None when the table is not complete.
 
         `pattern` may hold `*` and `?`; with `=` in it every given group must match.
         """
         if not self.complete:
             return None
-        found: frozenset[str] | None = None
+        found: dict[str, str] | None = None
         for group in folded_groups(pattern):
             hits = await self._search(group)
-            found = frozenset(hits) if found is None else found & hits
-        return frozenset() if found is None else found
+            found = hits if found is None else {study: found[study] for study in found.keys() & hits.keys()}
+        return found or {}
 
-    async def match_fuzzily(self, value: str) -> frozenset[str] | None:
+    async def match_fuzzily(self, value: str) -> dict[str, str] | None:
         """Studies whose name has, for every word of `value`, a word that begins with it; None as for `match`.
 
         See `fuzzy`. Every name is looked at, slice by slice.
@@ -79,24 +88,24 @@ class NameTable:
         if not self.complete:
             return None
         matches = fuzzy(value)
-        found: set[str] = set()
+        found: dict[str, str] = {}
         at = 0
         while at < len(self._entries):
             piece = self._entries[at : at + SLICE_NAMES // 5]
-            found.update(study for name, study in piece if matches(name))
+            found.update((study, date) for name, study, date in piece if matches(name))
             await asyncio.sleep(0)
             at = bisect_right(self._entries, piece[-1])
-        return frozenset(found)
+        return found
 
-    async def _search(self, pattern: str) -> set[str]:
+    async def _search(self, pattern: str) -> dict[str, str]:
         prefix = re.split(r"[*?]", pattern, maxsplit=1)[0]
         matches = _test(pattern, prefix)
-        found: set[str] = set()
+        found: dict[str, str] = {}
         at = bisect_left(self._entries, (prefix,))
         while True:
             high = bisect_left(self._entries, (prefix + _LAST,)) if prefix else len(self._entries)
             piece = self._entries[at : min(at + SLICE_NAMES, high)]
-            found.update(study for name, study in piece if matches is None or matches(name))
+            found.update((study, date) for name, study, date in piece if matches is None or matches(name))
             if at + SLICE_NAMES >= high:
                 return found
             await asyncio.sleep(0)

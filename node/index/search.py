@@ -40,11 +40,8 @@ PAGE_ROWS = 500
 MAX_ROWS_OPENED = 200_000
 """A search that would open more rows than this is refused: it should be narrowed."""
 MAX_CANDIDATES = 5_000
-"""At most so many studies found by name are handed to the database, at some 15 µs each; more are picked out of its pages."""
-PASSED_OVER = 10
-"""Studies are passed over in the order of the answer, by their keys alone, at the cost of handing over one candidate."""
-FIRST_KEYS, MORE_KEYS = 2_000, 20_000
-"""Keys of studies read at once."""
+"""At most so many studies found by name are handed to the database at once, at some 15 µs each; of series and instances more are
+picked out of its pages."""
 MAX_PATIENTS = 10_000
 """Patients to whom a search can be restricted."""
 
@@ -90,11 +87,11 @@ Test = Callable[[Match], bool]
 
 @dataclass(frozen=True)
 class _Plan:
-    """A query taken apart: conditions for the database, tests for opened rows, and studies found by name."""
+    """A query taken apart: conditions for the database, tests for opened rows, and studies found by name with their dates."""
 
     conditions: tuple[ColumnElement[bool], ...]
     tests: Sequence[Test]
-    named: frozenset[str] | None
+    named: Mapping[str, str] | None
     allowed: ColumnElement[bool] | None
     shows: Test | None
     narrow: bool = False
@@ -153,7 +150,7 @@ class Search:
         conditions: list[ColumnElement[bool]] = []
         tests: list[Test] = []
         items: dict[str, dict[str, Matcher]] = {}
-        named: frozenset[str] | None = None
+        named: Mapping[str, str] | None = None
         moment = _moment_test(query)
         for keyword, value in query.keys.items():
             if keyword == "StudyTime" and moment is not None:
@@ -167,7 +164,7 @@ class Search:
                 match_names = self._names.match_fuzzily if query.fuzzy else self._names.match
                 hits = await match_names(value)
                 if hits is not None:
-                    if self._few(hits, query):
+                    if len(hits) <= (PAGE_ROWS if query.level is Level.STUDY else MAX_CANDIDATES):
                         conditions.append(STUDIES.c.study.in_(sorted(hits)))
                     else:
                         named = hits
@@ -189,13 +186,6 @@ class Search:
             for keyword, value in query.keys.items()
         )
         return _Plan(tuple(conditions), tests, named, allowed, shows, narrow)
-
-    def _few(self, hits: frozenset[str], query: Query) -> bool:
-        """Whether it costs less to hand the database what was found by name than to look for it in the order of the answer."""
-        if query.level is not Level.STUDY or not hits:
-            return len(hits) <= MAX_CANDIDATES
-        between = (query.limit + query.offset + 1) * len(self._names) // len(hits)
-        return len(hits) <= min(MAX_CANDIDATES, between // PASSED_OVER)
 
     async def _with_totals(self, match: Match, plan: _Plan) -> Match:
         """A patient's answer with the counts of what the asker may find of that patient."""
@@ -262,27 +252,20 @@ class Search:
             size = PAGE_ROWS
 
     async def _named_rows(
-        self, plan: _Plan, named: frozenset[str], page_rows: int
+        self, plan: _Plan, named: Mapping[str, str], page_rows: int
     ) -> AsyncIterator[Row[Any]]:
-        """Studies that were found by name, in order: their keys are picked out of all keys, which an index holds together."""
-        whole, order = _statement(Level.STUDY)
-        keys = _ordered(select(STUDIES.c.study), order, Level.STUDY).where(*plan.conditions)
-        size, opened = FIRST_KEYS, 0
-        after: tuple[Any, ...] | None = None
-        while True:
-            page = await self._reads.rows(_behind(keys, order, after, Level.STUDY).limit(size))
-            picked = [row.study for row in page if row.study in named]
-            for start in range(0, len(picked), page_rows):
-                wanted = picked[start : start + page_rows]
-                for row in await self._reads.rows(whole.where(STUDIES.c.study.in_(wanted))):
-                    yield row
-                opened += len(wanted)
-                if opened >= MAX_ROWS_OPENED:
-                    raise _too_broad()
-            if len(page) < size:
-                return
-            after = (page[-1].key_0, page[-1].key_1)
-            size = MORE_KEYS
+        """Studies that were found by name, in order: newest first by the dates that came with the names."""
+        whole, _ = _statement(Level.STUDY)
+        whole = whole.where(*plan.conditions)
+        wanted = sorted(named, key=lambda study: (named[study], study), reverse=True)
+        start, size = 0, page_rows
+        while start < min(len(wanted), MAX_ROWS_OPENED):
+            page = whole.where(STUDIES.c.study.in_(wanted[start : start + size]))
+            for row in await self._reads.rows(page):
+                yield row
+            start, size = start + size, PAGE_ROWS
+        if start < len(wanted):
+            raise _too_broad()
 
     def _open(self, level: Level, row: Row[Any], opened: dict[str, dict[str, Any]]) -> Match:
         """Open a row; `opened` remembers the study and series that the rows before it shared."""

@@ -15,7 +15,7 @@ from consent.errors import Corrupt, Unavailable
 from consent.vocabulary import Action, EventKind, Role
 from node.rebuilding import Rebuilding
 from node.replication import Replication
-from node.scrubbing import Progress, Scrubbing
+from node.scrubbing import STUDY_BYTES, Progress, Scrubbing
 from node.vault.pack import Survey, pack_name
 from node.vault.throttle import Throttle
 from tests.support.dicom import ct_slice
@@ -199,6 +199,20 @@ async def test_what_comes_in_during_a_deep_pass_is_no_fault_and_stays(
         assert await scrubbing(node).study(studies[0], deep=True) == (0, 0)
         assert "1.2.0.99" in {row.sop_instance_uid for row in await node.index.instances(studies[0])}
         assert not await node.events(EventKind.INTEGRITY_FAILED)
+
+
+async def test_small_studies_count_for_something(tmp_path: Path) -> None:
+    """A pass over thousands of them must not take a processor for itself because they have so few bytes."""
+    charged: list[int] = []
+
+    class Noted(Throttle):
+        def __call__(self, size: int) -> None:
+            charged.append(size)
+
+    async with stocked(tmp_path, 3) as (node, studies):
+        scrub = scrubbing(node, Noted(1.0))
+        await scrub.go_on(await scrub.progress())
+        assert sum(charged) >= len(studies) * STUDY_BYTES
 
 
 @pytest.mark.parametrize("roots", [1, 3])

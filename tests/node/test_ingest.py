@@ -21,6 +21,7 @@ from consent.errors import Conflict, Denied, Invalid, Unavailable
 from consent.principals import Principal
 from consent.vocabulary import EventKind, Grade, Outcome, Role
 from node import descriptions, ingest
+from node.imaging import attributes as attributes_room
 from node.imaging.attributes import Attributes, read_attributes
 from node.index import Level, Query
 from node.ingest import Arrival, Source
@@ -86,7 +87,8 @@ async def test_a_long_header_is_read_beside_the_loop(
         threads.append(threading.current_thread() is threading.main_thread())
         return found
 
-    monkeypatch.setattr(ingest, "read_attributes", read)
+    for room in (ingest, attributes_room):  # beside the loop, and in place
+        monkeypatch.setattr(room, "read_attributes", read)
     monkeypatch.setattr(ingest, "QUICK_ELEMENTS", quick)
     code = Dataset()
     code.CodeValue = "77477000"

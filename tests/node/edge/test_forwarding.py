@@ -113,7 +113,7 @@ async def test_days_without_the_node_end_with_everything_forwarded(tmp_path: Pat
         forwarder.start()
         try:
             async with asyncio.timeout(30):
-                while one.count:
+                while one.count or forwarder.progress.trouble:
                     await asyncio.sleep(0.01)
         finally:
             await forwarder.stop()

@@ -282,7 +282,7 @@ KEY_WORDS = {
     "storage.quorum": "How many copies must be on the disk before an image is acknowledged; 0: more than half of the roots.",
     "storage.scrub_days": "How often every byte of every copy is read and checked.",
     "storage.deep_scrub_days": "How often every instance is also opened and held against its first digest, and the index against the packs.",
-    "storage.scrub_mib_per_second": "How fast a scrub reads at most.",
+    "storage.scrub_mib_per_second": "How fast a scrub reads at most. A study counts at least 1 MiB.",
     "storage.refill_mib_per_second": "How fast a root that comes back is brought up to date at most.",
     "keys.credential_file": "File with the credential that opens the keystore. Best on another medium, or a systemd credential.",
     "keys.keystore": "The wrapped root key.",

@@ -103,14 +103,16 @@ def mend(
     *,
     keep: bool,
     irreplaceable: frozenset[str] = frozenset(),
+    witness: tuple[str, str] | None = None,
 ) -> Damage:
     """New trees for every table that is damaged; what is left is the tables that are damaged themselves.
 
     So are those of the `irreplaceable` that one of their whole trees contradicts: it may be the tree that is right, and
-    the only place where a key's true name still stands.
+    the only place where a key's true name still stands. Where the two differ in a name that the `witness` (table, column) knows
+    from the table and not from the tree, the tree is wrong.
     """
     suspects = irreplaceable.intersection(damage.tables)
-    broken = {table for table in suspects if _contradicted(connection, table)}
+    broken = {table for table in suspects if _contradicted(connection, table, witness)}
     while True:
         with errors_in_words("write", WRITE_MEND):
             connection.execute("BEGIN IMMEDIATE")
@@ -142,8 +144,8 @@ def _round(
     return "", Damage(left, left) if left else look(connection)
 
 
-def _contradicted(connection: sqlite3.Connection, table: str) -> bool:
-    """Whether a search tree that can be read has another key for a row than the table."""
+def _contradicted(connection: sqlite3.Connection, table: str, witness: tuple[str, str] | None) -> bool:
+    """Whether a search tree that can be read has another key for a row than the table, and may be right."""
     schema = connection.execute(
         "SELECT name FROM sqlite_schema WHERE type = 'index' AND tbl_name = ?", (table,)
     )
@@ -153,18 +155,37 @@ def _contradicted(connection: sqlite3.Connection, table: str) -> bool:
         wanted = f"SELECT rowid, {listed} FROM {_quoted(table)}"  # noqa: S608 - names out of the schema, quoted
         try:
             # Both columns and row number stand in the tree: the table is not asked.
-            tree = {
-                row: hash(key) for row, key in _tuples(connection, f"{wanted} INDEXED BY {_quoted(index)}")
-            }
+            tree = dict(_tuples(connection, f"{wanted} INDEXED BY {_quoted(index)}"))
         except sqlite3.DatabaseError:
             continue  # with this tree nothing can be decided, and nothing is lost
         try:
             rows = _tuples(connection, f"{wanted} NOT INDEXED")
-            if any(tree.get(row, hash(key)) != hash(key) for row, key in rows):
-                return True
+            differing = [(key, tree[row]) for row, key in rows if tree.get(row, key) != key]
+            known = _known(connection, witness) if differing else frozenset()
         except sqlite3.DatabaseError:
             return True
+        place = columns.index(witness[1]) if witness is not None and witness[1] in columns else None
+        if not all(_vouched(ours, theirs, place, known) for ours, theirs in differing):
+            return True
     return False
+
+
+def _known(connection: sqlite3.Connection, witness: tuple[str, str] | None) -> frozenset[object]:
+    if witness is None:
+        return frozenset()
+    table, column = map(_quoted, witness)
+    # The table itself, in the order of its rows: its own trees may be what is damaged.
+    rows = connection.execute(f"SELECT {column} FROM {table} NOT INDEXED")  # noqa: S608 - named by our own tables
+    return frozenset(name for (name,) in rows)
+
+
+def _vouched(
+    ours: tuple[object, ...], theirs: tuple[object, ...], place: int | None, known: frozenset[object]
+) -> bool:
+    """Whether a table's key and a tree's differ in nothing but a name, and it is the table's that is known."""
+    if place is None or ours[place] not in known or theirs[place] in known:
+        return False
+    return ours[:place] + ours[place + 1 :] == theirs[:place] + theirs[place + 1 :]
 
 
 class _Trees:

@@ -30,6 +30,7 @@ from node import search_trees
 from node.audit.event import Detail, Event
 from node.audit.log import Log
 from node.database import DAMAGED, READ_MEND, RUNBOOK, Database, errors_in_words
+from node.index.tables import STUDIES
 from node.search_trees import LOST, Damage
 from node.vault.key_tables import vault_kek, vault_regrade, vault_secret, vault_study_key
 
@@ -40,6 +41,8 @@ INTERRUPT_SECONDS = 0.05
 
 KEY_TABLES = frozenset(table.name for table in (vault_kek, vault_study_key, vault_secret, vault_regrade))
 """What stands there stands nowhere else: not even a search tree of theirs is given up against doubt."""
+STUDY_NAMES = (STUDIES.name, STUDIES.c.study.name)
+"""The index knows every study that has a key, by a table of its own."""
 
 T = TypeVar("T")
 logger = structlog.get_logger()
@@ -80,7 +83,9 @@ class Soundness:
             if damage.tables:
                 tried = await _apart(
                     self._file,
-                    lambda one: search_trees.mend(one, damage, trees, keep=keep, irreplaceable=KEY_TABLES),
+                    lambda one: search_trees.mend(
+                        one, damage, trees, keep=keep, irreplaceable=KEY_TABLES, witness=STUDY_NAMES
+                    ),
                     otherwise=damage,
                 )
                 left = tried or damage

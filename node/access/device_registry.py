@@ -87,7 +87,8 @@ class DeviceRegistry:
         A known device keeps its state and its agent; a retired one begins again, with another certificate.
         `services` and `purpose` are what it may ask for and why; `port` is where this node calls it. Raises Invalid
         for one that is not allowed, for a bad AE title, address or certificate (also one that a device cannot be called
-        with), or when neither a certificate nor a reason for plain DICOM is given; Conflict when a retired device brings its old certificate.
+        with), or when neither a certificate nor a reason for plain DICOM is given; Conflict when a retired device brings its
+        old certificate.
         """
         title, now = check_ae_title(ae_title), self._clock.now()
         if certificate_pem is None and plain_reason is None:

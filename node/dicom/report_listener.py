@@ -51,7 +51,7 @@ REQUEST_SECONDS = 10.0
 """From the connection to a whole A-ASSOCIATE-RQ, the handshake before it likewise."""
 IDLE_SECONDS = 30.0
 CLOSE_SECONDS = 1.0
-"""How long a peer has to close after the last word (ARTIM)."""
+"""How long a peer has to close after the last word (ARTIM), and TLS to say goodbye."""
 LINGER_SECONDS = 2.0
 """How long a peer has to release after its report."""
 
@@ -204,7 +204,7 @@ class _Reporting:
         finally:
             self._writer.close()
             with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(CLOSE_SECONDS):
                     await self._writer.wait_closed()
 
     async def _serve(self, kind: int, body: bytes) -> None:

@@ -2,8 +2,8 @@
 
 `Workers` gives each job to one process, in the order in which callers came. Leaves what a job is to `rendering` and what is
 done with it to `worker`. An idle node has no such process, whose memory it would hold for nothing; that a new one takes a
-moment to start `wake` hides from whoever looks at a page first (figures: docs/rendering.md). A worker that takes longer than the deadline, dies or has
-rested too long is ended here, and by nobody else.
+moment to start `wake` hides from whoever looks at a page first (figures: docs/rendering.md). A worker that takes longer than
+the deadline, dies or has rested too long is ended here, and by nobody else.
 """
 
 from __future__ import annotations

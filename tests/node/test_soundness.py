@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from consent.errors import Corrupt, Unavailable
-from consent.vocabulary import EventKind
+from consent.errors import Corrupt, NotFound, Unavailable
+from consent.vocabulary import EventKind, Grade
 from node.database import DAMAGED, Database
 from node.index.query import Level, Query
 from node.index.tables import INSTANCES, SERIES, STUDIES
@@ -222,27 +222,51 @@ async def test_a_damaged_table_that_the_packs_do_not_hold_is_named_and_left_alon
         await database.close()
 
 
+async def opens(path: Path, study_uid: str) -> bool:
+    """Whether a node that starts now finds the key of a study."""
+    async with small_node(path) as node:
+        study = node.index.pseudonyms.study(study_uid)
+        try:
+            await node.keys.study_key(None, study, Grade.ORDINARY)
+        except NotFound:
+            return False
+        return True
+
+
 @pytest.mark.requirement("V1", "V2")
-@pytest.mark.parametrize("where", ["vault_study_key", "sqlite_autoindex_vault_study_key_1"])
-async def test_a_key_whose_tree_and_table_disagree_is_named_and_neither_is_believed(
-    tmp_path: Path, where: str
-) -> None:
-    """The tree may be the only place where the study's name still stands: its images open as before."""
+async def test_a_key_whose_name_its_table_lost_is_left_to_the_tree_that_has_it(tmp_path: Path) -> None:
+    """The tree is the only place where the study's name still stands: neither is believed, and the study opens as before."""
     file = tmp_path / "node.db"
     async with few(tmp_path) as (node, studies):
-        (leaf,) = leaves(file, roots(file)[where])
-        page = file.read_bytes()[(leaf - 1) * PAGE : leaf * PAGE]
-        flip(file, leaf, page.index(studies[1].encode()) + 8, by=0x01)
-        spoilt = file.read_bytes()
+        spoilt = _name_flipped(file, "vault_study_key", studies[1])
         await changed_by_another(node)
         kept = await keep_sound(node.database, node.log, "system")
         assert kept.left.tables == ("vault_study_key",)
         (event,) = await node.events(EventKind.INTEGRITY_FAILED)
         assert event.event.detail["mended"] is False
-        tables = {name: root for name, root in roots(file).items() if "vault_study_key" in name}
-        for root in tables.values():
+        for root in (root for name, root in roots(file).items() if "vault_study_key" in name):
             at = slice((root - 1) * PAGE, root * PAGE)
             assert file.read_bytes()[at] == spoilt[at]
+    assert await opens(tmp_path, "1.2.1")
+
+
+@pytest.mark.requirement("V1", "V2")
+async def test_a_key_whose_name_the_tree_lost_is_found_again(tmp_path: Path) -> None:
+    """The index knows the table's name and not the tree's: the tree is made anew, and the study opens."""
+    file = tmp_path / "node.db"
+    async with few(tmp_path) as (node, studies):
+        _name_flipped(file, "sqlite_autoindex_vault_study_key_1", studies[1])
+        await changed_by_another(node)
+        assert (await keep_sound(node.database, node.log, "system")).left == Damage()
+    assert await opens(tmp_path, "1.2.1")
+
+
+def _name_flipped(file: Path, where: str, study: str) -> bytes:
+    """Change one letter of a study's name in a table or tree; return the file as it is then."""
+    (leaf,) = leaves(file, roots(file)[where])
+    page = file.read_bytes()[(leaf - 1) * PAGE : leaf * PAGE]
+    flip(file, leaf, page.index(study.encode()) + 8, by=0x01)
+    return file.read_bytes()
 
 
 @pytest.mark.requirement("V2", "C3")
